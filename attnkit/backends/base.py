@@ -1,0 +1,251 @@
+"""The contract of a backend, and how a need is checked against a capability.
+
+A backend is a *name* users know (FLASH_ATTN, TRITON_ATTN …). Behind it stand one or more *providers*, each with its own
+`Capability`: FLASH_ATTN has vLLM's FA3 (sm_90 only) and FA2 (sm_80 on). Everything here is plain data; torch, jax and vendor
+libraries are imported inside `Backend.run`, never at import time.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import ClassVar
+
+from attnkit.hardware.device import Device
+from attnkit.spec import AttentionOutput, AttentionSpec, Call, Dtype, Feature, KvCacheDtype, Op, Phase
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a provider cannot serve a need.
+
+    Args:
+        code: stable and short, for machines: device, arch, op, dtype, kv_cache_dtype, head_dim, block_size, feature, phase,
+            not_installed, version, policy, workload.
+        message: one sentence for people, with the value that was asked and what is allowed.
+    """
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class HeadDims:
+    """Which head sizes work: an explicit set, or every multiple of `multiple_of` from `low` to `high`."""
+
+    values: frozenset[tuple[int, int]] | None = None
+    low: int = 1
+    high: int = 256
+    multiple_of: int = 1
+
+    @classmethod
+    def of(cls, *dims: int | tuple[int, int]) -> HeadDims:
+        """An explicit set; a pair is (query/key width, value width)."""
+        return cls(values=frozenset(d if isinstance(d, tuple) else (d, d) for d in dims))
+
+    def accepts(self, head_dim: int, head_dim_v: int) -> bool:
+        if self.values is not None:
+            return (head_dim, head_dim_v) in self.values
+        return head_dim == head_dim_v and self.low <= head_dim <= self.high and head_dim % self.multiple_of == 0
+
+    def __str__(self) -> str:
+        if self.values is not None:
+            return ", ".join(str(d) if d == v else f"{d}/{v}" for d, v in sorted(self.values))
+        step = f", multiples of {self.multiple_of}" if self.multiple_of > 1 else ""
+        return f"{self.low} to {self.high}{step}"
+
+
+@dataclass(frozen=True)
+class Capability:
+    """What a provider can do. Everything not claimed is refused.
+
+    Args:
+        ops: operations it implements.
+        archs: per vendor, patterns of architectures ("sm_9*", "gfx942", "*"); a vendor not listed is refused.
+        dtypes: dtypes of query and output.
+        bf16_needs: per vendor, architectures on which bfloat16 works where that is fewer than `archs`.
+        head_dims: see `HeadDims`.
+        block_sizes: cache block sizes, None for any; paged ops only.
+        min_block_size, block_multiple: used where `block_sizes` is None.
+        kv_cache_dtypes: "auto" plus the float8 formats it reads.
+        fp8_archs: per vendor, architectures on which float8 caches work (absent: wherever it runs).
+        phases: phases it serves.
+        features: features it honours.
+        max_heads_ratio: largest num_heads / num_kv_heads, None for any.
+        graphs: safe under CUDA/HIP graph capture.
+        deterministic: same input, same bits.
+    """
+
+    ops: frozenset[Op]
+    archs: Mapping[str, tuple[str, ...]]
+    dtypes: frozenset[Dtype]
+    bf16_needs: Mapping[str, tuple[str, ...]] | None = None
+    head_dims: HeadDims = HeadDims()
+    block_sizes: frozenset[int] | None = None
+    min_block_size: int = 1
+    block_multiple: int = 1
+    kv_cache_dtypes: frozenset[KvCacheDtype] = frozenset({"auto"})
+    fp8_archs: Mapping[str, tuple[str, ...]] | None = None
+    phases: frozenset[Phase] = frozenset({"prefill", "decode", "mixed"})
+    features: frozenset[Feature] = frozenset()
+    max_heads_ratio: int | None = None
+    graphs: bool = False
+    deterministic: bool = False
+
+    def reject(self, spec: AttentionSpec, device: Device) -> tuple[Reason, ...]:
+        """Every reason why this cannot serve `spec` on `device`; empty where it can."""
+        return tuple(self._device_reasons(device)) or tuple(self._spec_reasons(spec, device))
+
+    def _device_reasons(self, device: Device) -> list[Reason]:
+        if device.vendor not in self.archs:
+            return [Reason("device", f"runs on {', '.join(sorted(self.archs))}, not on {device.vendor} ({device.name})")]
+        if not arch_matches(device, self.archs):
+            return [Reason("arch", f"needs {' or '.join(self.archs[device.vendor])}; {device.name} is {device.arch}")]
+        return []
+
+    def _spec_reasons(self, spec: AttentionSpec, device: Device) -> list[Reason]:
+        reasons: list[Reason] = []
+        if spec.op not in self.ops:
+            reasons.append(Reason("op", f"does not implement {spec.op}; implements {_list(self.ops)}"))
+        if spec.dtype not in self.dtypes:
+            reasons.append(Reason("dtype", f"does not take {spec.dtype}; takes {_list(self.dtypes)}"))
+        elif spec.dtype == "bfloat16" and self.bf16_needs is not None and not arch_matches(device, self.bf16_needs):
+            reasons.append(Reason("dtype", f"{device.arch} has no bfloat16 matrix instructions; use float16"))
+        if spec.kv_cache_dtype not in self.kv_cache_dtypes:
+            reasons.append(
+                Reason("kv_cache_dtype", f"cannot read a {spec.kv_cache_dtype} cache; reads {_list(self.kv_cache_dtypes)}")
+            )
+        elif spec.kv_cache_dtype != "auto" and self.fp8_archs is not None and not arch_matches(device, self.fp8_archs):
+            reasons.append(Reason("kv_cache_dtype", f"cannot read a {spec.kv_cache_dtype} cache on {device.arch}"))
+        if not self.head_dims.accepts(spec.head_dim, spec.value_dim):
+            asked = str(spec.head_dim) if spec.head_dim == spec.value_dim else f"{spec.head_dim}/{spec.value_dim}"
+            reasons.append(Reason("head_dim", f"head_dim {asked} is not supported; supports {self.head_dims}"))
+        ratio = spec.num_heads // spec.num_kv_heads
+        if self.max_heads_ratio is not None and ratio > self.max_heads_ratio:
+            reasons.append(Reason("heads", f"{ratio} query heads a key head; supports up to {self.max_heads_ratio}"))
+        reasons.extend(self._block_reasons(spec))
+        for phase in sorted(spec.phases - self.phases):
+            reasons.append(Reason("phase", f"does not serve {phase}; serves {_list(self.phases)}"))
+        for feature in sorted(spec.features - self.features):
+            reasons.append(Reason("feature", f"does not honour {feature}; honours {_list(self.features) or 'none'}"))
+        return reasons
+
+    def _block_reasons(self, spec: AttentionSpec) -> list[Reason]:
+        size = spec.block_size
+        if size is None or spec.op == "varlen":
+            return []
+        if self.block_sizes is not None:
+            if size not in self.block_sizes:
+                allowed = ", ".join(map(str, sorted(self.block_sizes)))
+                return [Reason("block_size", f"block size {size} is not supported; supports {allowed}")]
+        elif size < self.min_block_size or size % self.block_multiple:
+            return [
+                Reason(
+                    "block_size",
+                    f"block size {size} is not supported; supports multiples of {self.block_multiple} "
+                    f"from {self.min_block_size}",
+                )
+            ]
+        return []
+
+
+def arch_matches(device: Device, archs: Mapping[str, tuple[str, ...]]) -> bool:
+    """True where the device's vendor is listed and its architecture matches one of that vendor's patterns."""
+    return any(fnmatchcase(device.arch, pattern) for pattern in archs.get(device.vendor, ()))
+
+
+def _list(names: frozenset[str] | frozenset[Op]) -> str:
+    return ", ".join(sorted(names))
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A library (or our own kernels) behind a backend.
+
+    Args:
+        name: "torch", "vllm_flash_attn", "flashinfer-python", "attnkit" …
+        capability: what it can do.
+        requires: distributions or import names that must be present, with an optional version specifier:
+            ("torch>=2.8", "triton>=3.6,<3.10"). Looked up without importing them.
+        why: one line on what it is, for the docs table.
+    """
+
+    name: str
+    capability: Capability
+    requires: tuple[str, ...] = ()
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A backend that can serve, through `provider`."""
+
+    backend: str
+    provider: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A backend that cannot serve, and why: every provider's reasons, prefixed by the provider's name where several."""
+
+    backend: str
+    reasons: tuple[Reason, ...]
+
+
+Installed = Mapping[str, str | None]
+"""Version by requirement name, None where absent: what is installed, as a value, so that selection stays a pure function."""
+
+
+class Backend(ABC):
+    """A named implementation of attention.
+
+    Subclasses are stateless; one instance lives in the registry. They set the class variables and implement `run`.
+    """
+
+    name: ClassVar[str]
+    aliases: ClassVar[tuple[str, ...]] = ()
+    summary: ClassVar[str] = ""
+    providers: ClassVar[tuple[Provider, ...]]
+    automatic: ClassVar[bool] = True
+    """False: only an explicit choice or a debug workload may take it (NO_ATTENTION)."""
+
+    @abstractmethod
+    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
+        """Compute `call`.
+
+        Args:
+            call: one of the call classes of spec.py.
+            provider: which provider to use; None takes the first that is installed and can serve.
+
+        Raises:
+            UnsupportedError: the call is outside the provider's capability. Never computes something else instead.
+        """
+
+    def evaluate(self, spec: AttentionSpec, device: Device, installed: Installed) -> Accepted | Rejected:
+        """The first provider that can serve `spec` on `device` with what is `installed`, or all reasons against."""
+        reasons: list[Reason] = []
+        for provider in self.providers:
+            found = (*provider.capability.reject(spec, device), *missing(provider, installed))
+            if not found:
+                return Accepted(self.name, provider.name, provider.why or f"{provider.name} can serve this on {device.arch}")
+            prefix = f"{provider.name}: " if len(self.providers) > 1 else ""
+            reasons.extend(Reason(r.code, prefix + r.message) for r in found)
+        return Rejected(self.name, tuple(dict.fromkeys(reasons)))
+
+
+def missing(provider: Provider, installed: Installed) -> tuple[Reason, ...]:
+    """Reasons code not_installed / version for what `provider` requires and `installed` lacks."""
+    from packaging.requirements import Requirement
+
+    reasons: list[Reason] = []
+    for text in provider.requires:
+        requirement = Requirement(text)
+        version = installed.get(requirement.name)
+        if version is None:
+            reasons.append(Reason("not_installed", f"{requirement.name} is not installed"))
+        elif requirement.specifier and not requirement.specifier.contains(version, prereleases=True):
+            reasons.append(Reason("version", f"{requirement.name} {version} is installed; needs {requirement.specifier}"))
+    return tuple(reasons)

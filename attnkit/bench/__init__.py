@@ -1,0 +1,1 @@
+"""Benchmarks: roofline, peers side by side, plots."""

@@ -1,0 +1,1 @@
+"""Serving engines: names by version, command lines, drivers of their own backends."""

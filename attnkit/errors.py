@@ -1,0 +1,45 @@
+"""The errors attnkit raises on purpose, each with the exit code of the command-line contract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+EXIT_OK = 0
+EXIT_CHECK_FAILED = 1
+EXIT_USAGE = 2
+EXIT_NO_BACKEND = 3
+EXIT_INCONCLUSIVE = 4
+
+
+class AttnkitError(Exception):
+    """Base of every deliberate error. The command line prints the message without a traceback."""
+
+    exit_code = EXIT_CHECK_FAILED
+
+
+class UsageError(AttnkitError):
+    """Wrong usage or configuration: the message names file, line, field and the allowed values."""
+
+    exit_code = EXIT_USAGE
+
+
+class NoBackendError(AttnkitError):
+    """No backend can serve; the message holds the reason of every rejected one."""
+
+    exit_code = EXIT_NO_BACKEND
+
+
+class UnsupportedError(AttnkitError):
+    """A backend was asked for something outside its capability. Never run wrong: refused with the reasons."""
+
+    exit_code = EXIT_NO_BACKEND
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> UsageError:
+    """A UsageError for a name that does not exist, with the nearest known names first and then all of them."""
+    names = sorted(known)
+    by_folded = {n.casefold(): n for n in names}
+    near = [by_folded[n] for n in get_close_matches(name.casefold(), list(by_folded), n=3, cutoff=0.5)]
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return UsageError(f"unknown {what} {name!r}.{hint} Known: {', '.join(names)}")

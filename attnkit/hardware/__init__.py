@@ -1,0 +1,1 @@
+"""What is in this box: guarded probes, one a vendor."""

@@ -1,0 +1,68 @@
+"""What a probe finds, as plain data. No probe and no import of a vendor library here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+Vendor: TypeAlias = Literal["nvidia", "amd", "intel", "google", "cpu"]
+Kind: TypeAlias = Literal["gpu", "tpu", "cpu"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """One accelerator, or the CPU.
+
+    Args:
+        vendor: who makes the accelerator; "cpu" for the host processor whatever its maker.
+        kind: gpu, tpu or cpu.
+        name: marketing name, as found ("NVIDIA H100 80GB HBM3") or from the id table.
+        arch: sm_90, gfx942, xe-hpg, xe-hpc, tpu-v5e, x86_64, aarch64 …
+        index: position among devices of the same vendor.
+        memory_bytes: device memory (CPU: main memory), None where unknown.
+        units: multiprocessors, compute units, Xe cores, TPU cores or CPU cores, None where unknown.
+        features: CPU features (avx2, avx512f, avx512_bf16, amx_bf16 …) or device features (mig, ecc …).
+        pci_address: 0000:3b:00.0. pci_id: 10de:2330.
+        driver: driver version or module name and version, None where unknown.
+        source: which probe and method found it: nvml, sysfs, kfd, amdsmi, devnode, cpuinfo.
+    """
+
+    vendor: Vendor
+    kind: Kind
+    name: str
+    arch: str
+    index: int = 0
+    memory_bytes: int | None = None
+    units: int | None = None
+    features: tuple[str, ...] = ()
+    pci_address: str | None = None
+    pci_id: str | None = None
+    driver: str | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """The outcome of one vendor's probe. A failure is a value here, never an exception."""
+
+    probe: str
+    devices: tuple[Device, ...] = ()
+    error: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Everything found in one box.
+
+    Args:
+        devices: accelerators first (nvidia, amd, intel, google), the CPU last.
+        probes: each probe's result with its error or notes.
+        root: the tree that was read ("/" for this box).
+        host: kernel release, OS pretty name, hostname … as found.
+    """
+
+    devices: tuple[Device, ...]
+    probes: tuple[ProbeResult, ...]
+    root: str = "/"
+    host: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""JAX Pallas kernels for TPU, one operation a file."""

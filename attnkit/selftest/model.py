@@ -1,0 +1,67 @@
+"""The self-test's vocabulary, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Level: TypeAlias = Literal["quick", "standard", "extended"]
+LEVELS: tuple[Level, ...] = ("quick", "standard", "extended")
+
+Outcome: TypeAlias = Literal["pass", "fail", "inconclusive", "skipped"]
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """One case on one backend.
+
+    Args:
+        case: its name, e.g. "decode-gqa8-d128-bf16-page16".
+        guards: which part of the work it guards, in words.
+        outcome: pass, fail, inconclusive (could not be judged: the oracle or the base failed) or skipped.
+        reason: why not pass, in one sentence; "" for pass.
+        kernel: what ran.
+        max_error, max_bound, mean_error, mean_bound: absolute errors against the float64 oracle and their bounds; None where
+            nothing was compared.
+        lse_max_error, lse_max_bound: the same for the log-sum-exp.
+        seconds: time of the case.
+    """
+
+    case: str
+    guards: str
+    outcome: Outcome
+    reason: str = ""
+    kernel: str = ""
+    max_error: float | None = None
+    max_bound: float | None = None
+    mean_error: float | None = None
+    mean_bound: float | None = None
+    lse_max_error: float | None = None
+    lse_max_bound: float | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The self-test of one backend on one device.
+
+    Args:
+        backend, provider: what was tested.
+        device: name and arch of the device, as text.
+        level: quick, standard or extended.
+        outcome: fail if any case failed; else inconclusive if any was, or if none ran; else pass.
+        cases: every case, in order, skipped ones with their reason.
+        unseen: what this level cannot see, in words.
+        seconds: total time.
+        fault: name of the planted fault where one was planted on purpose, else None.
+    """
+
+    backend: str
+    provider: str
+    device: str
+    level: Level
+    outcome: Outcome
+    cases: tuple[CaseResult, ...]
+    unseen: tuple[str, ...] = ()
+    seconds: float = 0.0
+    fault: str | None = None
