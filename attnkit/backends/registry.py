@@ -16,6 +16,7 @@ MODULES: tuple[str, ...] = (
     "flex_attention",
     "no_attention",
     "tree_attn",
+    "triton_mla",
     "mla",
     "flashinfer",
     "rocm",
