@@ -33,12 +33,13 @@ class Reason:
 
 @dataclass(frozen=True)
 class HeadDims:
-    """Which head sizes work: an explicit set, or every multiple of `multiple_of` from `low` to `high`."""
+    """Which head sizes work: an explicit set, or every multiple of `multiple_of` from `low` to `high` and the pairs `extra`."""
 
     values: frozenset[tuple[int, int]] | None = None
     low: int = 1
     high: int = 256
     multiple_of: int = 1
+    extra: frozenset[tuple[int, int]] = frozenset()
 
     @classmethod
     def of(cls, *dims: int | tuple[int, int]) -> HeadDims:
@@ -48,13 +49,15 @@ class HeadDims:
     def accepts(self, head_dim: int, head_dim_v: int) -> bool:
         if self.values is not None:
             return (head_dim, head_dim_v) in self.values
-        return head_dim == head_dim_v and self.low <= head_dim <= self.high and head_dim % self.multiple_of == 0
+        in_range = head_dim == head_dim_v and self.low <= head_dim <= self.high and head_dim % self.multiple_of == 0
+        return in_range or (head_dim, head_dim_v) in self.extra
 
     def __str__(self) -> str:
         if self.values is not None:
             return ", ".join(str(d) if d == v else f"{d}/{v}" for d, v in sorted(self.values))
         step = f", multiples of {self.multiple_of}" if self.multiple_of > 1 else ""
-        return f"{self.low} to {self.high}{step}"
+        pairs = "".join(f", {d}/{v}" for d, v in sorted(self.extra))
+        return f"{self.low} to {self.high}{step}{pairs}"
 
 
 @dataclass(frozen=True)
