@@ -1,0 +1,267 @@
+"""The command line: a contract that images, playbooks and scripts rely on.
+
+Every command imports what it needs inside, so that `attnkit detect`, `select` and `resolve` answer without loading torch or
+any vendor library. Deliberate errors (`attnkit.errors.AttnkitError`) become one message on stderr and the error's exit code;
+wrong usage exits with 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from attnkit import __version__
+from attnkit.errors import EXIT_CHECK_FAILED, EXIT_INCONCLUSIVE, EXIT_NO_BACKEND, EXIT_OK, AttnkitError, UsageError
+
+
+class _Group(TyperGroup):
+    """Turns attnkit's own errors into a message and an exit code, never a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AttnkitError as error:
+            typer.echo(f"error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except BrokenPipeError:
+            sys.stderr.close()  # the reader of our stdout left (`| head`); nothing more can be said there
+            ctx.exit(EXIT_OK)
+
+
+main = typer.Typer(
+    name="attnkit",
+    cls=_Group,
+    help="The right attention backend on every accelerator, proven at boot on the very card.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+kernels = typer.Typer(cls=_Group, help="Kernels compiled ahead of time.", no_args_is_help=True, rich_markup_mode=None)
+main.add_typer(kernels, name="kernels")
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Root = Annotated[Path, typer.Option("--root", envvar="ATTNKIT_ROOT", help="Another / to read sys and proc from.")]
+Node = Annotated[str | None, typer.Option("--node", envvar="ATTNKIT_NODE", help="Node type; default: detected.")]
+Workload = Annotated[str | None, typer.Option("--workload", envvar="ATTNKIT_WORKLOAD", help="Name of a workload profile.")]
+Model = Annotated[
+    str | None, typer.Option("--model", envvar="ATTNKIT_MODEL", help="A model's config.json or directory, or a preset.")
+]
+Explicit = Annotated[
+    str | None, typer.Option("--backend", envvar="ATTNKIT_BACKEND", help="This backend or none; it never falls back.")
+]
+LevelOption = Annotated[
+    str | None, typer.Option("--level", envvar="ATTNKIT_LEVEL", help="quick, standard or extended; default: the profile's.")
+]
+Fault = Annotated[
+    str | None,
+    typer.Option("--fault", envvar="ATTNKIT_FAULT", help="Debug switch: plant this fault in the self-test, to rehearse a failing node."),
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"attnkit {__version__}")
+        raise typer.Exit
+
+
+@main.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    pass
+
+
+def _print_json(value: Any) -> None:
+    from attnkit.plain import to_json
+
+    typer.echo(to_json(value))
+
+
+@main.command()
+def detect(root: Root = Path("/"), json: Json = False) -> None:
+    """Devices in this box, and the node type they make it."""
+    from attnkit.plan import inspect_box
+
+    box = inspect_box(root)
+    if json:
+        _print_json(box.as_dict())
+    else:
+        from attnkit import terminal
+
+        terminal.show_box(box)
+
+
+@main.command()
+def backends(root: Root = Path("/"), json: Json = False) -> None:
+    """Every backend: aliases, providers with versions, usable here or why not, evidence."""
+    from attnkit.catalog import catalog
+
+    rows = catalog(root)
+    if json:
+        _print_json(rows)
+    else:
+        from attnkit import terminal
+
+        terminal.show_catalog(rows)
+
+
+@main.command()
+def select(
+    node: Node = None,
+    device: Annotated[str | None, typer.Option("--device", help="Another architecture: sm_75, gfx942, xe-hpg …")] = None,
+    model: Model = None,
+    workload: Workload = None,
+    backend: Explicit = None,
+    root: Root = Path("/"),
+    assume_installed: Annotated[
+        bool, typer.Option("--assume-installed", help="Treat every library that the platform's image bakes as installed.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Which backend, in which order, and every reason against the others."""
+    from attnkit.plan import make_plan, place
+
+    where = place(root=root, node=node, arch=device)
+    plan = make_plan(where, model=model, workload=workload, explicit=backend, assume_installed=assume_installed)
+    if json:
+        _print_json(plan.as_dict())
+    else:
+        from attnkit import terminal
+
+        terminal.show_plan(plan)
+    if plan.decision.chosen is None:
+        raise typer.Exit(EXIT_NO_BACKEND)
+
+
+@main.command()
+def resolve(
+    name: Annotated[str, typer.Argument(help="A backend's name, in any spelling.")],
+    vllm: Annotated[str, typer.Option("--vllm", help="The vLLM version, e.g. 0.33.0.")],
+    platform: Annotated[str, typer.Option("--platform", help="cuda, rocm, xpu, tpu or cpu.")] = "cuda",
+    json: Json = False,
+) -> None:
+    """The flag or variable that this vLLM version wants, or why it has none and what replaced it."""
+    from attnkit.engines.vllm_names import resolve as resolve_name
+
+    found = resolve_name(name, vllm, platform)
+    if json:
+        _print_json(found)
+    else:
+        from attnkit import terminal
+
+        terminal.show_resolution(found, platform)
+    if not found.ok:
+        raise typer.Exit(EXIT_CHECK_FAILED)
+
+
+@main.command()
+def selftest(
+    backend: Annotated[str, typer.Option("--backend", help="A name, or all.")] = "all",
+    level: LevelOption = None,
+    prove: Annotated[bool, typer.Option("--prove", help="Plant every fault and show which case catches it.")] = False,
+    node: Node = None,
+    model: Model = None,
+    fault: Fault = None,
+    root: Root = Path("/"),
+    json: Annotated[Path | None, typer.Option("--json", help="Write the verdicts to this file; - for stdout.")] = None,
+) -> None:
+    """Check backends on this very card against the float64 reference."""
+    from attnkit.proving import run_selftests
+
+    raise typer.Exit(
+        run_selftests(backend=backend, level=level, prove=prove, node=node, model=model, fault=fault, root=root, json_file=json)
+    )
+
+
+@main.command(context_settings={"allow_interspersed_args": False})
+def boot(
+    command: Annotated[list[str] | None, typer.Argument(help="The engine's command, after --.", show_default=False)] = None,
+    node: Node = None,
+    report: Annotated[Path, typer.Option("--report", envvar="ATTNKIT_REPORT", help="The boot report.")] = Path(
+        "/run/attnkit/report.json"
+    ),
+    ready: Annotated[Path, typer.Option("--ready", envvar="ATTNKIT_READY", help="The readiness file.")] = Path(
+        "/run/attnkit/ready.json"
+    ),
+    metrics: Annotated[
+        Path | None, typer.Option("--metrics", envvar="ATTNKIT_METRICS", help="Prometheus text; default: beside the report.")
+    ] = None,
+    workload: Workload = None,
+    backend: Explicit = None,
+    model: Model = None,
+    level: LevelOption = None,
+    fault: Fault = None,
+    root: Root = Path("/"),
+    health_url: Annotated[
+        str | None,
+        typer.Option("--health-url", envvar="ATTNKIT_HEALTH_URL", help="The engine's health endpoint; known for vllm serve."),
+    ] = None,
+    health_timeout: Annotated[
+        float, typer.Option("--health-timeout", envvar="ATTNKIT_HEALTH_TIMEOUT", help="Seconds the engine may take.")
+    ] = 600.0,
+) -> None:
+    """Detect, select, prove, report, then start and watch the engine: the images' entrypoint."""
+    from attnkit.boot import BootOptions
+    from attnkit.boot import boot as run_boot
+
+    options = BootOptions(
+        command=tuple(command or ()),
+        node=node,
+        report=report,
+        ready=ready,
+        metrics=metrics or report.with_suffix(".prom"),
+        workload=workload,
+        backend=backend,
+        model=model,
+        level=level,
+        fault=fault,
+        root=root,
+        health_url=health_url,
+        health_timeout=health_timeout,
+    )
+    raise typer.Exit(run_boot(options))
+
+
+@main.command()
+def report(
+    file: Annotated[Path, typer.Argument(help="A boot report.")],
+    html: Annotated[Path | None, typer.Option("--html", help="Write one self-contained page here.")] = None,
+) -> None:
+    """Show a boot report, or make a page of it."""
+    from attnkit.report import load_report
+
+    loaded = load_report(file)
+    if html is None:
+        from attnkit import terminal
+
+        terminal.show_report(loaded)
+        return
+    from attnkit.page import render_html
+
+    try:
+        html.write_text(render_html(loaded), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {html}: {error.strerror}") from None
+    typer.echo(f"wrote {html}")
+
+
+@main.command("tiny-model")
+def tiny_model(
+    directory: Annotated[Path, typer.Argument(help="Where to put it.")],
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the random weights.")] = 0,
+) -> None:
+    """Make a tiny Llama: random weights and a real tokenizer, trained on the spot."""
+    from attnkit.engines.tiny_model import make_tiny_model
+
+    made = make_tiny_model(directory, seed=seed)
+    typer.echo(f"{'made' if made else 'complete already:'} {directory}")
+
+
+if __name__ == "__main__":
+    main()
