@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
+from attnkit.errors import UnsupportedError
 from attnkit.hardware.device import Device
 from attnkit.spec import AttentionOutput, AttentionSpec, Call, Dtype, Feature, KvCacheDtype, Op, Phase
 
@@ -76,7 +77,9 @@ class Capability:
         fp8_archs: per vendor, architectures on which float8 caches work (absent: wherever it runs).
         phases: phases it serves.
         features: features it honours.
+        conflicts: sets of features that it cannot honour together, though each alone.
         max_heads_ratio: largest num_heads / num_kv_heads, None for any.
+        num_heads: query head counts it has kernels for, None for any.
         graphs: safe under CUDA/HIP graph capture.
         deterministic: same input, same bits.
     """
@@ -93,7 +96,9 @@ class Capability:
     fp8_archs: Mapping[str, tuple[str, ...]] | None = None
     phases: frozenset[Phase] = frozenset({"prefill", "decode", "mixed"})
     features: frozenset[Feature] = frozenset()
+    conflicts: tuple[frozenset[Feature], ...] = ()
     max_heads_ratio: int | None = None
+    num_heads: frozenset[int] | None = None
     graphs: bool = False
     deterministic: bool = False
 
@@ -105,7 +110,7 @@ class Capability:
         if device.vendor not in self.archs:
             return [Reason("device", f"runs on {', '.join(sorted(self.archs))}, not on {device.vendor} ({device.name})")]
         if not arch_matches(device, self.archs):
-            return [Reason("arch", f"needs {' or '.join(self.archs[device.vendor])}; {device.name} is {device.arch}")]
+            return [Reason("arch", f"needs {arch_words(self.archs[device.vendor])}; {device.name} is {device.arch}")]
         return []
 
     def _spec_reasons(self, spec: AttentionSpec, device: Device) -> list[Reason]:
@@ -128,11 +133,17 @@ class Capability:
         ratio = spec.num_heads // spec.num_kv_heads
         if self.max_heads_ratio is not None and ratio > self.max_heads_ratio:
             reasons.append(Reason("heads", f"{ratio} query heads a key head; supports up to {self.max_heads_ratio}"))
+        if self.num_heads is not None and spec.num_heads not in self.num_heads:
+            allowed = ", ".join(map(str, sorted(self.num_heads)))
+            reasons.append(Reason("heads", f"{spec.num_heads} query heads are not supported; supports {allowed}"))
         reasons.extend(self._block_reasons(spec))
         for phase in sorted(spec.phases - self.phases):
             reasons.append(Reason("phase", f"does not serve {phase}; serves {_list(self.phases)}"))
         for feature in sorted(spec.features - self.features):
             reasons.append(Reason("feature", f"does not honour {feature}; honours {_list(self.features) or 'none'}"))
+        for together in self.conflicts:
+            if together <= spec.features:
+                reasons.append(Reason("feature", f"cannot honour {' with '.join(sorted(together))}"))
         return reasons
 
     def _block_reasons(self, spec: AttentionSpec) -> list[Reason]:
@@ -157,6 +168,20 @@ class Capability:
 def arch_matches(device: Device, archs: Mapping[str, tuple[str, ...]]) -> bool:
     """True where the device's vendor is listed and its architecture matches one of that vendor's patterns."""
     return any(fnmatchcase(device.arch, pattern) for pattern in archs.get(device.vendor, ()))
+
+
+_KNOWN_SM = (70, 75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121)
+"""NVIDIA architectures that exist, to say "sm_80 or newer" where that is what the patterns mean."""
+
+
+def arch_words(patterns: tuple[str, ...]) -> str:
+    """Architecture patterns in words: ("sm_8*", "sm_9*", "sm_1*") is "sm_80 or newer"."""
+    if "*" in patterns:
+        return "any architecture"
+    served = [sm for sm in _KNOWN_SM if any(fnmatchcase(f"sm_{sm}", p) for p in patterns)]
+    if len(served) > 1 and served == list(_KNOWN_SM[-len(served) :]):
+        return f"sm_{served[0]} or newer"
+    return " or ".join(p.replace("*", "x") for p in patterns)
 
 
 def _list(names: frozenset[str] | frozenset[Op]) -> str:
@@ -237,6 +262,34 @@ class Backend(ABC):
             prefix = f"{provider.name}: " if len(self.providers) > 1 else ""
             reasons.extend(Reason(r.code, prefix + r.message) for r in found)
         return Rejected(self.name, tuple(dict.fromkeys(reasons)))
+
+
+    def require(self, call: Call, device: Device, provider: str | None = None, installed: Installed | None = None) -> Provider:
+        """The provider that is to run `call` on `device`: the one named, else the first that is installed and can.
+
+        Args:
+            call: the call about to run.
+            device: where its tensors live.
+            provider: a provider's name; None takes the first that can.
+            installed: versions by requirement name. None leaves out what is installed: the import then says what is missing.
+
+        Raises:
+            UnsupportedError: no such provider, or it cannot serve the call; the message lists every reason.
+        """
+        candidates = [p for p in self.providers if provider in (None, p.name)]
+        if not candidates:
+            known = ", ".join(p.name for p in self.providers)
+            raise UnsupportedError(f"{self.name} has no provider {provider!r}; it has {known}")
+        spec = call.spec()
+        against: list[str] = []
+        for candidate in candidates:
+            reasons = candidate.capability.reject(spec, device)
+            if installed is not None:
+                reasons += missing(candidate, installed)
+            if not reasons:
+                return candidate
+            against.extend(f"{candidate.name}: {r.message}" for r in reasons)
+        raise UnsupportedError(f"{self.name} cannot run this call: " + "; ".join(dict.fromkeys(against)))
 
 
 def missing(provider: Provider, installed: Installed) -> tuple[Reason, ...]:
