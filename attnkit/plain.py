@@ -1,8 +1,10 @@
-"""Dataclasses to plain JSON values: tuples and sets to lists (sets sorted, so that output is stable), paths to text."""
+"""Dataclasses to plain JSON values: tuples and sets to lists (sets sorted, so that output is stable), paths to text,
+numbers that JSON cannot hold (NaN, infinities) to null."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import PurePath
@@ -11,6 +13,8 @@ from typing import Any
 
 def to_plain(value: Any) -> Any:
     """`value` as dicts, lists and scalars. Fields keep their order; an unknown type raises TypeError."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if is_dataclass(value) and not isinstance(value, type):

@@ -56,6 +56,7 @@ def make_tiny_model(directory: Path, *, seed: int = 0) -> bool:
         _write_json(directory / "generation_config.json", {"bos_token_id": 0, "eos_token_id": 1, "max_new_tokens": 64})
         weights = {name: _weight(np, name, shape, seed + i) for i, (name, shape) in enumerate(weight_shapes().items())}
         save_file(weights, str(directory / "model.safetensors"), metadata={"format": "pt"})
+        (directory / "model.safetensors").chmod(0o644)  # the library makes it private; another user may serve it
         _write_json(directory / "config.json", config())  # last: an interrupted run is not taken for a complete one
     except OSError as error:
         raise UsageError(f"cannot write the model to {directory}: {error.strerror or error}") from None
