@@ -1,0 +1,159 @@
+"""How far each backend is proven, and on what: read from the reports in docs/reports, never typed by hand.
+
+    measured   passed its self-test on that hardware (card, date)
+    emulated   passed its self-test in an interpreter, or as another architecture's code on a card
+    compiled   machine code was produced for that target and its matrix instructions counted
+    contract   our call was checked against the provider's real package
+    none       nothing of the kind
+
+`collect` reads the reports and is run when docs are generated; its result ships as attnkit/data/evidence.json, which `load`
+reads. CI fails when that file is stale, so a word can never be higher than what a committed report shows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from attnkit.errors import UsageError
+
+Word: TypeAlias = Literal["measured", "emulated", "compiled", "contract", "none"]
+WORDS: tuple[Word, ...] = ("measured", "emulated", "compiled", "contract", "none")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One thing that was shown.
+
+    Args:
+        backend, provider: what was shown to work.
+        target: architecture (sm_90, gfx942, x86_64 …); for a contract, the package and version it was checked against.
+        word: see the module's docstring.
+        subject: the card, the interpreter or the compiler.
+        date: day of the report, ISO.
+        report: path of the report in the repository.
+    """
+
+    backend: str
+    provider: str
+    target: str
+    word: Word
+    subject: str
+    date: str
+    report: str
+
+
+@cache
+def load() -> tuple[Evidence, ...]:
+    """The evidence that ships with this package."""
+    text = resources.files("attnkit").joinpath("data/evidence.json").read_text(encoding="utf-8")
+    return tuple(Evidence(**row) for row in json.loads(text))
+
+
+def of(backend: str) -> tuple[Evidence, ...]:
+    """The evidence for one backend, strongest first, one entry a target."""
+    best: dict[str, Evidence] = {}
+    for item in load():
+        if item.backend == backend:
+            known = best.get(item.target)
+            if known is None or WORDS.index(item.word) < WORDS.index(known.word):
+                best[item.target] = item
+    return tuple(sorted(best.values(), key=lambda e: (WORDS.index(e.word), e.target)))
+
+
+def word(backend: str, target: str) -> Word:
+    """The word for one backend on one target; "none" where nothing was shown."""
+    return next((e.word for e in of(backend) if e.target == target), "none")
+
+
+def collect(reports: Path, root: Path) -> tuple[Evidence, ...]:
+    """Read every report below `reports`; paths are given relative to `root`.
+
+    Raises:
+        UsageError: a file there is not a report, or of an unknown kind.
+    """
+    found: list[Evidence] = []
+    for path in sorted(reports.rglob("*.json")):
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            read = _READERS[document["kind"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{path}: not a report of attnkit ({error!r}); kinds: {', '.join(sorted(_READERS))}") from None
+        found.extend(read(document, path.relative_to(root).as_posix()))
+    return tuple(sorted(set(found), key=lambda e: (e.backend, e.target, WORDS.index(e.word), e.report, e.provider, e.subject)))
+
+
+def dump(items: Iterable[Evidence]) -> str:
+    """The text of attnkit/data/evidence.json."""
+    return json.dumps([asdict(item) for item in items], indent=1) + "\n"
+
+
+def _selftest(document: dict[str, Any], report: str) -> list[Evidence]:
+    """Verdicts that passed at the standard level or above. The quick level is a boot check, not evidence."""
+    device = document["device"]
+    items = []
+    for verdict in document["verdicts"]:
+        if verdict["outcome"] != "pass" or verdict["level"] == "quick" or verdict.get("fault"):
+            continue
+        emulated = verdict["provider"].endswith("-interpreter") or document.get("emulates") is not None
+        items.append(
+            Evidence(
+                backend=verdict["backend"],
+                provider=verdict["provider"],
+                target=document.get("emulates") or device["arch"],
+                word="emulated" if emulated else "measured",
+                subject=device["name"] + (", interpreter" if verdict["provider"].endswith("-interpreter") else ""),
+                date=document["created"][:10],
+                report=report,
+            )
+        )
+    return items
+
+
+def _compiled(document: dict[str, Any], report: str) -> list[Evidence]:
+    """Backends of which every kernel was compiled for a target with matrix instructions in it."""
+    by_key: dict[tuple[str, str], bool] = {}
+    for kernel in document["kernels"]:
+        key = (kernel["backend"], kernel["target"])
+        by_key[key] = by_key.get(key, True) and bool(kernel["ok"])
+    return [
+        Evidence(backend, "attnkit", target, "compiled", document["compiler"], document["created"][:10], report)
+        for (backend, target), ok in by_key.items()
+        if ok
+    ]
+
+
+def _contract(document: dict[str, Any], report: str) -> list[Evidence]:
+    return [
+        Evidence(
+            check["backend"],
+            check["provider"],
+            f"{check['package']} {check['version']}",
+            "contract",
+            "signatures of the real package",
+            document["created"][:10],
+            report,
+        )
+        for check in document["checks"]
+        if check["ok"]
+    ]
+
+
+def _nothing(document: dict[str, Any], report: str) -> list[Evidence]:
+    """Benchmarks and demo runs are evidence for docs, not for a backend being right."""
+    return []
+
+
+_READERS = {
+    "selftest": _selftest,
+    "cross-compile": _compiled,
+    "contract": _contract,
+    "bench": _nothing,
+    "demo": _nothing,
+    "images": _nothing,
+}
