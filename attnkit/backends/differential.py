@@ -36,7 +36,7 @@ class Differential(Backend):
         """Compute a `DifferentialAttention`; see `Backend.run`."""
         if not isinstance(call, DifferentialAttention):
             raise UnsupportedError(f"{self.name} does not implement {call.op}; implements differential")
-        check(self.name, self.providers, call, call.paged.query, provider)
+        check(self, call, call.paged.query, provider)
         from attnkit.kernels.triton import differential
 
         out, kernel = differential.run(call)

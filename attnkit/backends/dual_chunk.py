@@ -36,7 +36,7 @@ class DualChunk(Backend):
         """Compute a `DualChunkAttention`; see `Backend.run`."""
         if not isinstance(call, DualChunkAttention):
             raise UnsupportedError(f"{self.name} does not implement {call.op}; implements dual_chunk")
-        check(self.name, self.providers, call, call.paged.query, provider)
+        check(self, call, call.paged.query, provider)
         from attnkit.kernels.triton import dual_chunk
 
         out, lse, kernel = dual_chunk.run(call)

@@ -37,7 +37,7 @@ class TreeAttn(Backend):
         """Compute a `TreeAttention`; see `Backend.run`."""
         if not isinstance(call, TreeAttention):
             raise UnsupportedError(f"{self.name} does not implement {call.op}; implements tree")
-        check(self.name, self.providers, call, call.paged.query, provider)
+        check(self, call, call.paged.query, provider)
         from attnkit.kernels.triton import attention
 
         paged = replace(call.paged, softmax=replace(call.paged.softmax, causal=False))

@@ -36,7 +36,7 @@ class TritonAttn(Backend):
         """Compute a `PagedAttention` or `VarlenAttention`; see `Backend.run`."""
         if not isinstance(call, PagedAttention | VarlenAttention):
             raise UnsupportedError(f"{self.name} does not implement {call.op}; implements paged, varlen")
-        check(self.name, self.providers, call, call.query, provider)
+        check(self, call, call.query, provider)
         from attnkit.kernels.triton import attention
 
         run = attention.paged if isinstance(call, PagedAttention) else attention.varlen

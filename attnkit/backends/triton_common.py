@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from attnkit.backends.base import Capability, HeadDims, Provider
+from attnkit.backends.base import Backend, Capability, HeadDims, Provider
+from attnkit.backends.torch_device import device_of
 from attnkit.errors import UnsupportedError
-from attnkit.hardware.device import Device
 from attnkit.spec import Call
 
 if TYPE_CHECKING:
@@ -51,40 +52,13 @@ def providers(capability: Capability, why: str) -> tuple[Provider, ...]:
     )
 
 
-def device_of(tensor: Tensor) -> Device:
-    """The `Device` a tensor lives on, from torch alone."""
-    import torch
-
-    kind = tensor.device.type
-    if kind == "cuda":
-        props = torch.cuda.get_device_properties(tensor.device)
-        if torch.version.hip:
-            arch = str(props.gcnArchName).split(":")[0]
-            return Device("amd", "gpu", props.name, arch, units=props.multi_processor_count)
-        return Device("nvidia", "gpu", props.name, f"sm_{props.major}{props.minor}", units=props.multi_processor_count)
-    if kind == "xpu":
-        return Device("intel", "gpu", torch.xpu.get_device_name(tensor.device), "xe")
-    if kind == "cpu":
-        return Device("cpu", "cpu", "cpu", "cpu")
-    raise UnsupportedError(f"the Triton kernels run on CUDA, ROCm and XPU devices, not on {tensor.device}")
-
-
-def check(backend: str, offered: tuple[Provider, ...], call: Call, query: Tensor, provider: str | None) -> None:
+def check(backend: Backend, call: Call, query: Tensor, provider: str | None) -> None:
     """Refuse `call` where the provider that would run it does not claim it.
 
     Raises:
         UnsupportedError: with every reason.
     """
-    import os
-
     device = device_of(query)
-    wanted = INTERPRETER if device.vendor == "cpu" else "attnkit"
-    if provider is not None and provider != wanted:
-        known = ", ".join(p.name for p in offered)
-        raise UnsupportedError(f"{backend}: provider {provider!r} cannot run on {device.name}; here it is {wanted} (known: {known})")
-    if wanted == INTERPRETER and os.environ.get("TRITON_INTERPRET") != "1":
-        raise UnsupportedError(f"{backend} on the CPU runs only in the interpreter (TRITON_INTERPRET=1), for tests")
-    chosen = next(p for p in offered if p.name == wanted)
-    reasons = chosen.capability.reject(call.spec(), device)
-    if reasons:
-        raise UnsupportedError(f"{backend} cannot run this call: " + "; ".join(r.message for r in reasons))
+    backend.require(call, device, provider)
+    if device.vendor == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise UnsupportedError(f"{backend.name} on the CPU runs only in the interpreter (TRITON_INTERPRET=1), for tests")

@@ -39,7 +39,7 @@ class TritonMla(Backend):
         """Compute an `MlaDecode`; see `Backend.run`."""
         if not isinstance(call, MlaDecode):
             raise UnsupportedError(f"{self.name} does not implement {call.op}; implements mla_decode")
-        check(self.name, self.providers, call, call.query, provider)
+        check(self, call, call.query, provider)
         from attnkit.kernels.triton import mla_decode
 
         out, lse, kernel = mla_decode.run(call)
