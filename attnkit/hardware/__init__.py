@@ -1,1 +1,80 @@
-"""What is in this box: guarded probes, one a vendor."""
+"""What is in this box: guarded probes, one a vendor.
+
+Needs nothing but the standard library to import. A vendor's library (NVML, amdsmi) is imported inside its probe, only at
+the real root and only where a card of that vendor is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from attnkit.errors import UsageError
+from attnkit.hardware import amd, cpu, host, intel, nvidia, tpu
+from attnkit.hardware.device import Detection, Device, ProbeResult
+from attnkit.hardware.pci import PciDevice, read_pci
+from attnkit.hardware.tree import Tree
+
+__all__ = ["Detection", "Device", "ProbeResult", "detect", "probes"]
+
+_PROBES: dict[str, Callable[[Tree, tuple[PciDevice, ...]], ProbeResult]] = {
+    "nvidia": nvidia.probe,
+    "amd": amd.probe,
+    "intel": intel.probe,
+    "tpu": tpu.probe,
+    "cpu": lambda tree, _pci: cpu.probe(tree),
+}
+
+probes: tuple[str, ...] = tuple(_PROBES)
+"""The names of the probes, in the order in which they run and in which their devices are listed."""
+
+
+def detect(root: str | Path = "/") -> Detection:
+    """Find every accelerator and the CPU below `root`.
+
+    Args:
+        root: "/" for this box, or a folder with another box's sys, proc (and etc, dev).
+
+    Returns:
+        Devices in the order of the vendors, the CPU last; each probe's error and notes; facts about the host. A probe that
+        fails gives a ProbeResult with its error, and the others still run. `Device.usable` is False for an accelerator that
+        is on the bus but has no driver, or no device node here.
+
+    Raises:
+        UsageError: `root` is missing, is not a folder, or has neither sys nor proc.
+    """
+    path = Path(root)
+    _check_root(path)
+    shared = Tree(path)
+    pci: tuple[PciDevice, ...] = ()
+    pci_error: str | None = None
+    try:
+        pci = read_pci(shared)
+    except Exception as exc:  # a probe's failure is a value in the report, whatever it is
+        pci_error = f"reading PCI failed: {type(exc).__name__}: {exc}"
+    results = [ProbeResult("pci", error=pci_error, notes=tuple(shared.problems))] if pci_error or shared.problems else []
+    results += [_guarded(name, path, pci) for name in probes]
+    try:
+        facts = host.facts(Tree(path))
+    except Exception as exc:  # likewise
+        facts = {"error": f"{type(exc).__name__}: {exc}"}
+    devices = tuple(device for result in results for device in result.devices)
+    return Detection(devices, tuple(results), root=str(path), host=facts)
+
+
+def _guarded(name: str, root: Path, pci: tuple[PciDevice, ...]) -> ProbeResult:
+    tree = Tree(root)
+    try:
+        result = _PROBES[name](tree, pci)
+    except Exception as exc:  # likewise
+        return ProbeResult(name, error=f"{type(exc).__name__}: {exc}", notes=tuple(tree.problems))
+    return ProbeResult(name, result.devices, result.error, (*result.notes, *tree.problems))
+
+
+def _check_root(path: Path) -> None:
+    if not path.exists():
+        raise UsageError(f"root {str(path)!r} does not exist: give a folder with another machine's sys and proc, or /")
+    if not path.is_dir():
+        raise UsageError(f"root {str(path)!r} is not a folder: give a folder with another machine's sys and proc, or /")
+    if not (path / "sys").is_dir() and not (path / "proc").is_dir():
+        raise UsageError(f"root {str(path)!r} has neither a sys nor a proc folder: it is no machine's root")

@@ -8,6 +8,10 @@ from typing import Literal, TypeAlias
 Vendor: TypeAlias = Literal["nvidia", "amd", "intel", "google", "cpu"]
 Kind: TypeAlias = Literal["gpu", "tpu", "cpu"]
 
+# Features that say why an accelerator which is there cannot be used from here.
+NO_DRIVER = "no-driver"
+NO_DEVICE_NODE = "no-device-node"
+
 
 @dataclass(frozen=True)
 class Device:
@@ -21,7 +25,8 @@ class Device:
         index: position among devices of the same vendor.
         memory_bytes: device memory (CPU: main memory), None where unknown.
         units: multiprocessors, compute units, Xe cores, TPU cores or CPU cores, None where unknown.
-        features: CPU features (avx2, avx512f, avx512_bf16, amx_bf16 …) or device features (mig, ecc …).
+        features: CPU features (avx2, avx512f, avx512_bf16, amx_bf16 …) or device features (mig, ecc …), and "no-driver" or
+            "no-device-node" where the accelerator is there but cannot be used from here.
         pci_address: 0000:3b:00.0. pci_id: 10de:2330.
         driver: driver version or module name and version, None where unknown.
         source: which probe and method found it: nvml, sysfs, kfd, amdsmi, devnode, cpuinfo.
@@ -39,6 +44,11 @@ class Device:
     pci_id: str | None = None
     driver: str | None = None
     source: str = ""
+
+    @property
+    def usable(self) -> bool:
+        """False where the accelerator is on the bus but has no driver loaded, or no device node in this container."""
+        return NO_DRIVER not in self.features and NO_DEVICE_NODE not in self.features
 
 
 @dataclass(frozen=True)
