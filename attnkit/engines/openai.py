@@ -19,6 +19,10 @@ PROMPT = "The attention backend of this node"
 MAX_TOKENS = 32
 
 
+class NoSuchApiError(AttnkitError):
+    """The server is there but does not speak the OpenAI API."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """One completion.
@@ -72,6 +76,7 @@ def complete(health_url: str, *, api_key: str | None, timeout: float = 120.0) ->
     """Ask the engine behind `health_url` for one completion through /v1/models and /v1/completions.
 
     Raises:
+        NoSuchApiError: the server does not have these endpoints.
         AttnkitError: no model, no answer, or an answer without text; the message holds what came back.
     """
     parts = urlsplit(health_url)
@@ -104,6 +109,8 @@ def _json(url: str, body: dict[str, Any] | None, api_key: str | None, timeout: f
         with _open(urllib.request.Request(url, data=data, headers=headers), timeout=timeout) as response:
             return json.load(response)
     except urllib.error.HTTPError as error:
+        if error.code in (404, 405, 501):
+            raise NoSuchApiError(f"{url} answered HTTP {error.code}") from None
         raise AttnkitError(f"{url} answered HTTP {error.code}: {error.read(300).decode('utf-8', 'replace')}") from None
     except (OSError, ValueError) as error:
         raise AttnkitError(f"{url} did not answer: {getattr(error, 'reason', error)}") from None

@@ -48,6 +48,22 @@ class VllmCommand:
         """The last value given for any of the options' names, None where absent."""
         return option_value(self.options, *names)
 
+    def overrides(self) -> dict[str, Any]:
+        """dtype, kv_cache_dtype and block_size where the command sets them, in attnkit's words."""
+        dtype = self.option("--dtype") or "auto"
+        cache = self.option("--kv-cache-dtype") or "auto"
+        size = self.option("--block-size")
+        found: dict[str, Any] = {}
+        if dtype != "auto":
+            found["dtype"] = {"half": "float16", "float": "float32"}.get(dtype, dtype)
+        if cache != "auto":
+            found["kv_cache_dtype"] = {"fp8": "fp8_e4m3"}.get(cache, cache)
+        if size is not None:
+            if not size.isdigit():
+                raise UsageError(f"--block-size must be a whole number, not {size!r}")
+            found["block_size"] = int(size)
+        return found
+
     @property
     def health_url(self) -> str:
         """Where this server answers /health."""

@@ -1,0 +1,68 @@
+"""Where boot leaves its results: the report, the readiness file and the Prometheus text."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from attnkit.errors import UsageError
+from attnkit.metrics import render_metrics
+from attnkit.report import BootReport, Readiness, State, write_atomically
+from attnkit.selftest.model import Outcome
+
+RUN_DIRECTORY = Path("/run/attnkit")
+
+
+def default_directory() -> Path:
+    """/run/attnkit where it exists or can be made, else the user's state directory.
+
+    A /run/attnkit that exists but cannot be written is *not* skipped: whoever made it looks there, so that is an error.
+    """
+    if RUN_DIRECTORY.is_dir() or os.access(RUN_DIRECTORY.parent, os.W_OK):
+        return RUN_DIRECTORY
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "attnkit"
+
+
+def now() -> str:
+    """The time in UTC, RFC 3339."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@dataclass
+class Outputs:
+    """The three files. Every write replaces the file in one step."""
+
+    report: Path
+    ready: Path
+    metrics: Path
+    begun: bool = False
+
+    def begin(self) -> None:
+        """Make sure that all three can be written, and that nothing of an earlier boot counts any more.
+
+        Raises:
+            UsageError: one cannot be written; the message names it and the option that moves it.
+        """
+        for path, option in ((self.ready, "ready"), (self.report, "report"), (self.metrics, "metrics")):
+            try:
+                write_atomically(path, "")
+                path.unlink()
+            except UsageError as error:
+                raise UsageError(f"{error} (--{option} or ATTNKIT_{option.upper()} moves it)") from None
+        self.begun = True
+        self.state("starting")
+
+    def state(self, state: State, verdict: Outcome | None = None, backend: str | None = None) -> None:
+        """Write the readiness file."""
+        write_atomically(self.ready, Readiness(state=state, verdict=verdict, backend=backend, since=now()).text())
+
+    def gone(self) -> None:
+        """Remove the readiness file: nothing serves, and nothing failed."""
+        self.ready.unlink(missing_ok=True)
+
+    def save(self, report: BootReport, *, ready: bool = False) -> None:
+        """Write the report and the metrics made from it."""
+        write_atomically(self.report, report.text())
+        write_atomically(self.metrics, render_metrics(report, ready=ready))
