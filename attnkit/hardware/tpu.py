@@ -11,7 +11,7 @@ from attnkit.hardware.tree import Tree
 
 # Google's vendor id is on its network and storage functions too; what is no chip has a class of its own (02 network,
 # 01 storage), the TPU has ff00 (unassigned) or 1200 (processing accelerator).
-_CHIP_CLASSES = frozenset({"ff00", "1200", "0880", "0000"})
+_CHIP_CLASSES = frozenset({"ff00", "1200"})
 
 
 def probe(tree: Tree, pci: tuple[PciDevice, ...]) -> ProbeResult:
