@@ -1,0 +1,348 @@
+"""Launchers of the paged and varlen kernels: from a call of spec.py to kernel launches. No host synchronisation anywhere.
+
+Which kernel computes a sequence:
+
+- uniform batches whose rows fit a decode tile (decode, speculative decode): split-KV decode for all;
+- batches where every sequence has as many new tokens as the longest: prefill for all;
+- mixed batches: both kernels run; short sequences belong to decode, the rest to prefill. Each program decides on the device.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from attnkit.errors import UnsupportedError
+from attnkit.kernels.triton import configs
+from attnkit.kernels.triton.configs import Tile
+from attnkit.kernels.triton.launch import Launch, Target, cache_of, padded, require_rows, run_all, target_of
+from attnkit.kernels.triton.merge_splits import merge_splits
+from attnkit.kernels.triton.paged_decode import paged_decode
+from attnkit.kernels.triton.paged_prefill import paged_prefill
+from attnkit.spec import PagedAttention, Softmax, VarlenAttention
+
+if TYPE_CHECKING:
+    from torch import Tensor
+else:
+    Tensor = Any
+
+Result = tuple[Tensor, Tensor | None, str] if TYPE_CHECKING else Any
+
+MAX_DECODE_ROWS = 64
+"""Rows (new tokens * heads of the group) a sequence up to which a uniform batch is a decode."""
+
+
+def paged(
+    call: PagedAttention,
+    *,
+    tree_mask: Tensor | None = None,
+    arch: str | None = None,
+    prefill_tile: Tile | None = None,
+    decode_tile: Tile | None = None,
+    splits: int | None = None,
+) -> Result:
+    """Attention over the paged cache.
+
+    Args:
+        call: the batch.
+        tree_mask: [num_nodes, num_nodes] bool; with it `call.softmax.causal` must be False and the new tokens are a tree.
+        arch: overrides the architecture that tile sizes are chosen for.
+        prefill_tile, decode_tile, splits: override the choice of configs.py, for tuning.
+
+    Returns:
+        out [num_tokens, num_heads, head_dim_v] in the query's dtype (or `call.out`), lse [num_tokens, num_heads] float32
+        where asked for, and the kernels that ran, joined by "+".
+
+    Raises:
+        UnsupportedError: a layout the kernels cannot address.
+    """
+    out, lse, launches, name = plan_paged(
+        call, tree_mask=tree_mask, arch=arch, prefill_tile=prefill_tile, decode_tile=decode_tile, splits=splits
+    )
+    run_all(launches)
+    return out, lse, name
+
+
+def varlen(call: VarlenAttention, *, arch: str | None = None, prefill_tile: Tile | None = None) -> Result:
+    """Attention over packed keys and values; see `paged`."""
+    out, lse, launches, name = plan_varlen(call, arch=arch, prefill_tile=prefill_tile)
+    run_all(launches)
+    return out, lse, name
+
+
+def _softmax_args(softmax: Softmax, tree_mask: Tensor | None, k_scale: float) -> dict[str, Any]:
+    left, right = softmax.window
+    if softmax.causal:
+        right = 0
+    scale = softmax.softmax_scale * k_scale
+    if scale <= 0.0:
+        raise UnsupportedError(f"softmax_scale * k_scale must be positive, got {scale}")
+    return {
+        "alibi_slopes": softmax.alibi_slopes,
+        "sinks": softmax.sinks,
+        "tree_mask": None if tree_mask is None else tree_mask.contiguous().view(torch.uint8),
+        "num_nodes": 0 if tree_mask is None else tree_mask.shape[0],
+        "scale": scale,
+        "softcap": float(softmax.softcap),
+        "window_left": max(left, 0),
+        "window_right": max(right, 0),
+        "HAS_LEFT": left >= 0,
+        "HAS_RIGHT": right >= 0,
+        "SOFTCAP": softmax.softcap > 0.0,
+        "ALIBI": softmax.alibi_slopes is not None,
+        "SINKS": softmax.sinks is not None,
+        "TREE": tree_mask is not None,
+    }
+
+
+def _outputs(call: PagedAttention | VarlenAttention, head_dim_v: int) -> tuple[Tensor, Tensor | None]:
+    query = call.query
+    out = call.out
+    if out is None:
+        out = torch.empty(*query.shape[:2], head_dim_v, dtype=query.dtype, device=query.device)
+    lse = None
+    if call.return_lse:
+        lse = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
+    for name, tensor in (("query", query), ("out", out)):
+        require_rows(name, tensor)
+    return out, lse
+
+
+def plan_paged(
+    call: PagedAttention,
+    *,
+    tree_mask: Tensor | None = None,
+    arch: str | None = None,
+    prefill_tile: Tile | None = None,
+    decode_tile: Tile | None = None,
+    splits: int | None = None,
+) -> tuple[Tensor, Tensor | None, list[Launch], str]:
+    """The launches of `paged`, and where their results will be."""
+    query = call.query
+    tokens, heads, head_dim = query.shape
+    num_seqs = call.seq_lens.shape[0]
+    kv_heads, head_dim_v = call.key_cache.shape[2], call.value_cache.shape[3]
+    group = heads // kv_heads
+    out, lse = _outputs(call, head_dim_v)
+    if tokens == 0 or num_seqs == 0:
+        return out, lse, [], "nothing"
+    target = target_of(query, arch)
+    key, value = cache_of(call.key_cache, target), cache_of(call.value_cache, target)
+    require_rows("key_cache", key.data)
+    require_rows("value_cache", value.data)
+    strides = {
+        "stride_k_block": key.data.stride(0),
+        "stride_k_token": key.data.stride(1),
+        "stride_k_head": key.data.stride(2),
+        "stride_v_block": value.data.stride(0),
+        "stride_v_token": value.data.stride(1),
+        "stride_v_head": value.data.stride(2),
+        "stride_q_token": query.stride(0),
+        "stride_q_head": query.stride(1),
+        "stride_table": call.block_table.stride(0),
+    }
+    common = {
+        "query": query,
+        "key": key.data,
+        "value": value.data,
+        "table": call.block_table,
+        "seq_lens": call.seq_lens,
+        "query_start_loc": call.query_start_loc,
+        "v_scale": float(call.v_scale),
+        **strides,
+        **_softmax_args(call.softmax, tree_mask, call.k_scale),
+        "GROUP": group,
+        "HEAD_DIM": head_dim,
+        "HEAD_DIM_V": head_dim_v,
+        "BLOCK_D": padded(head_dim),
+        "BLOCK_DV": padded(head_dim_v),
+        "BLOCK_SIZE": call.key_cache.shape[1],
+        "SAME_STRIDES": key.data.stride()[:2] == value.data.stride()[:2],
+        "FP8": key.fp8,
+    }
+    width = padded(max(head_dim, head_dim_v))
+    pick = dict(width=width, element_size=query.element_size(), interpret=target.interpret)
+    prefill_tile = prefill_tile or configs.tile("prefill", target.arch, **pick)
+    decode_tile = decode_tile or configs.tile("decode", target.arch, **pick)
+
+    uniform = tokens == num_seqs * call.max_query_len
+    if call.max_query_len * group <= MAX_DECODE_ROWS and (uniform or call.max_query_len == 1):
+        longest, shortest = call.max_query_len, None
+    elif uniform or num_seqs == 1:
+        longest, shortest = 0, 1
+    else:
+        longest = max(1, decode_tile.block_m // group)
+        shortest = longest + 1
+    launches: list[Launch] = []
+    names: list[str] = []
+    if shortest is not None:
+        launches.append(_prefill(out, lse, common, prefill_tile, tokens, num_seqs, kv_heads, shortest))
+        names.append("triton_paged_prefill")
+    if longest:
+        decode, name = _decode(out, lse, common, decode_tile, target, call.max_seq_len, num_seqs, kv_heads, longest, splits)
+        launches.extend(decode)
+        names.append(name)
+    tree = "triton_tree:" if tree_mask is not None else ""
+    return out, lse, launches, tree + "+".join(names)
+
+
+def _prefill(
+    out: Tensor,
+    lse: Tensor | None,
+    common: dict[str, Any],
+    tile: Tile,
+    tokens: int,
+    num_seqs: int,
+    kv_heads: int,
+    shortest: int,
+) -> Launch:
+    args = {
+        **common,
+        "out": out,
+        "lse": lse,
+        "key_start_loc": None,
+        "num_seqs": num_seqs,
+        "shortest": shortest,
+        "stride_o_token": out.stride(0),
+        "stride_o_head": out.stride(1),
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+        "PAGED": True,
+        "RETURN_LSE": lse is not None,
+    }
+    grid = (tokens * common["GROUP"] // tile.block_m + num_seqs, kv_heads)
+    return Launch(paged_prefill, grid, args, tile.num_warps, tile.num_stages)
+
+
+def _decode(
+    out: Tensor,
+    lse: Tensor | None,
+    common: dict[str, Any],
+    tile: Tile,
+    target: Target,
+    max_seq_len: int,
+    num_seqs: int,
+    kv_heads: int,
+    longest: int,
+    splits: int | None,
+) -> tuple[list[Launch], str]:
+    rows = longest * common["GROUP"]
+    block_m = min(max(tile.block_m, padded(rows)), MAX_DECODE_ROWS)
+    row_tiles = -(-rows // block_m)
+    if splits is None:
+        splits = configs.decode_splits(num_seqs * kv_heads * row_tiles, target.units, target.arch, max_seq_len, tile.block_n)
+    tokens, heads, head_dim_v = out.shape
+    part_out, part_lse = out, lse
+    if splits > 1:
+        part_out = torch.empty(splits, tokens, heads, head_dim_v, dtype=torch.float32, device=out.device)
+        part_lse = torch.empty(splits, tokens, heads, dtype=torch.float32, device=out.device)
+    args = {
+        **common,
+        "out": part_out,
+        "lse": part_lse,
+        "num_tokens": tokens,
+        "longest": longest,
+        "stride_o_token": part_out.stride(-3),
+        "stride_o_head": part_out.stride(-2),
+        "BLOCK_M": block_m,
+        "BLOCK_N": tile.block_n,
+        "SPLITS": splits,
+        "ROW_TILES": row_tiles,
+        "RETURN_LSE": lse is not None,
+    }
+    decode = Launch(paged_decode, (kv_heads, splits * row_tiles, num_seqs), args, tile.num_warps, tile.num_stages)
+    if splits == 1:
+        return [decode], "triton_paged_decode"
+    merge = plan_merge(out, lse, part_out, part_lse, common["query_start_loc"], num_seqs, longest)
+    return [decode, merge], "triton_paged_decode_split"
+
+
+def plan_merge(
+    out: Tensor,
+    lse: Tensor | None,
+    part_out: Tensor,
+    part_lse: Tensor | None,
+    query_start_loc: Tensor,
+    num_seqs: int,
+    longest: int,
+) -> Launch:
+    """The launch of `merge_splits` for part_out [splits, num_tokens, heads, head_dim_v]."""
+    splits, tokens, heads, head_dim_v = part_out.shape
+    args = {
+        "out": out,
+        "lse": lse,
+        "part_out": part_out,
+        "part_lse": part_lse,
+        "query_start_loc": query_start_loc,
+        "num_tokens": tokens,
+        "longest": longest,
+        "stride_o_token": out.stride(0),
+        "stride_o_head": out.stride(1),
+        "HEAD_DIM_V": head_dim_v,
+        "BLOCK_DV": padded(head_dim_v),
+        "SPLITS": splits,
+        "BLOCK_SPLITS": 1 << (splits - 1).bit_length(),
+        "TOKENS": longest,
+        "RETURN_LSE": lse is not None,
+    }
+    return Launch(merge_splits, (num_seqs * longest, heads), args, 4, 1)
+
+
+def plan_varlen(
+    call: VarlenAttention, *, arch: str | None = None, prefill_tile: Tile | None = None
+) -> tuple[Tensor, Tensor | None, list[Launch], str]:
+    """The launch of `varlen`, and where its result will be."""
+    query = call.query
+    tokens, heads, head_dim = query.shape
+    kv_heads, head_dim_v = call.key.shape[1], call.value.shape[2]
+    num_seqs = call.query_start_loc.shape[0] - 1
+    out, lse = _outputs(call, head_dim_v)
+    if tokens == 0:
+        return out, lse, [], "nothing"
+    require_rows("key", call.key)
+    require_rows("value", call.value)
+    target = target_of(query, arch)
+    tile = prefill_tile or configs.tile(
+        "prefill", target.arch, padded(max(head_dim, head_dim_v)), query.element_size(), interpret=target.interpret
+    )
+    args = {
+        "out": out,
+        "lse": lse,
+        "query": query,
+        "key": call.key,
+        "value": call.value,
+        "table": None,
+        "seq_lens": None,
+        "query_start_loc": call.query_start_loc,
+        "key_start_loc": call.key_start_loc,
+        "num_seqs": num_seqs,
+        "v_scale": 1.0,
+        "shortest": 1,
+        "stride_q_token": query.stride(0),
+        "stride_q_head": query.stride(1),
+        "stride_k_block": 0,
+        "stride_k_token": call.key.stride(0),
+        "stride_k_head": call.key.stride(1),
+        "stride_v_block": 0,
+        "stride_v_token": call.value.stride(0),
+        "stride_v_head": call.value.stride(1),
+        "stride_o_token": out.stride(0),
+        "stride_o_head": out.stride(1),
+        "stride_table": 0,
+        **_softmax_args(call.softmax, None, 1.0),
+        "GROUP": heads // kv_heads,
+        "HEAD_DIM": head_dim,
+        "HEAD_DIM_V": head_dim_v,
+        "BLOCK_D": padded(head_dim),
+        "BLOCK_DV": padded(head_dim_v),
+        "BLOCK_SIZE": 1,
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+        "PAGED": False,
+        "SAME_STRIDES": call.key.stride(0) == call.value.stride(0),
+        "FP8": 0,
+        "RETURN_LSE": lse is not None,
+    }
+    grid = (tokens * (heads // kv_heads) // tile.block_m + num_seqs, kv_heads)
+    return out, lse, [Launch(paged_prefill, grid, args, tile.num_warps, tile.num_stages)], "triton_varlen_prefill"

@@ -1,0 +1,134 @@
+"""What every launcher here shares: a launch as a value, the device's name, and float8 caches.
+
+A launcher's planner returns `Launch` values; running them is one step more. Compiling ahead uses the same planners with
+stand-in tensors and calls `Launch.warmup`, so that the compiled variants are exactly those that a node will ask for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from attnkit.errors import UnsupportedError
+from attnkit.kernels.triton import tiles
+from attnkit.kernels.triton.configs import Tile, family
+
+if TYPE_CHECKING:
+    from torch import Tensor
+else:
+    Tensor = Any
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch.
+
+    Args:
+        kernel: the `triton.jit` function.
+        grid: programs in each direction.
+        args: every argument by name, compile-time constants included.
+        num_warps, num_stages: compile options.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: dict[str, Any]
+    num_warps: int = 4
+    num_stages: int = 1
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Launch it on the current stream."""
+        self.kernel[self.grid](**self.args, num_warps=self.num_warps, num_stages=self.num_stages, **self.options)
+
+    def warmup(self) -> Any:
+        """Compile it for the active target without running it; tensors may be `triton.runtime.jit.MockTensor`."""
+        return self.kernel.warmup(
+            **self.args, grid=self.grid, num_warps=self.num_warps, num_stages=self.num_stages, **self.options
+        )
+
+
+def run_all(launches: Sequence[Launch]) -> None:
+    """Run launches in order."""
+    for launch in launches:
+        launch.run()
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a kernel is to run: architecture name (sm_90, gfx942, xe…, interpreter) and its number of multiprocessors."""
+
+    arch: str
+    units: int
+
+    @property
+    def interpret(self) -> bool:
+        return self.arch == "interpreter"
+
+
+@cache
+def _target(kind: str, index: int) -> Target:
+    if kind == "cpu":
+        return Target("interpreter", 8)
+    if kind == "cuda":
+        props = torch.cuda.get_device_properties(index)
+        arch = props.gcnArchName.split(":")[0] if torch.version.hip else f"sm_{props.major}{props.minor}"
+        return Target(arch, props.multi_processor_count)
+    if kind == "xpu":
+        return Target("xe", getattr(torch.xpu.get_device_properties(index), "max_compute_units", 64))
+    raise UnsupportedError(f"the Triton kernels run on CUDA, ROCm and XPU devices, not on {kind}")
+
+
+def target_of(tensor: Tensor, arch: str | None = None) -> Target:
+    """The target of a tensor's device; `arch` overrides the name (sm_75 code on a newer card)."""
+    found = _target(tensor.device.type, tensor.device.index or 0)
+    return found if arch is None else Target(arch, found.units)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A key or value cache as a kernel takes it: float8 where the target has no such type goes in as bytes."""
+
+    data: Tensor
+    fp8: int
+
+
+_BITS = {
+    "float8_e4m3fn": tiles.FP8_E4M3_BITS.value,
+    "float8_e4m3fnuz": tiles.FP8_E4M3FNUZ_BITS.value,
+    "float8_e5m2": tiles.FP8_E5M2_BITS.value,
+    "float8_e5m2fnuz": tiles.FP8_E5M2FNUZ_BITS.value,
+}
+
+
+def cache_of(data: Tensor, target: Target) -> Cache:
+    """Wrap a cache tensor; float8 is converted by the hardware where it can (sm_89 on), by bit moves elsewhere."""
+    name = str(data.dtype).removeprefix("torch.")
+    if name not in _BITS:
+        return Cache(data, tiles.FP8_NONE.value)
+    native = target.arch.startswith("sm_") and int(target.arch[3:]) >= 89 and not name.endswith("fnuz")
+    return Cache(data, tiles.FP8_NATIVE.value) if native else Cache(data.view(torch.uint8), _BITS[name])
+
+
+def padded(width: int) -> int:
+    """The next power of two, at least 16: what `tl.arange` and `tl.dot` take."""
+    return max(16, 1 << (width - 1).bit_length())
+
+
+def require_rows(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor whose last dimension is not contiguous.
+
+    Raises:
+        UnsupportedError: names the tensor and its strides.
+    """
+    if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+        raise UnsupportedError(f"{name}: the last dimension must be contiguous; strides are {tuple(tensor.stride())}")
+
+
+def options_for(target: Target, _tile: Tile) -> dict[str, Any]:
+    """Extra compile options of a target: none yet on NVIDIA; on AMD the matrix instruction's size is left to Triton."""
+    return {"waves_per_eu": 2} if family(target.arch) == "cdna" else {}

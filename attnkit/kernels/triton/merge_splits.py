@@ -1,0 +1,55 @@
+# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+"""Join the partial results of a split-KV kernel by their log-sum-exp.
+
+    L = log2 sum_s 2^lse_s ;  out = sum_s 2^(lse_s - L) out_s
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from attnkit.kernels.triton.tiles import LN2
+
+
+@triton.jit(do_not_specialize=["num_tokens", "longest"])
+def merge_splits(
+    out, lse, part_out, part_lse, query_start_loc,
+    num_tokens, longest, stride_o_token, stride_o_head,
+    HEAD_DIM_V: tl.constexpr, BLOCK_DV: tl.constexpr, SPLITS: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
+    TOKENS: tl.constexpr, RETURN_LSE: tl.constexpr,
+):  # fmt: skip
+    """One (token, head). part_out [SPLITS, num_tokens, heads, HEAD_DIM_V], part_lse [SPLITS, num_tokens, heads] in log2.
+
+    program 0: TOKENS candidate tokens a sequence; sequences with more than `longest` new tokens are not ours.
+    """
+    seq = tl.program_id(0) // TOKENS
+    node = tl.program_id(0) % TOKENS
+    head = tl.program_id(1)
+    num_heads = tl.num_programs(1)
+    query_start = tl.load(query_start_loc + seq)
+    query_len = tl.load(query_start_loc + seq + 1) - query_start
+    if node >= query_len or query_len > longest:
+        return
+    token = (query_start + node).to(tl.int64)
+
+    split = tl.arange(0, BLOCK_SPLITS).to(tl.int64)
+    row = (split * num_tokens + token) * num_heads + head
+    part = tl.load(part_lse + row, mask=split < SPLITS, other=float("-inf"))
+    top = tl.max(part, 0)
+    top = tl.where(top == float("-inf"), 0.0, top)
+    weight = tl.exp2(part - top)
+    total = tl.sum(weight, 0)
+    dv = tl.arange(0, BLOCK_DV)
+    # A split without keys wrote no output: what lies there may be NaN and must not be read.
+    parts = tl.load(
+        part_out + row[:, None] * HEAD_DIM_V + dv[None, :],
+        mask=(weight > 0.0)[:, None] & (dv[None, :] < HEAD_DIM_V),
+        other=0.0,
+    )
+    joined = tl.sum(parts * weight[:, None], 0) / tl.where(total == 0.0, 1.0, total)
+    tl.store(
+        out + token * stride_o_token + head * stride_o_head + dv, joined.to(out.dtype.element_ty), mask=dv < HEAD_DIM_V
+    )
+    if RETURN_LSE:
+        tl.store(lse + token * num_heads + head, (top + tl.log2(total)) * LN2)

@@ -1,0 +1,260 @@
+# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+"""The online softmax over key/value tiles: the loop that every attention kernel of this package runs.
+
+For a tile of query rows i and a run of keys j:
+
+    s_ij = softmax_scale * q_i . k_j        (then softcap, ALiBi, mask)
+    m_i  = max_j s_ij ;  l_i = sum_j exp(s_ij - m_i) ;  o_i = sum_j exp(s_ij - m_i) v_j / l_i
+
+Scores are kept in units of log2 (scale * log2 e folded into one factor), so that the exponential is the hardware's exp2.
+Keys that every row of the tile sees run through a loop without any mask; only the tiles on the diagonal, on the window's edge
+and at the end of the sequence are masked, and there rows that must not be read are loaded as zero: unused cache slots may hold
+NaN, and 0 * NaN is NaN.
+"""
+
+from __future__ import annotations
+
+import os
+
+import triton
+import triton.language as tl
+
+INTERPRET = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+"""The interpreter computes bfloat16 `tl.dot` wrongly; there operands go up to float32 first (their values stay rounded)."""
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+FP8_NONE = tl.constexpr(0)
+FP8_NATIVE = tl.constexpr(1)
+FP8_E4M3_BITS = tl.constexpr(2)
+FP8_E4M3FNUZ_BITS = tl.constexpr(3)
+FP8_E5M2_BITS = tl.constexpr(4)
+FP8_E5M2FNUZ_BITS = tl.constexpr(5)
+
+
+@triton.jit
+def matmul(a, b, acc):
+    """a [M, K] @ b [K, N] + acc in float32; float32 operands keep full precision."""
+    if INTERPRET:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    if a.dtype == tl.float32:
+        acc = tl.dot(a, b, acc, input_precision="ieee")
+    else:
+        acc = tl.dot(a, b, acc)
+    return acc
+
+
+@triton.jit
+def dequantise(x, DTYPE: tl.constexpr, FP8: tl.constexpr):
+    """A cache tile in the query's dtype. The float8 scale is not applied here: it is folded into score scale and output.
+
+    The bit forms take uint8 and need no float8 instruction: a float8 is a float16 with its mantissa cut and, for e4m3, a
+    narrower exponent, so moving the bits into place and multiplying by the difference of the biases is exact.
+    """
+    if FP8 == FP8_NONE or FP8 == FP8_NATIVE:
+        y = x.to(DTYPE)
+    else:
+        bits = x.to(tl.uint16)
+        if FP8 == FP8_E4M3_BITS:
+            half = (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True) * 256.0
+        elif FP8 == FP8_E4M3FNUZ_BITS:
+            half = (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True) * 128.0
+        elif FP8 == FP8_E5M2FNUZ_BITS:
+            half = (bits << 8).to(tl.float16, bitcast=True) * 0.5
+        else:
+            half = (bits << 8).to(tl.float16, bitcast=True)
+        y = half.to(DTYPE)
+    return y
+
+
+@triton.jit
+def row_pages(start, table, first, limit, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr):
+    """Cache block of each of the BLOCK_N tokens from `start` (one number where the whole tile lies in one block)."""
+    if BLOCK_SIZE % BLOCK_N == 0:
+        pages = tl.load(table + start // BLOCK_SIZE)
+    else:
+        n = start + tl.arange(0, BLOCK_N)
+        if MASKED:
+            pages = tl.load(table + n // BLOCK_SIZE, mask=(n >= first) & (n < limit), other=0)
+        else:
+            pages = tl.load(table + n // BLOCK_SIZE)
+    return pages
+
+
+@triton.jit
+def row_offsets(start, pages, stride_block, stride_token, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Element offset [BLOCK_N] of each token's row in a paged cache."""
+    if BLOCK_SIZE % BLOCK_N == 0:
+        offsets = pages.to(tl.int64) * stride_block + ((start % BLOCK_SIZE + tl.arange(0, BLOCK_N)) * stride_token).to(tl.int64)
+    else:
+        n = start + tl.arange(0, BLOCK_N)
+        offsets = pages.to(tl.int64) * stride_block + ((n % BLOCK_SIZE) * stride_token).to(tl.int64)
+    return offsets
+
+
+@triton.jit
+def load_rows(base, rows, n, first, limit, WIDTH: tl.constexpr, PADDED: tl.constexpr, MASKED: tl.constexpr):
+    """Rows [BLOCK_N, PADDED] of the cache; columns past WIDTH and (masked) tokens outside [first, limit) are zero."""
+    d = tl.arange(0, PADDED)
+    pointers = base + rows[:, None] + d[None, :]
+    if MASKED:
+        keep = (n >= first) & (n < limit)
+        if WIDTH == PADDED:
+            tile = tl.load(pointers, mask=keep[:, None], other=0.0)
+        else:
+            tile = tl.load(pointers, mask=keep[:, None] & (d[None, :] < WIDTH), other=0.0)
+    elif WIDTH == PADDED:
+        tile = tl.load(pointers)
+    else:
+        tile = tl.load(pointers, mask=d[None, :] < WIDTH, other=0.0)
+    return tile
+
+
+@triton.jit
+def bend_scores(s, scale, softcap, slope, position, n, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr):
+    """Scaled scores in log2 units, with softcap and ALiBi. tanh(x) = 1 - 2 / (1 + e^2x) never overflows into NaN."""
+    if SOFTCAP:
+        s = softcap * LOG2E * (1.0 - 2.0 / (1.0 + tl.exp2(s * (scale / softcap * 2.0 * LOG2E))))
+    else:
+        s = s * (scale * LOG2E)
+    if ALIBI:
+        s += slope[:, None] * LOG2E * (n[None, :] - position[:, None]).to(tl.float32)
+    return s
+
+
+@triton.jit
+def attend_tile(
+    q, acc, l, m, start, pages,
+    key, value, kv_start, position, node, context, tree_mask, num_nodes, slope,
+    scale, softcap, window_left, window_right, first, limit,
+    stride_k_block, stride_k_token, stride_v_block, stride_v_token,
+    HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, PAGED: tl.constexpr, SAME_STRIDES: tl.constexpr,
+    HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, TREE: tl.constexpr,
+    FP8: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """One step of the online softmax: keys start .. start + BLOCK_N - 1, of which [first, limit) exist for this tile."""
+    DTYPE: tl.constexpr = q.dtype
+    n = start + tl.arange(0, BLOCK_N)
+    if PAGED:
+        k_rows = row_offsets(start, pages, stride_k_block, stride_k_token, BLOCK_SIZE, BLOCK_N)
+    else:
+        k_rows = (kv_start + n).to(tl.int64) * stride_k_token
+    k = dequantise(load_rows(key, k_rows, n, first, limit, HEAD_DIM, BLOCK_D, MASKED), DTYPE, FP8)
+    s = matmul(q, tl.trans(k), tl.zeros([q.shape[0], BLOCK_N], tl.float32))
+
+    BENT: tl.constexpr = SOFTCAP or ALIBI
+    if BENT:
+        s = bend_scores(s, scale, softcap, slope, position, n, SOFTCAP, ALIBI)
+    if MASKED:
+        visible = (n[None, :] >= first) & (n[None, :] < limit)
+        if HAS_LEFT:
+            visible &= n[None, :] >= position[:, None] - window_left
+        if HAS_RIGHT:
+            visible &= n[None, :] <= position[:, None] + window_right
+        if TREE:
+            drafted = (n >= context) & (n - context < num_nodes)
+            edge = tl.load(
+                tree_mask + node[:, None] * num_nodes + (n - context)[None, :],
+                mask=drafted[None, :] & (node[:, None] < num_nodes),
+                other=0,
+            )
+            visible &= (n[None, :] < context) | (edge != 0)
+        s = tl.where(visible, s, float("-inf"))
+
+    if BENT:
+        top = tl.maximum(m, tl.max(s, 1))
+    else:
+        top = tl.maximum(m, tl.max(s, 1) * (scale * LOG2E))
+    # A row that has seen no key yet keeps -inf as its maximum; subtracting it from -inf would be NaN.
+    pivot = tl.where(top == float("-inf"), 0.0, top) if MASKED else top
+    if BENT:
+        p = tl.exp2(s - pivot[:, None])
+    else:
+        p = tl.exp2(s * (scale * LOG2E) - pivot[:, None])
+    shrink = tl.exp2(m - pivot)
+    l = l * shrink + tl.sum(p, 1)
+    acc = acc * shrink[:, None]
+
+    if SAME_STRIDES:
+        v_rows = k_rows
+    elif PAGED:
+        v_rows = row_offsets(start, pages, stride_v_block, stride_v_token, BLOCK_SIZE, BLOCK_N)
+    else:
+        v_rows = (kv_start + n).to(tl.int64) * stride_v_token
+    v = dequantise(load_rows(value, v_rows, n, first, limit, HEAD_DIM_V, BLOCK_DV, MASKED), DTYPE, FP8)
+    acc = matmul(p.to(DTYPE), v, acc)
+    return acc, l, top
+
+
+@triton.jit
+def attend(
+    q, acc, l, m,
+    key, value, table, kv_start, position, lowest, highest, node, context, tree_mask, num_nodes, slope,
+    scale, softcap, window_left, window_right, first, limit,
+    stride_k_block, stride_k_token, stride_v_block, stride_v_token,
+    HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, PAGED: tl.constexpr, SAME_STRIDES: tl.constexpr,
+    HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, TREE: tl.constexpr,
+    FP8: tl.constexpr,
+):  # fmt: skip
+    """Run the tile of rows over keys [first, limit): first the tiles all rows see whole, then those that need a mask.
+
+    `lowest` and `highest` are the smallest and largest position among the tile's real rows. Returns (acc, l, m): numerator,
+    denominator and running maximum in log2 units.
+    """
+    begin = first // BLOCK_N * BLOCK_N
+    end = tl.cdiv(limit, BLOCK_N) * BLOCK_N
+    full_lo = tl.cdiv(first, BLOCK_N) * BLOCK_N
+    full_hi = limit // BLOCK_N * BLOCK_N
+    if HAS_LEFT:
+        full_lo = tl.maximum(full_lo, tl.cdiv(highest - window_left, BLOCK_N) * BLOCK_N)
+    if HAS_RIGHT:
+        full_hi = tl.minimum(full_hi, (lowest + window_right + 1) // BLOCK_N * BLOCK_N)
+    if TREE:
+        full_hi = tl.minimum(full_hi, context // BLOCK_N * BLOCK_N)
+    full_lo = tl.minimum(full_lo, end)
+    full_hi = tl.maximum(full_hi, full_lo)
+
+    for at in tl.range(full_lo, full_hi, BLOCK_N):
+        start = tl.multiple_of(at, BLOCK_N)
+        pages = row_pages(start, table, first, limit, BLOCK_SIZE, BLOCK_N, False) if PAGED else 0
+        acc, l, m = attend_tile(
+            q, acc, l, m, start, pages,
+            key, value, kv_start, position, node, context, tree_mask, num_nodes, slope,
+            scale, softcap, window_left, window_right, first, limit,
+            stride_k_block, stride_k_token, stride_v_block, stride_v_token,
+            HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_SIZE, BLOCK_N, PAGED, SAME_STRIDES,
+            HAS_LEFT, HAS_RIGHT, SOFTCAP, ALIBI, TREE, FP8, False,
+        )  # fmt: skip
+
+    left = (full_lo - begin) // BLOCK_N
+    right = tl.maximum(end - full_hi, 0) // BLOCK_N
+    for i in tl.range(0, left + right):
+        start = tl.multiple_of(tl.where(i < left, begin + i * BLOCK_N, full_hi + (i - left) * BLOCK_N), BLOCK_N)
+        pages = row_pages(start, table, first, limit, BLOCK_SIZE, BLOCK_N, True) if PAGED else 0
+        acc, l, m = attend_tile(
+            q, acc, l, m, start, pages,
+            key, value, kv_start, position, node, context, tree_mask, num_nodes, slope,
+            scale, softcap, window_left, window_right, first, limit,
+            stride_k_block, stride_k_token, stride_v_block, stride_v_token,
+            HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_SIZE, BLOCK_N, PAGED, SAME_STRIDES,
+            HAS_LEFT, HAS_RIGHT, SOFTCAP, ALIBI, TREE, FP8, True,
+        )  # fmt: skip
+    return acc, l, m
+
+
+@triton.jit
+def visible_range(
+    lowest, highest, seq_len, window_left, window_right, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr
+):
+    """Keys [first, limit) that at least one row with a position in [lowest, highest] sees."""
+    first = 0
+    limit = seq_len
+    if HAS_LEFT:
+        first = tl.maximum(lowest - window_left, 0)
+    if HAS_RIGHT:
+        limit = tl.minimum(seq_len, highest + window_right + 1)
+    return first, limit
