@@ -18,7 +18,8 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from attnkit import __version__
-from attnkit.backends.base import Accepted, Rejected
+from attnkit.backends.base import Accepted
+from attnkit.check import check_level, no_backend_text
 from attnkit.engines import vllm
 from attnkit.engines.vllm_names import resolve
 from attnkit.errors import (
@@ -33,10 +34,12 @@ from attnkit.errors import (
 )
 from attnkit.events import Events
 from attnkit.outputs import Outputs, now
+from attnkit.plain import to_plain
 from attnkit.plan import Place, Plan, make_plan, place
 from attnkit.proving import Request, run_isolated
 from attnkit.report import BootReport, DecisionReport, Fallback, NeedReport, SpecReport
-from attnkit.selftest.model import LEVELS, CaseResult, Level, Outcome, Verdict
+from attnkit.selftest import FAULTS
+from attnkit.selftest.model import CaseResult, Level, Outcome, Verdict
 from attnkit.serving import EngineSettings, Serving
 
 _EXIT_BY_VERDICT: dict[Outcome, int] = {
@@ -140,7 +143,7 @@ class _Boot:
         except UsageError as error:
             self.events.emit("error", message=str(error))
             raise
-        level = _checked_level(options.level)
+        level = check_level(options.level)
         _check_fault(options.fault)
         self.events.emit("boot", attnkit_version=__version__, host=platform.node(), command=options.command)
         explicit = options.backend
@@ -356,13 +359,6 @@ def worst(verdicts: list[Verdict] | tuple[Verdict, ...]) -> Outcome:
     return "inconclusive"
 
 
-def no_backend_text(rejected: tuple[Rejected, ...], device: str, explicit: str | None) -> str:
-    """Every reason against every backend, one a line; only the asked one's where one was asked for."""
-    asked = [r for r in rejected if r.backend == explicit] if explicit else list(rejected)
-    head = f"{explicit} cannot serve on {device}, and an explicit choice never falls back:" if explicit else f"no backend can serve on {device}:"
-    return "\n".join([head, *(f"  {r.backend}: {reason.message}" for r in asked for reason in r.reasons)])
-
-
 def _why(verdicts: tuple[Verdict, ...]) -> str:
     """The first case that did not pass, in words."""
     for outcome in ("fail", "inconclusive"):
@@ -373,26 +369,12 @@ def _why(verdicts: tuple[Verdict, ...]) -> str:
     return "no case of the self-test ran"
 
 
-def _checked_level(level: str | None) -> Level | None:
-    for known in LEVELS:
-        if level == known:
-            return known
-    if level is None:
-        return None
-    raise unknown_name("self-test level", level, LEVELS)
-
-
 def _check_fault(fault: str | None) -> None:
-    if fault is not None:
-        from attnkit.selftest import FAULTS
-
-        if fault not in FAULTS:
-            raise unknown_name("fault", fault, FAULTS)
+    if fault is not None and fault not in FAULTS:
+        raise unknown_name("fault", fault, FAULTS)
 
 
 def _fields(case: CaseResult) -> dict[str, Any]:
-    from attnkit.plain import to_plain
-
     fields: dict[str, Any] = to_plain(case)
     return fields
 

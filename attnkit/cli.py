@@ -172,10 +172,14 @@ def selftest(
     json: Annotated[Path | None, typer.Option("--json", help="Write the verdicts to this file; - for stdout.")] = None,
 ) -> None:
     """Check backends on this very card against the float64 reference."""
-    from attnkit.proving import run_selftests
+    from attnkit.check import CheckOptions, run_checks
 
     raise typer.Exit(
-        run_selftests(backend=backend, level=level, prove=prove, node=node, model=model, fault=fault, root=root, json_file=json)
+        run_checks(
+            CheckOptions(
+                backend=backend, level=level, prove=prove, node=node, model=model, fault=fault, root=root, json_file=json
+            )
+        )
     )
 
 
@@ -183,12 +187,12 @@ def selftest(
 def boot(
     command: Annotated[list[str] | None, typer.Argument(help="The engine's command, after --.", show_default=False)] = None,
     node: Node = None,
-    report: Annotated[Path, typer.Option("--report", envvar="ATTNKIT_REPORT", help="The boot report.")] = Path(
-        "/run/attnkit/report.json"
-    ),
-    ready: Annotated[Path, typer.Option("--ready", envvar="ATTNKIT_READY", help="The readiness file.")] = Path(
-        "/run/attnkit/ready.json"
-    ),
+    report: Annotated[
+        Path | None, typer.Option("--report", envvar="ATTNKIT_REPORT", help="The boot report; default: /run/attnkit/report.json.")
+    ] = None,
+    ready: Annotated[
+        Path | None, typer.Option("--ready", envvar="ATTNKIT_READY", help="The readiness file; default: /run/attnkit/ready.json.")
+    ] = None,
     metrics: Annotated[
         Path | None, typer.Option("--metrics", envvar="ATTNKIT_METRICS", help="Prometheus text; default: beside the report.")
     ] = None,
@@ -209,12 +213,14 @@ def boot(
     """Detect, select, prove, report, then start and watch the engine: the images' entrypoint."""
     from attnkit.boot import BootOptions
     from attnkit.boot import boot as run_boot
+    from attnkit.outputs import default_directory
 
+    report = report or default_directory() / "report.json"
     options = BootOptions(
         command=tuple(command or ()),
         node=node,
         report=report,
-        ready=ready,
+        ready=ready or default_directory() / "ready.json",
         metrics=metrics or report.with_suffix(".prom"),
         workload=workload,
         backend=backend,

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from attnkit.engines import vllm
 from attnkit.engines.openai import NoSuchApiError, complete, wait_until_healthy
@@ -14,9 +15,11 @@ from attnkit.errors import EXIT_CHECK_FAILED, AttnkitError
 from attnkit.events import Events, describe_exit
 from attnkit.hardware.device import Device
 from attnkit.outputs import Outputs
-from attnkit.profiles import NodeProfile
 from attnkit.report import BootReport, Completion, EngineReport
 from attnkit.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from attnkit.profiles import NodeProfile
 
 ALIVE_SECONDS = 1.0
 STOP_SECONDS = 10.0

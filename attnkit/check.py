@@ -1,0 +1,147 @@
+"""`attnkit selftest`: test backends on this box, each in a process of its own, and leave a report of the verdicts."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attnkit import __version__
+from attnkit.backends.base import Accepted, Rejected
+from attnkit.backends.registry import canonical
+from attnkit.errors import EXIT_CHECK_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, NoBackendError, UsageError, unknown_name
+from attnkit.outputs import now
+from attnkit.plain import to_json, to_plain
+from attnkit.plan import Plan, make_plan, place
+from attnkit.proving import Proof, Request, prove_isolated, run_isolated
+from attnkit.report import write_atomically
+from attnkit.selftest import FAULTS
+from attnkit.selftest.model import LEVELS, Level, Verdict
+
+TIMEOUT_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """What `attnkit selftest` was asked.
+
+    Args:
+        backend: a name, or "all" for everything that selection accepts here.
+        level: None takes the profile's.
+        prove: plant every fault and see which case catches it.
+        json_file: where to write the report; "-" is stdout; None prints tables.
+    """
+
+    backend: str = "all"
+    level: str | None = None
+    prove: bool = False
+    node: str | None = None
+    model: str | None = None
+    fault: str | None = None
+    root: Path = Path("/")
+    json_file: Path | None = None
+
+
+def run_checks(options: CheckOptions) -> int:
+    """Run them and return the exit code: 1 where a case failed or a fault went unseen, 4 where something could not be judged.
+
+    Raises:
+        UsageError: an unknown backend, level or fault.
+        NoBackendError: nothing can run here, or the one asked for cannot.
+    """
+    explicit = None if options.backend.casefold() == "all" else canonical(options.backend)
+    if options.fault is not None and options.fault not in FAULTS:
+        raise unknown_name("fault", options.fault, FAULTS)
+    where = place(root=options.root, node=options.node)
+    if not where.here:
+        raise UsageError(f"--node {options.node}: {where.why}")
+    level = check_level(options.level) or (where.profile.level if where.profile else "standard")
+    plan = make_plan(where, model=options.model, explicit=explicit)
+    candidates = _candidates(plan, explicit)
+    if options.prove:
+        return _prove(candidates, plan, level, options)
+    verdicts: list[Verdict] = []
+    for candidate in candidates:
+        found = run_isolated(_request(candidate, plan, level, options.fault), timeout=TIMEOUT_SECONDS)
+        verdicts.extend(found)
+        if options.json_file is None:
+            from attnkit.terminal import show_verdicts
+
+            show_verdicts(found)
+    _write(options.json_file, {**_head("selftest", plan), "verdicts": to_plain(verdicts)})
+    outcomes = {verdict.outcome for verdict in verdicts}
+    if "fail" in outcomes:
+        return EXIT_CHECK_FAILED
+    return EXIT_OK if outcomes == {"pass"} else EXIT_INCONCLUSIVE
+
+
+def check_level(level: str | None) -> Level | None:
+    """`level`, checked.
+
+    Raises:
+        UsageError: unknown; the message names the levels.
+    """
+    if level is None:
+        return None
+    for known in LEVELS:
+        if level == known:
+            return known
+    raise unknown_name("self-test level", level, LEVELS)
+
+
+def no_backend_text(rejected: tuple[Rejected, ...], device: str, explicit: str | None) -> str:
+    """Every reason against every backend, one a line; only the asked one's where one was asked for."""
+    name = canonical(explicit) if explicit else None
+    asked = [r for r in rejected if name is None or r.backend == name]
+    head = (
+        f"{name} cannot serve on {device}, and an explicit choice never falls back:"
+        if name
+        else f"no backend can serve on {device}:"
+    )
+    return "\n".join([head, *(f"  {r.backend}: {reason.message}" for r in asked for reason in r.reasons)])
+
+
+def _candidates(plan: Plan, explicit: str | None) -> tuple[Accepted, ...]:
+    if not plan.decision.accepted:
+        raise NoBackendError(no_backend_text(plan.decision.rejected, plan.place.device.name, explicit))
+    return plan.decision.accepted
+
+
+def _request(candidate: Accepted, plan: Plan, level: Level, fault: str | None = None) -> Request:
+    return Request(candidate.backend, candidate.provider, plan.place.device, plan.need.specs, level, fault)
+
+
+def _prove(candidates: tuple[Accepted, ...], plan: Plan, level: Level, options: CheckOptions) -> int:
+    by_backend: dict[str, tuple[Proof, ...]] = {}
+    for candidate in candidates:
+        proofs = by_backend[candidate.backend] = prove_isolated(_request(candidate, plan, level), timeout=TIMEOUT_SECONDS)
+        if options.json_file is None:
+            from attnkit.terminal import show_proofs
+
+            show_proofs(candidate.backend, proofs)
+    _write(options.json_file, {**_head("prove", plan), "proofs": to_plain(by_backend)})
+    proved = all(proofs and all(proof.caught for proof in proofs) for proofs in by_backend.values())
+    return EXIT_OK if proved else EXIT_CHECK_FAILED
+
+
+def _head(kind: str, plan: Plan) -> dict[str, Any]:
+    detection = plan.place.detection
+    return {
+        "kind": kind,
+        "attnkit_version": __version__,
+        "created": now(),
+        "host": {"hostname": platform.node(), **(detection.host if detection else {})},
+        "device": to_plain(plan.place.device),
+        "need": to_plain(plan.need),
+    }
+
+
+def _write(file: Path | None, document: dict[str, Any]) -> None:
+    if file is None:
+        return
+    text = to_json(document) + "\n"
+    if str(file) == "-":
+        print(text, end="")
+    else:
+        write_atomically(file, text)
