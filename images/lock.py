@@ -22,6 +22,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from wheels import wheel_folder
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -84,8 +86,8 @@ def direct(lock: Lock) -> set[str]:
 
 def local_torch_hashes(version: str) -> set[str]:
     """Hashes of `+cpu` wheels of this torch version in the local wheel folder, if there is one."""
-    folder = Path(os.environ.get("ATTNKIT_WHEELS") or os.environ.get("PIP_FIND_LINKS") or "/nonexistent")
-    if not folder.is_dir():
+    folder = wheel_folder()
+    if folder is None:
         return set()
     return {f"sha256:{hashlib.sha256(w.read_bytes()).hexdigest()}" for w in sorted(folder.glob(f"torch-{version}+cpu-*.whl"))}
 
