@@ -196,9 +196,7 @@ class _Boot:
                     model = str(self.vllm.local_model)
             plan = make_plan(where, model=model, workload=options.workload, explicit=explicit, overrides=overrides)
         need = plan.need
-        report.need = NeedReport(
-            source=need.source, specs=[SpecReport.of(spec) for spec in need.specs], notes=list(need.notes)
-        )
+        report.need = NeedReport(source=need.source, specs=[SpecReport.of(spec) for spec in need.specs], notes=list(need.notes))
         report.decision = DecisionReport.of(plan.decision, plan.installed_source)
         report.boot_seconds.select = self.seconds["select"]
         self.outputs.save(report)
@@ -259,7 +257,9 @@ class _Boot:
             else:
                 refused.append((candidate.backend, f"vLLM {version} on {name} cannot be told to use it: {found.note}"))
         if not kept:
-            raise NoBackendError("\n".join(["no backend that works here can be handed to the engine:", *(f"  {b}: {r}" for b, r in refused)]))
+            raise NoBackendError(
+                "\n".join(["no backend that works here can be handed to the engine:", *(f"  {b}: {r}" for b, r in refused)])
+            )
         for backend, reason in refused:
             if explicit is None and accepted.index(kept[0]) > [a.backend for a in accepted].index(backend):
                 self._fall_back(backend, kept[0].backend, reason)

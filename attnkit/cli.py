@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from attnkit import __version__
-from attnkit.errors import EXIT_CHECK_FAILED, EXIT_INCONCLUSIVE, EXIT_NO_BACKEND, EXIT_OK, AttnkitError, UsageError
+from attnkit.errors import EXIT_CHECK_FAILED, EXIT_NO_BACKEND, EXIT_OK, AttnkitError, UsageError
 
 
 class _Group(TyperGroup):
@@ -60,7 +60,9 @@ LevelOption = Annotated[
 ]
 Fault = Annotated[
     str | None,
-    typer.Option("--fault", envvar="ATTNKIT_FAULT", help="Debug switch: plant this fault in the self-test, to rehearse a failing node."),
+    typer.Option(
+        "--fault", envvar="ATTNKIT_FAULT", help="Debug switch: plant this fault in the self-test, to rehearse a failing node."
+    ),
 ]
 
 
@@ -188,10 +190,12 @@ def boot(
     command: Annotated[list[str] | None, typer.Argument(help="The engine's command, after --.", show_default=False)] = None,
     node: Node = None,
     report: Annotated[
-        Path | None, typer.Option("--report", envvar="ATTNKIT_REPORT", help="The boot report; default: /run/attnkit/report.json.")
+        Path | None,
+        typer.Option("--report", envvar="ATTNKIT_REPORT", help="The boot report; default: /run/attnkit/report.json."),
     ] = None,
     ready: Annotated[
-        Path | None, typer.Option("--ready", envvar="ATTNKIT_READY", help="The readiness file; default: /run/attnkit/ready.json.")
+        Path | None,
+        typer.Option("--ready", envvar="ATTNKIT_READY", help="The readiness file; default: /run/attnkit/ready.json."),
     ] = None,
     metrics: Annotated[
         Path | None, typer.Option("--metrics", envvar="ATTNKIT_METRICS", help="Prometheus text; default: beside the report.")

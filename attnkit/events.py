@@ -50,7 +50,9 @@ class Events:
             _ordered,
             _human if as_human else structlog.processors.JSONRenderer(ensure_ascii=False),
         ]
-        self._log: Any = structlog.wrap_logger(_Line(self._write), processors=processors, wrapper_class=structlog.BoundLoggerBase)
+        self._log: Any = structlog.wrap_logger(
+            _Line(self._write), processors=processors, wrapper_class=structlog.BoundLoggerBase
+        )
         self._always: dict[str, Any] = {}
 
     def bind(self, **fields: Any) -> None:

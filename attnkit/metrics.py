@@ -48,12 +48,18 @@ def _cases(report: BootReport, registry: CollectorRegistry) -> None:
     ratio = Gauge(
         "attnkit_selftest_case_error_ratio", "Largest error over its bound; above 1 fails.", labels, registry=registry
     )
-    counted = Gauge("attnkit_selftest_cases", "Self-test cases by outcome.", ("backend", "device", "outcome"), registry=registry)
+    counted = Gauge(
+        "attnkit_selftest_cases", "Self-test cases by outcome.", ("backend", "device", "outcome"), registry=registry
+    )
     for verdict in report.selftest:
         for outcome in OUTCOMES:
             counted.labels(verdict.backend, verdict.device, outcome).inc(sum(c.outcome == outcome for c in verdict.cases))
         for case in verdict.cases:
-            pairs = ((case.max_error, case.max_bound), (case.mean_error, case.mean_bound), (case.lse_max_error, case.lse_max_bound))
+            pairs = (
+                (case.max_error, case.max_bound),
+                (case.mean_error, case.mean_bound),
+                (case.lse_max_error, case.lse_max_bound),
+            )
             ratios = [error / bound for error, bound in pairs if error is not None and bound]
             if ratios:
                 ratio.labels(verdict.backend, verdict.device, case.case).set(max(ratios))

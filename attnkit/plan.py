@@ -129,7 +129,9 @@ def place(*, root: Path | str = "/", node: str | None = None, arch: str | None =
     if device is not None:
         return Place(device, profile, "given", f"node type {profile.name} was given", box.detection, here=True)
     pretended = _pretend(_first_arch(profile), profile.title)
-    return Place(pretended, profile, "given", f"node type {profile.name} was given; this box has no such device", None, here=False)
+    return Place(
+        pretended, profile, "given", f"node type {profile.name} was given; this box has no such device", None, here=False
+    )
 
 
 def make_plan(
@@ -193,7 +195,9 @@ def combine(decisions: list[Decision]) -> Decision:
             for reason in rejected.reasons:
                 if all(reason in _reasons(d, rejected.backend) for d in decisions):
                     mine = refused[rejected.backend]
-                    refused[rejected.backend] = [reason] + [r for r in mine if not r.message.endswith(f": {reason.message}") and r != reason]
+                    refused[rejected.backend] = [reason] + [
+                        r for r in mine if not r.message.endswith(f": {reason.message}") and r != reason
+                    ]
     accepted: tuple[Accepted, ...] = tuple(a for a in first.accepted if a.backend not in refused)
     warnings = tuple(dict.fromkeys(w for d in decisions for w in d.warnings))
     return replace(
@@ -259,7 +263,12 @@ def _elsewhere(arch: str, node: str | None) -> Place:
     chosen, *rest = fitting
     others = f"; also {', '.join(p.name for p in rest)} (--node picks one)" if rest else ""
     return Place(
-        replace(device, name=chosen.title), chosen, "device", f"the first node type with a {arch} device{others}", None, here=False
+        replace(device, name=chosen.title),
+        chosen,
+        "device",
+        f"the first node type with a {arch} device{others}",
+        None,
+        here=False,
     )
 
 

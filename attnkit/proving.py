@@ -69,7 +69,9 @@ _VERDICT = TypeAdapter(Verdict)
 _PROOF = TypeAdapter(Proof)
 
 
-def run_isolated(request: Request, *, timeout: float, on_case: Callable[[CaseResult], None] | None = None) -> tuple[Verdict, ...]:
+def run_isolated(
+    request: Request, *, timeout: float, on_case: Callable[[CaseResult], None] | None = None
+) -> tuple[Verdict, ...]:
     """Test one candidate in a child process.
 
     Returns:
@@ -187,7 +189,10 @@ def _exit_problem(code: int) -> Iterator[dict[str, Any]]:
     elif code < 0:
         yield {"problem": "inconclusive", "reason": f"the self-test process was ended by {describe_exit(128 - code)}"}
     else:
-        yield {"problem": "inconclusive", "reason": f"the self-test process ended with exit code {code}; its traceback is on stderr"}
+        yield {
+            "problem": "inconclusive",
+            "reason": f"the self-test process ended with exit code {code}; its traceback is on stderr",
+        }
 
 
 def _torch_devices(device: Device) -> list[str | None]:

@@ -125,7 +125,11 @@ class Serving:
             self._outputs.state("ready", self._report.verdict, self._report.backend)
             self._ready = True
             self._events.emit(
-                "ready", backend=self._report.backend, verdict=self._report.verdict, why=why, seconds=self._report.boot_seconds.total
+                "ready",
+                backend=self._report.backend,
+                verdict=self._report.verdict,
+                why=why,
+                seconds=self._report.boot_seconds.total,
             )
         except AttnkitError as error:
             if supervisor.ended.is_set() or supervisor.stopped_on_request:

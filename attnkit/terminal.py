@@ -87,7 +87,9 @@ def show_plan(plan: Plan) -> None:
     table = _table("", "backend", "why")
     for position, accepted in enumerate(decision.accepted):
         mark = Text("→" if position == 0 else str(position + 1), style="green")
-        table.add_row(mark, Text(accepted.backend, style="bold" if position == 0 else ""), f"{accepted.provider}: {accepted.reason}")
+        table.add_row(
+            mark, Text(accepted.backend, style="bold" if position == 0 else ""), f"{accepted.provider}: {accepted.reason}"
+        )
     for rejected in decision.rejected:
         for position, reason in enumerate(rejected.reasons):
             name = rejected.backend if position == 0 else ""

@@ -22,7 +22,9 @@ HEAD_DIM = 64
 INTERMEDIATE = 512
 CONTEXT = 2048
 BOS, EOS = "<s>", "</s>"
-CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
+)
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 

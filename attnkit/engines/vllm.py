@@ -1,4 +1,4 @@
-"""vLLM as the engine: recognise its command, hand the chosen backend over in the words of its version, start it where it starts.
+"""vLLM as the engine: recognise its command, hand the chosen backend over in its version's words, start it where it starts.
 
 Nothing of vLLM or torch is imported; its version is read from its files.
 """

@@ -29,7 +29,9 @@ def clean_environment(**more: str) -> dict[str, str]:
 def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """cli("select", "--json", env={…}) → the finished process."""
 
-    def run(*arguments: str | Path, env: dict[str, str] | None = None, timeout: float = 180) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str | Path, env: dict[str, str] | None = None, timeout: float = 180
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "attnkit.cli", *map(str, arguments)],
             env=clean_environment(**(env or {})),

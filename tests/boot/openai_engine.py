@@ -1,6 +1,7 @@
 """A small real HTTP engine to put under supervision: /health, /v1/models, /v1/completions.
 
-    python openai_engine.py PORT [--healthy-after S] [--die-after S CODE] [--no-api] [--refuse-completions] [--ignore-term] [--children N]
+    python openai_engine.py PORT [--healthy-after S] [--die-after S CODE] [--no-api] [--refuse-completions]
+                                 [--ignore-term] [--orphan]
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.reply(
             200,
-            {"choices": [{"text": " is " * body["max_tokens"]}], "usage": {"prompt_tokens": 7, "completion_tokens": body["max_tokens"]}},
+            {
+                "choices": [{"text": " is " * body["max_tokens"]}],
+                "usage": {"prompt_tokens": 7, "completion_tokens": body["max_tokens"]},
+            },
         )
 
     def log_message(self, *_arguments: object) -> None:

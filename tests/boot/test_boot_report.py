@@ -33,7 +33,9 @@ from attnkit.select import Decision
 from attnkit.selftest.model import CaseResult, Verdict
 from attnkit.spec import AttentionSpec
 
-CPU = Device(vendor="cpu", kind="cpu", name="A <b>CPU</b>", arch="x86_64", memory_bytes=2**34, features=("avx2",), source="cpuinfo")
+CPU = Device(
+    vendor="cpu", kind="cpu", name="A <b>CPU</b>", arch="x86_64", memory_bytes=2**34, features=("avx2",), source="cpuinfo"
+)
 
 
 def made_report() -> BootReport:

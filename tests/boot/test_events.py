@@ -56,6 +56,8 @@ def test_human_form_fits_80_columns() -> None:
     assert max(map(len, lines)) <= 80
 
 
-@pytest.mark.parametrize(("code", "text"), [(0, "exit code 0"), (3, "exit code 3"), (137, "signal SIGKILL"), (255, "exit code 255")])
+@pytest.mark.parametrize(
+    ("code", "text"), [(0, "exit code 0"), (3, "exit code 3"), (137, "signal SIGKILL"), (255, "exit code 255")]
+)
 def test_describe_exit(code: int, text: str) -> None:
     assert describe_exit(code) == text

@@ -51,7 +51,7 @@ def test_the_wait_ends_with_the_engine() -> None:
 def test_a_refused_completion_is_quoted(serve: Callable[..., str]) -> None:
     url = serve("--refuse-completions")
     wait_until_healthy(url, timeout=20, ended=threading.Event())
-    with pytest.raises(AttnkitError, match="HTTP 500.*the kernel exploded"):
+    with pytest.raises(AttnkitError, match=r"HTTP 500.*the kernel exploded"):
         complete(url, api_key=None)
 
 

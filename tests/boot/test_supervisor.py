@@ -21,7 +21,9 @@ def _run(code: str) -> tuple[Supervisor, int]:
     return supervisor, supervisor.wait()
 
 
-@pytest.mark.parametrize(("code", "exit_code"), [("pass", 0), ("raise SystemExit(7)", 7), ("import os; os.kill(os.getpid(), 9)", 137)])
+@pytest.mark.parametrize(
+    ("code", "exit_code"), [("pass", 0), ("raise SystemExit(7)", 7), ("import os; os.kill(os.getpid(), 9)", 137)]
+)
 def test_exit_code_is_the_childs(code: str, exit_code: int) -> None:
     supervisor, got = _run(code)
     assert got == exit_code

@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import tokenizers
+from safetensors import numpy as safetensors
 
 from attnkit.engines import tiny_model
 from attnkit.engines.tiny_model import FILES, make_tiny_model
 from attnkit.errors import UsageError
-
-safetensors = pytest.importorskip("safetensors.numpy")
-tokenizers = pytest.importorskip("tokenizers")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +33,9 @@ def test_weights_fit_the_config(made: Path) -> None:
     query = weights["model.layers.0.self_attn.q_proj.weight"]
     assert query.shape == (config["num_attention_heads"] * config["head_dim"], config["hidden_size"])
     assert 0.015 < float(query.std()) < 0.025
-    assert len({tensor.tobytes() for name, tensor in weights.items() if "norm" not in name}) == 1 + 7 * config["num_hidden_layers"]
+    assert (
+        len({tensor.tobytes() for name, tensor in weights.items() if "norm" not in name}) == 1 + 7 * config["num_hidden_layers"]
+    )
 
 
 def test_the_tokenizer_round_trips_and_learned_words(made: Path) -> None:
@@ -66,5 +67,5 @@ def test_a_complete_model_is_left_alone_and_an_incomplete_one_is_finished(made: 
 
 def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="cannot write the model to .*file"):
+    with pytest.raises(UsageError, match=r"cannot write the model to .*file"):
         make_tiny_model(tmp_path / "file")

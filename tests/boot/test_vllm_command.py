@@ -35,7 +35,9 @@ def test_forms_of_the_server(argv: tuple[str, ...]) -> None:
     assert recognised(*argv).model == "some/model"
 
 
-@pytest.mark.parametrize("argv", [(), ("vllm", "bench"), ("python", "server.py"), ("python", "-m", "http.server"), ("bash", "-c", "vllm serve")])
+@pytest.mark.parametrize(
+    "argv", [(), ("vllm", "bench"), ("python", "server.py"), ("python", "-m", "http.server"), ("bash", "-c", "vllm serve")]
+)
 def test_what_is_not_the_server(argv: tuple[str, ...]) -> None:
     assert vllm.recognise(argv) is None
 
@@ -66,7 +68,11 @@ def test_underscores_are_dashes_and_the_last_value_counts() -> None:
         (("--attention-config.backend=FLASHINFER",), {}, ("FLASHINFER", "--attention-config.backend")),
         (("--attention-config", '{"backend": "FLASHINFER"}'), {}, ("FLASHINFER", "--attention-config")),
         ((), {"VLLM_ATTENTION_BACKEND": "FLASHINFER"}, ("FLASHINFER", "VLLM_ATTENTION_BACKEND")),
-        (("--attention-backend", "flashinfer"), {"VLLM_ATTENTION_BACKEND": "FLASHINFER"}, ("flashinfer", "--attention-backend")),
+        (
+            ("--attention-backend", "flashinfer"),
+            {"VLLM_ATTENTION_BACKEND": "FLASHINFER"},
+            ("flashinfer", "--attention-backend"),
+        ),
     ],
 )
 def test_the_users_own_choice_is_seen(
@@ -79,7 +85,9 @@ def test_contradictions_are_usage_errors() -> None:
     command = recognised("vllm", "serve", "m", "--attention-backend", "FLASH_ATTN")
     with pytest.raises(UsageError, match="--attention-backend says FLASH_ATTN but VLLM_ATTENTION_BACKEND says FLASHINFER"):
         vllm.backend_given(command, {"VLLM_ATTENTION_BACKEND": "FLASHINFER"})
-    with pytest.raises(UsageError, match="explicit backend is TRITON_ATTN, but the engine's --attention-backend says FLASH_ATTN"):
+    with pytest.raises(
+        UsageError, match="explicit backend is TRITON_ATTN, but the engine's --attention-backend says FLASH_ATTN"
+    ):
         vllm.explicit_backend("TRITON_ATTN", command, {})
 
 
