@@ -17,7 +17,7 @@ from attnkit.errors import UnsupportedError
 from attnkit.kernels.triton import configs
 from attnkit.kernels.triton.configs import Tile
 from attnkit.kernels.triton.launch import Launch, Target, cache_of, padded, require_rows, run_all, target_of
-from attnkit.kernels.triton.merge_splits import merge_splits
+from attnkit.kernels.triton.merge_splits import plan_merge
 from attnkit.kernels.triton.paged_decode import paged_decode
 from attnkit.kernels.triton.paged_prefill import paged_prefill
 from attnkit.spec import PagedAttention, Softmax, VarlenAttention
@@ -256,37 +256,6 @@ def _decode(
         return [decode], "triton_paged_decode"
     merge = plan_merge(out, lse, part_out, part_lse, common["query_start_loc"], num_seqs, longest)
     return [decode, merge], "triton_paged_decode_split"
-
-
-def plan_merge(
-    out: Tensor,
-    lse: Tensor | None,
-    part_out: Tensor,
-    part_lse: Tensor | None,
-    query_start_loc: Tensor,
-    num_seqs: int,
-    longest: int,
-) -> Launch:
-    """The launch of `merge_splits` for part_out [splits, num_tokens, heads, head_dim_v]."""
-    splits, tokens, heads, head_dim_v = part_out.shape
-    args = {
-        "out": out,
-        "lse": lse,
-        "part_out": part_out,
-        "part_lse": part_lse,
-        "query_start_loc": query_start_loc,
-        "num_tokens": tokens,
-        "longest": longest,
-        "stride_o_token": out.stride(0),
-        "stride_o_head": out.stride(1),
-        "HEAD_DIM_V": head_dim_v,
-        "BLOCK_DV": padded(head_dim_v),
-        "SPLITS": splits,
-        "BLOCK_SPLITS": 1 << (splits - 1).bit_length(),
-        "TOKENS": longest,
-        "RETURN_LSE": lse is not None,
-    }
-    return Launch(merge_splits, (num_seqs * longest, heads), args, 4, 1)
 
 
 def plan_varlen(

@@ -6,10 +6,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import triton
 import triton.language as tl
 
+from attnkit.kernels.triton.launch import Launch, padded
 from attnkit.kernels.triton.tiles import LN2
+
+if TYPE_CHECKING:
+    from torch import Tensor
+else:
+    Tensor = Any
 
 
 @triton.jit(do_not_specialize=["num_tokens", "longest"])
@@ -53,3 +61,34 @@ def merge_splits(
     )
     if RETURN_LSE:
         tl.store(lse + token * num_heads + head, (top + tl.log2(total)) * LN2)
+
+
+def plan_merge(
+    out: Tensor,
+    lse: Tensor | None,
+    part_out: Tensor,
+    part_lse: Tensor | None,
+    query_start_loc: Tensor,
+    num_seqs: int,
+    longest: int,
+) -> Launch:
+    """The launch of `merge_splits` for part_out [splits, num_tokens, heads, head_dim_v]."""
+    splits, tokens, heads, head_dim_v = part_out.shape
+    args = {
+        "out": out,
+        "lse": lse,
+        "part_out": part_out,
+        "part_lse": part_lse,
+        "query_start_loc": query_start_loc,
+        "num_tokens": tokens,
+        "longest": longest,
+        "stride_o_token": out.stride(0),
+        "stride_o_head": out.stride(1),
+        "HEAD_DIM_V": head_dim_v,
+        "BLOCK_DV": padded(head_dim_v),
+        "SPLITS": splits,
+        "BLOCK_SPLITS": 1 << (splits - 1).bit_length(),
+        "TOKENS": longest,
+        "RETURN_LSE": lse is not None,
+    }
+    return Launch(merge_splits, (num_seqs * longest, heads), args, 4, 1)

@@ -70,16 +70,16 @@ def dequantise(x, DTYPE: tl.constexpr, FP8: tl.constexpr):
 
 
 @triton.jit
-def row_pages(start, table, first, limit, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr):
-    """Cache block of each of the BLOCK_N tokens from `start` (one number where the whole tile lies in one block)."""
+def row_pages(start, table, first, limit, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Cache block of each of the BLOCK_N tokens from `start` (one number where the whole tile lies in one block).
+
+    Outside [first, limit) the table is not read: it may end there, or name blocks that were given back.
+    """
     if BLOCK_SIZE % BLOCK_N == 0:
-        pages = tl.load(table + start // BLOCK_SIZE)
+        pages = tl.load(table + start // BLOCK_SIZE, mask=(start + BLOCK_N > first) & (start < limit), other=0)
     else:
         n = start + tl.arange(0, BLOCK_N)
-        if MASKED:
-            pages = tl.load(table + n // BLOCK_SIZE, mask=(n >= first) & (n < limit), other=0)
-        else:
-            pages = tl.load(table + n // BLOCK_SIZE)
+        pages = tl.load(table + n // BLOCK_SIZE, mask=(n >= first) & (n < limit), other=0)
     return pages
 
 
@@ -218,9 +218,13 @@ def attend(
     full_lo = tl.minimum(full_lo, end)
     full_hi = tl.maximum(full_hi, full_lo)
 
+    # Block numbers are fetched one tile ahead, so that no load of the loop waits for another load of the same step.
+    ahead = row_pages(full_lo, table, first, limit, BLOCK_SIZE, BLOCK_N) if PAGED else 0
     for at in tl.range(full_lo, full_hi, BLOCK_N):
         start = tl.multiple_of(at, BLOCK_N)
-        pages = row_pages(start, table, first, limit, BLOCK_SIZE, BLOCK_N, False) if PAGED else 0
+        pages = ahead
+        if PAGED:
+            ahead = row_pages(start + BLOCK_N, table, first, limit, BLOCK_SIZE, BLOCK_N)
         acc, l, m = attend_tile(
             q, acc, l, m, start, pages,
             key, value, kv_start, position, node, context, tree_mask, num_nodes, slope,
@@ -234,7 +238,7 @@ def attend(
     right = tl.maximum(end - full_hi, 0) // BLOCK_N
     for i in tl.range(0, left + right):
         start = tl.multiple_of(tl.where(i < left, begin + i * BLOCK_N, full_hi + (i - left) * BLOCK_N), BLOCK_N)
-        pages = row_pages(start, table, first, limit, BLOCK_SIZE, BLOCK_N, True) if PAGED else 0
+        pages = row_pages(start, table, first, limit, BLOCK_SIZE, BLOCK_N) if PAGED else 0
         acc, l, m = attend_tile(
             q, acc, l, m, start, pages,
             key, value, kv_start, position, node, context, tree_mask, num_nodes, slope,
