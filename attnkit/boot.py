@@ -355,7 +355,7 @@ def worst(verdicts: list[Verdict] | tuple[Verdict, ...]) -> Outcome:
     outcomes = {verdict.outcome for verdict in verdicts}
     for outcome in ("fail", "inconclusive", "pass"):
         if outcome in outcomes:
-            return outcome  # type: ignore[return-value]
+            return outcome
     return "inconclusive"
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from attnkit import evidence
 from attnkit.backends.base import Backend, Installed, Provider, Reason, missing
 from attnkit.backends.registry import all_backends
+from attnkit.evidence import Evidence, of, word
 from attnkit.hardware.device import Device
 from attnkit.plan import inspect_box
 from attnkit.select import installed_versions
@@ -43,7 +43,7 @@ class BackendRow:
     why_not: str
     providers: tuple[ProviderRow, ...]
     evidence: str
-    proven: tuple[evidence.Evidence, ...]
+    proven: tuple[Evidence, ...]
 
 
 def catalog(root: Path | str = "/") -> tuple[BackendRow, ...]:
@@ -66,8 +66,8 @@ def _row(backend: Backend, device: Device, installed: Installed) -> BackendRow:
         usable=usable,
         why_not=why_not,
         providers=providers,
-        evidence=evidence.word(backend.name, device.arch),
-        proven=evidence.of(backend.name),
+        evidence=word(backend.name, device.arch),
+        proven=of(backend.name),
     )
 
 

@@ -7,6 +7,7 @@ processes whose parent died would stay as zombies until the container ends.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -68,6 +69,7 @@ class Supervisor:
         Raises:
             UsageError: the command cannot be started; the message names it.
         """
+        _adopt_orphans()
         for number in _FORWARDED:
             self._previous[number] = signal.signal(number, self._forward)
         try:
@@ -151,3 +153,12 @@ class Supervisor:
                     target.flush()
                 except (BrokenPipeError, ValueError):
                     target = None
+
+
+def _adopt_orphans() -> None:
+    """Outside a container too, take over processes whose parent died, as PID 1 does, so that they are reaped here.
+
+    Linux only (prctl PR_SET_CHILD_SUBREAPER, linux/prctl.h); elsewhere, and where it is refused, init has them.
+    """
+    if sys.platform.startswith("linux") and os.getpid() != 1:
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)

@@ -26,6 +26,12 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 
 @pytest.fixture
+def environment() -> Callable[..., dict[str, str]]:
+    """environment(NAME="value") → an environment without anything that steers attnkit or vLLM, and with these."""
+    return clean_environment
+
+
+@pytest.fixture
 def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """cli("select", "--json", env={…}) → the finished process."""
 

@@ -1,7 +1,7 @@
 """A small real HTTP engine to put under supervision: /health, /v1/models, /v1/completions.
 
-    python openai_engine.py PORT [--healthy-after S] [--die-after S CODE] [--no-api] [--refuse-completions]
-                                 [--ignore-term] [--orphan]
+python openai_engine.py PORT [--healthy-after S] [--die-after S CODE] [--no-api] [--refuse-completions]
+                             [--ignore-term] [--orphan]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 parser = argparse.ArgumentParser()
 parser.add_argument("port", type=int)
@@ -70,8 +71,10 @@ def stop(number: int, _frame: object) -> None:
 signal.signal(signal.SIGTERM, stop)
 signal.signal(signal.SIGINT, stop)
 if options.orphan:
-    # a child that starts a grandchild and leaves: the grandchild is reparented to whoever reaps orphans
-    subprocess.run([sys.executable, "-c", "import subprocess; subprocess.Popen(['sleep', '0.2'])"], check=True)
+    # a child that starts a grandchild and leaves: the grandchild goes to whoever adopts orphans
+    code = "import subprocess; print(subprocess.Popen(['sleep', '3'], stdout=subprocess.DEVNULL).pid, end='')"
+    pid = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    Path("orphan.pid").write_text(pid)
 if options.die_after:
     seconds, code = float(options.die_after[0]), int(options.die_after[1])
 
