@@ -26,7 +26,6 @@ PULL_SECONDS = 600
 INCLUDE = "python3-minimal,python3,ca-certificates"
 BOOTSTRAP = f"attnkit-base:{SUITE}"
 EXCLUDES = (
-    "usr/share/doc/*/*",
     "usr/share/man",
     "usr/share/info",
     "usr/share/locale",
@@ -44,7 +43,7 @@ EXCLUDES = (
     "etc/machine-id",
     "dev/*",
 )
-"""Left out of the tar. Copyright files stay: the licences ask for it (see `slim`)."""
+"""Left out of the tar, beside the documentation that `slim` removes."""
 
 
 def present(name: str) -> bool:
@@ -77,7 +76,8 @@ def pull(reference: str) -> bool:
         print(f"[base] pulling {reference}: no end after {PULL_SECONDS} s", flush=True)
         return False
     if done.returncode != 0:
-        print(f"[base] pulling {reference}: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'failed'}", flush=True)
+        reason = (done.stderr.strip() or "failed").splitlines()[-1]
+        print(f"[base] pulling {reference}: {reason}", flush=True)
     return done.returncode == 0
 
 
@@ -123,10 +123,14 @@ def mirror_lines() -> list[str]:
 def bootstrap(tar: Path) -> None:
     """Write the tar of a minimal, slimmed system with Python. EngineError where that cannot be done here."""
     if os.geteuid() != 0:
-        raise EngineError("no registry answers, and bootstrapping the base image needs root (or set ATTNKIT_BASE_IMAGE to an image that you have)")
+        raise EngineError(
+            "no registry answers, and bootstrapping the base image needs root (or an image named by ATTNKIT_BASE_IMAGE)"
+        )
     lines = mirror_lines()
     if not lines:
-        raise EngineError(f"no registry answers, and no Debian mirror is known here: set ATTNKIT_APT_MIRROR to one that has {SUITE}")
+        raise EngineError(
+            f"no registry answers, and no Debian mirror is known here: set ATTNKIT_APT_MIRROR to one that has {SUITE}"
+        )
     if shutil.which("debootstrap") is None:
         apt_install(("debootstrap",))
     mirror = lines[0].split()[1]
@@ -145,7 +149,7 @@ def bootstrap(tar: Path) -> None:
             raise EngineError(f"debootstrap failed:\n{tail}")
         slim(tree)
         partial = tar.with_suffix(".partial")
-        excludes = [f"--exclude=./{pattern}" for pattern in EXCLUDES if not pattern.startswith("usr/share/doc")]
+        excludes = [f"--exclude=./{pattern}" for pattern in EXCLUDES]
         options = ["--numeric-owner", "--sort=name", "--mtime=@0", "--one-file-system"]
         subprocess.run(["tar", *options, *excludes, "-C", str(tree), "-cf", str(partial), "."], check=True)
         partial.rename(tar)
@@ -181,9 +185,7 @@ def base_image(reference: str) -> str:
     if not tar.is_file():
         print(f"[base] no registry delivers {wanted}", flush=True)
         bootstrap(tar)
-    subprocess.run(
-        [client(), "import", "-c", 'CMD ["/bin/bash"]', str(tar), BOOTSTRAP], check=True, capture_output=True
-    )
+    subprocess.run([client(), "import", "-c", 'CMD ["/bin/bash"]', str(tar), BOOTSTRAP], check=True, capture_output=True)
     return BOOTSTRAP
 
 

@@ -16,13 +16,13 @@ import shutil
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
 import base
 import engine
 import platforms
+import tomllib
 import wheels
 from platforms import DescriptionError, Platform
 
@@ -176,7 +176,11 @@ def build(platform: Platform, *, wheel: Path | None, no_cache: bool, plain: bool
     engine.ensure()
     base_name = base.base_image(platform.base)
     context = stage(platform, wheel or build_wheel())
-    arguments = {"BASE": base_name, "PACKAGES": " ".join(platform.packages), "LOCK": platform.lock_path.stem if platform.lock_path else ""}
+    arguments = {
+        "BASE": base_name,
+        "PACKAGES": " ".join(platform.packages),
+        "LOCK": platform.lock_path.stem if platform.lock_path else "",
+    }
     names = labels(platform)
     inputs = fingerprint(context, arguments, names, inspect(base_name, "{{.Id}}"))
     tag, moving = tags(platform)
@@ -199,7 +203,9 @@ def build(platform: Platform, *, wheel: Path | None, no_cache: bool, plain: bool
         done = subprocess.run([*command, str(context)], env={**os.environ, "DOCKER_BUILDKIT": "1"}, check=False)
         shutil.rmtree(STAGE / "secrets", ignore_errors=True)
         if done.returncode != 0:
-            raise engine.EngineError(f"docker build of {platform.name} failed (exit code {done.returncode}); its output is above")
+            raise engine.EngineError(
+                f"docker build of {platform.name} failed (exit code {done.returncode}); its output is above"
+            )
         state = "built"
     identity, size = inspect(tag, "{{.Id}}"), int(inspect(tag, "{{.Size}}"))
     say(f"{platform.name}: {state} in {time.monotonic() - started:.1f} s: {tag} {identity[7:19]} {size / 1e6:.0f} MB")
@@ -220,7 +226,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = platforms.load()
         if args.list:
             for platform in known.values():
-                print(f"{platform.name:13} {platform.title:40} {'not built yet: ' + platform.not_built if platform.not_built else 'built'}")
+                state = f"not built yet: {platform.not_built}" if platform.not_built else "built"
+                print(f"{platform.name:13} {platform.title:40} {state}")
             return 0
         chosen = list(known.values()) if args.all else [platforms.find(args.platform, known)]
         for platform in chosen:

@@ -61,7 +61,9 @@ def apt_install(packages: tuple[str, ...], optional: tuple[str, ...] = ()) -> No
     subprocess.run([*apt, "update"], env=env, capture_output=True, check=False)
     wanted = [*packages]
     for name in optional:
-        shown = subprocess.run(["apt-cache", "policy", name], capture_output=True, text=True, check=False, env={**env, "LC_ALL": "C"})
+        shown = subprocess.run(
+            ["apt-cache", "policy", name], capture_output=True, text=True, check=False, env={**env, "LC_ALL": "C"}
+        )
         if "Candidate: " in shown.stdout and "Candidate: (none)" not in shown.stdout:
             wanted.append(name)
     print(f"[engine] apt-get install {' '.join(wanted)}", flush=True)
@@ -102,7 +104,9 @@ def ensure() -> str:
         return "running"
     advice = "install Docker Engine (20.10 or newer) and start it, or point DOCKER_HOST at one, then run the command again"
     if os.environ.get("DOCKER_HOST"):
-        raise EngineError(f"no container engine answers at DOCKER_HOST={os.environ['DOCKER_HOST']}; start it or unset DOCKER_HOST")
+        raise EngineError(
+            f"no container engine answers at DOCKER_HOST={os.environ['DOCKER_HOST']}; start it or unset DOCKER_HOST"
+        )
     if os.geteuid() != 0:
         raise EngineError(f"no container engine answers, and installing or starting one needs root: {advice}")
     if shutil.which("dockerd") is None and not Path("/usr/sbin/dockerd").exists():

@@ -93,7 +93,8 @@ def _platform(name: str, entry: Any, text: str, where: str) -> Platform:
     for field in entry:
         if field not in allowed:
             near = difflib.get_close_matches(str(field), allowed, n=1)
-            raise wrong(f"unknown field {field!r}." + (f" Did you mean {near[0]}?" if near else "") + f" Allowed: {', '.join(allowed)}", str(field))
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise wrong(f"unknown field {field!r}.{hint} Allowed: {', '.join(allowed)}", str(field))
     for field in allowed:
         if field not in entry and field != "not_built":
             raise wrong(f"field {field!r} is missing")

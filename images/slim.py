@@ -68,7 +68,9 @@ def trees(site: Path, names: tuple[str, ...]) -> int:
 
 def files(site: Path, patterns: tuple[str, ...]) -> int:
     """Remove every file that matches one of these patterns."""
-    return sum(remove(path) for pattern in patterns for path in list(site.rglob(pattern)) if path.is_file() and not kept(path, site))
+    return sum(
+        remove(path) for pattern in patterns for path in list(site.rglob(pattern)) if path.is_file() and not kept(path, site)
+    )
 
 
 def loads(path: Path) -> bool:

@@ -47,14 +47,25 @@ def create(folder: Path) -> None:
         package = f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"
         env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         print(f"[venv] apt-get install {package}", flush=True)
-        subprocess.run(["apt-get", "-qq", "update"], env=env, check=False, capture_output=True)
-        subprocess.run(["apt-get", "-qq", "install", "-y", "--no-install-recommends", package], env=env, check=True, capture_output=True)
+        for action in (["update"], ["install", "-y", "--no-install-recommends", package]):
+            done = subprocess.run(["apt-get", "-qq", *action], env=env, check=False, capture_output=True, text=True)
+        if done.returncode != 0:
+            fail(f"apt-get install {package}: {done.stderr.strip()}")
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
 
 
 def pip(folder: Path, *args: str) -> None:
     """Run the environment's pip quietly; the process's exit code becomes ours if it fails."""
-    command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "-qq", *args]
+    command = [
+        str(folder / "bin" / "python"),
+        "-m",
+        "pip",
+        "install",
+        "--disable-pip-version-check",
+        "--no-input",
+        "-qq",
+        *args,
+    ]
     done = subprocess.run(command, check=False)
     if done.returncode != 0:
         fail(f"pip could not install {args[-1]} (exit code {done.returncode})")
@@ -99,7 +110,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("wheels", type=Path, nargs="*", help="wheels to install on top")
     args = parser.parse_args(argv)
     if sys.version_info < OLDEST:
-        fail(f"Python {OLDEST[0]}.{OLDEST[1]} or newer is needed here, this is {sys.version.split()[0]}; choose one: make PYTHON=python3.12 …")
+        found = sys.version.split()[0]
+        fail(f"Python {OLDEST[0]}.{OLDEST[1]} or newer is needed here, this is {found}; choose one: make PYTHON=python3.12 …")
     for path in (args.lock, *args.wheels):
         if not path.is_file():
             fail(f"no such file: {path}")

