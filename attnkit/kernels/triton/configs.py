@@ -88,7 +88,16 @@ FULL_PRECISION: dict[Op, dict[int, Tile]] = {
 
 INTERPRETER = Tile(32, 32, 4, 1)
 
-SPLIT_CTAS_PER_UNIT: dict[str, int] = {"hopper": 4, "blackwell": 4, "ampere": 4, "ada": 3, "turing": 2, "cdna": 2, "rdna": 2, "xe": 2}
+SPLIT_CTAS_PER_UNIT: dict[str, int] = {
+    "hopper": 4,
+    "blackwell": 4,
+    "ampere": 4,
+    "ada": 3,
+    "turing": 2,
+    "cdna": 2,
+    "rdna": 2,
+    "xe": 2,
+}
 """Decode programs that one multiprocessor (compute unit, Xe core) should have to stay busy."""
 
 MAX_SPLITS = 64

@@ -1,7 +1,7 @@
 # mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
 """Join the partial results of a split-KV kernel by their log-sum-exp.
 
-    L = log2 sum_s 2^lse_s ;  out = sum_s 2^(lse_s - L) out_s
+L = log2 sum_s 2^lse_s ;  out = sum_s 2^(lse_s - L) out_s
 """
 
 from __future__ import annotations
@@ -56,9 +56,7 @@ def merge_splits(
         other=0.0,
     )
     joined = tl.sum(parts * weight[:, None], 0) / tl.where(total == 0.0, 1.0, total)
-    tl.store(
-        out + token * stride_o_token + head * stride_o_head + dv, joined.to(out.dtype.element_ty), mask=dv < HEAD_DIM_V
-    )
+    tl.store(out + token * stride_o_token + head * stride_o_head + dv, joined.to(out.dtype.element_ty), mask=dv < HEAD_DIM_V)
     if RETURN_LSE:
         tl.store(lse + token * num_heads + head, (top + tl.log2(total)) * LN2)
 

@@ -251,9 +251,7 @@ def attend(
 
 
 @triton.jit
-def visible_range(
-    lowest, highest, seq_len, window_left, window_right, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr
-):
+def visible_range(lowest, highest, seq_len, window_left, window_right, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr):
     """Keys [first, limit) that at least one row with a position in [lowest, highest] sees."""
     first = 0
     limit = seq_len
