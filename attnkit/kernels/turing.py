@@ -1,0 +1,292 @@
+"""Turing's tensor cores for any Triton kernel in this process.
+
+Stock Triton compiles `tl.dot` for sm_75 to scalar multiply-adds. `enable()` installs a hook through Triton's public knob
+`triton.knobs.runtime.add_stages_inspection_hook` that, for compute capability 7.5 alone,
+
+1. lays the kernel out as for 8.0, without software pipelining, so that the dot becomes matrix instructions and no copy is
+   asynchronous;
+2. rewrites the PTX to the instructions of sm_75 and refuses what sm_75 lacks (`turing_ptx`);
+3. refuses kernels that need more than 64 KB of shared memory, before anything is launched.
+
+It serves our kernels and everybody else's (an engine's Triton attention, fused mixture-of-experts, torch.compile).
+`emulate()` runs the very same sm_75 code on a newer card, for tests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache, wraps
+from pathlib import Path
+from typing import Any
+
+from attnkit.errors import UnsupportedError
+from attnkit.hardware.device import Device
+from attnkit.kernels import turing_ptx
+
+CAPABILITY = 75
+LAYOUT_CAPABILITY = 80
+"""The capability whose layouts and dot lowering are borrowed: the first with m16n8k16."""
+
+TESTED_TRITON = ("3.6.0", "3.7.1", "3.8.0", "3.9.0")
+"""The versions the tests of this module were run on. The hook works on compiler internals: others are refused."""
+
+TARGET_DEVICE = Device(
+    vendor="nvidia", kind="gpu", name="sm_75 code on a newer card", arch="sm_75", features=("emulated",), source="emulate"
+)
+"""What `emulate()` claims to be."""
+
+
+class _Hook:
+    """The stage hook. One instance is installed; it calls the hook that it found first."""
+
+    def __init__(self, previous: Callable[..., Any] | None) -> None:
+        self.previous = previous
+
+    def __call__(self, *args: Any) -> tuple[str, str] | None:
+        if not args:  # Triton >= 3.7 asks what the hook adds to its keys
+            key, digest = self.previous() if self.previous is not None else ("", "")
+            # The part of the key on disk is added by `_keyed_hash`, for sm_75 alone; this one is for the process.
+            return key, f"{digest}{_key()}"
+        if self.previous is not None:
+            self.previous(*args)
+        backend, stages, options, _language, capability = args
+        if capability == CAPABILITY:
+            _turn(backend, stages, options)
+        return None
+
+
+_state: dict[str, Any] = {"emulating": False}
+
+
+def enable() -> None:
+    """Install the hook. Call it before the first kernel is compiled; again is free.
+
+    A hook that is already there keeps running, before ours. Capabilities other than 7.5 keep their code and cache keys.
+
+    Raises:
+        UnsupportedError: this Triton version was not tested, or Triton is missing.
+    """
+    knobs, backend = _triton()
+    if not enabled():
+        knobs.runtime.add_stages_inspection_hook = _Hook(knobs.runtime.add_stages_inspection_hook)
+    if not hasattr(backend.hash, "attnkit_original"):
+        backend.hash = _keyed_hash(backend.hash)
+
+
+def disable() -> None:
+    """Take the hook out again, where ours is the outermost; kernels compiled meanwhile stay as they are.
+
+    Raises:
+        UnsupportedError: somebody chained another hook onto ours, so that it cannot be taken out.
+    """
+    knobs, backend = _triton()
+    hook = knobs.runtime.add_stages_inspection_hook
+    if isinstance(hook, _Hook):
+        knobs.runtime.add_stages_inspection_hook = hook.previous
+    elif enabled():
+        raise UnsupportedError("another stage hook was chained onto attnkit's; remove that one first")
+    backend.hash = getattr(backend.hash, "attnkit_original", backend.hash)
+
+
+def enabled() -> bool:
+    """True where the hook, or a hook that keeps it as `.previous`, is installed."""
+    from triton import knobs
+
+    hook = knobs.runtime.add_stages_inspection_hook
+    while hook is not None and not isinstance(hook, _Hook):
+        hook = getattr(hook, "previous", None)
+    return hook is not None
+
+
+@cache
+def _triton() -> tuple[Any, Any]:
+    """Triton's knobs and its NVIDIA backend, of a version that was tested."""
+    try:
+        import triton
+        from triton import knobs
+        from triton.backends.nvidia.compiler import CUDABackend
+    except ImportError as error:
+        raise UnsupportedError(f"Turing's tensor cores need Triton ({error})") from None
+    refuse_untested(triton.__version__)
+    return knobs, CUDABackend
+
+
+def refuse_untested(version: str) -> None:
+    """Raise UnsupportedError unless this Triton version was tested with the hook; build suffixes (+git…) do not matter."""
+    if version.partition("+")[0] not in TESTED_TRITON:
+        raise UnsupportedError(
+            f"Turing's tensor cores were not tested on Triton {version}; tested: {', '.join(TESTED_TRITON)}. "
+            "Install one of these, or use TRITON_ATTN without tensor cores or XFORMERS"
+        )
+
+
+@cache
+def _source_hash() -> str:
+    files = (Path(__file__), Path(turing_ptx.__file__))
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
+
+
+def _key() -> str:
+    return f"-attnkit-turing-{_source_hash()}{'-emulated' if _state['emulating'] else ''}"
+
+
+def _keyed_hash(original: Callable[[Any], str]) -> Callable[[Any], str]:
+    """The backend's part of the cache key, with the hook in it for sm_75.
+
+    Triton 3.6 never asks a stage hook for a key; later versions do, but add the answer for every target.
+    """
+
+    @wraps(original)
+    def hash_(self: Any) -> str:
+        base = original(self)
+        return base + _key() if self.target.arch == CAPABILITY and enabled() else base
+
+    hash_.attnkit_original = original  # type: ignore[attr-defined]
+    return hash_
+
+
+def _turn(backend: Any, stages: dict[str, Callable[..., Any]], options: Any) -> None:
+    """Replace the stages of one compilation for sm_75."""
+    plain = replace(options, num_stages=1)
+    if "ttir" in stages:  # not for Gluon, whose layouts are the author's own
+
+        def ttgir(module: Any, metadata: dict[str, Any]) -> Any:
+            return backend.make_ttgir(_unpipelined(module), metadata, plain, LAYOUT_CAPABILITY)
+
+        stages["ttgir"] = ttgir
+    stock_llir, stock_ptx, stock_cubin = stages["llir"], stages["ptx"], stages["cubin"]
+
+    def llir(module: Any, metadata: dict[str, Any]) -> Any:
+        _refuse_operations(str(module))
+        text = stock_llir(module, metadata)
+        if metadata["shared"] > turing_ptx.SHARED_MEMORY_LIMIT:
+            from triton.runtime.errors import OutOfResources
+
+            raise OutOfResources(metadata["shared"], turing_ptx.SHARED_MEMORY_LIMIT, "shared memory on sm_75")
+        return text
+
+    def ptx(module: Any, metadata: dict[str, Any]) -> str:
+        return turing_ptx.legalise(stock_ptx(module, metadata))
+
+    def cubin(text: str, metadata: dict[str, Any]) -> bytes:
+        code: bytes = stock_cubin(text, metadata)
+        return text.encode() + b"\0" if _state["emulating"] else code
+
+    stages.update(llir=llir, ptx=ptx, cubin=cubin)
+
+
+_LOOP_STAGES = re.compile(r"tt\.num_stages = \d+ : i32")
+
+
+def _unpipelined(module: Any) -> Any:
+    """The module without the loops' own stage counts, which would bring asynchronous copies back."""
+    text = str(module)
+    if not _LOOP_STAGES.search(text):
+        return module
+    from triton._C.libtriton import ir
+
+    with tempfile.NamedTemporaryFile("w", suffix=".ttir") as file:
+        file.write(_LOOP_STAGES.sub("tt.num_stages = 1 : i32", text))
+        file.flush()
+        turned = ir.parse_mlir_module(file.name, module.context)
+    turned.context = module.context
+    return turned
+
+
+_NEWER_OPERATIONS = re.compile(r"(?:^|=)\s*\"?(ttg\.async_\w+|ttng\.\w+|ttg\.warp_specialize)\b", re.MULTILINE)
+
+
+def _refuse_operations(ttgir: str) -> None:
+    """Refuse what LLVM could not select for sm_75; it would end the process and not raise.
+
+    Raises:
+        UnsupportedError: names the operations.
+    """
+    found = sorted(set(_NEWER_OPERATIONS.findall(ttgir)))
+    if found:
+        raise UnsupportedError(f"Turing code generation: sm_75 has no {', '.join(found)}; write the kernel without them")
+
+
+class _EmulatedDevice(int):
+    """A device index that Triton's caches tell from the real one, so that code of both kinds can live side by side."""
+
+    def __hash__(self) -> int:
+        return hash(("sm_75", int(self)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _EmulatedDevice) and int(self) == int(other)
+
+
+class _EmulatedUtils:
+    def __init__(self, real: Any) -> None:
+        self._real = real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def get_device_properties(self, device: int) -> dict[str, Any]:
+        return {**self._real.get_device_properties(int(device)), "max_shared_mem": turing_ptx.SHARED_MEMORY_LIMIT}
+
+    def load_binary(self, name: str, kernel: bytes, shared: int, device: int, *rest: Any) -> Any:
+        return self._real.load_binary(name, kernel, shared, int(device), *rest)
+
+
+class _EmulatedDriver:
+    """The active driver, saying that its device is an sm_75 one."""
+
+    def __init__(self, real: Any) -> None:
+        self._real = real
+        self.utils = _EmulatedUtils(real.utils)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", CAPABILITY, 32)
+
+    def get_current_device(self) -> int:
+        return _EmulatedDevice(self._real.get_current_device())
+
+    def get_device_capability(self, device: int | None = None) -> tuple[int, int]:
+        return divmod(CAPABILITY, 10)
+
+    def get_current_stream(self, device: int | None = None) -> Any:
+        return self._real.get_current_stream(None if device is None else int(device))
+
+
+@contextmanager
+def emulate() -> Iterator[Device]:
+    """For tests: inside, every Triton kernel is compiled for sm_75 and its sm_75 PTX runs on this newer card.
+
+    ptxas for sm_75 still compiles (and so checks) each kernel; what is loaded is the PTX, which the card's driver translates.
+    The arithmetic is that of the Turing instructions; the speed is not that of a Turing card.
+
+    Yields:
+        The sm_75 device to hand to selection and self-test.
+    """
+    from triton.runtime.driver import driver
+
+    enable()
+    real = driver.active
+    if isinstance(real, _EmulatedDriver):
+        yield TARGET_DEVICE
+        return
+    driver.set_active(_EmulatedDriver(real))
+    _state["emulating"] = True
+    try:
+        yield TARGET_DEVICE
+    finally:
+        _state["emulating"] = False
+        driver.set_active(real)
+
+
+def emulating() -> bool:
+    """True inside `emulate()`."""
+    return bool(_state["emulating"])
