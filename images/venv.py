@@ -25,7 +25,7 @@ OLDEST = (3, 11)
 
 def digest(*paths: Path) -> str:
     """One hash over the interpreter's version and the content of the files."""
-    seen = hashlib.sha256(f"{sys.version_info[:2]} {Path(__file__).read_bytes()!r}".encode())
+    seen = hashlib.sha256(str(sys.version_info[:2]).encode())
     for path in paths:
         seen.update(path.read_bytes())
     return seen.hexdigest()
@@ -39,6 +39,8 @@ def fail(message: str) -> None:
 
 def create(folder: Path) -> None:
     """An empty environment; installs the distribution's python3-venv where ensurepip is missing and we may."""
+    if folder.is_symlink() or (folder.exists() and any(folder.iterdir()) and not (folder / "pyvenv.cfg").is_file()):
+        fail(f"{folder} is a link or not a virtual environment, so it is not replaced: move it away, then run the command again")
     try:
         import ensurepip  # noqa: F401
     except ImportError:

@@ -193,6 +193,21 @@ def test_a_missing_ca_bundle_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
         build.secrets(tmp_path / "secrets")
 
 
+def test_only_a_virtual_environment_is_replaced(tmp_path: Path, images_dir: Path) -> None:
+    """Making an environment clears its folder, which must not happen to anything else, nor through a link."""
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.tex").write_text("x", encoding="utf-8")
+    (tmp_path / "link").symlink_to(precious)
+    (tmp_path / "lock.txt").write_text("", encoding="utf-8")
+    for folder in (precious, tmp_path / "link"):
+        command = [sys.executable, str(images_dir / "venv.py"), str(folder), str(tmp_path / "lock.txt")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert "is a link or not a virtual environment" in done.stderr
+    assert (precious / "thesis.tex").is_file()
+
+
 def test_make_names_its_targets(repo_root: Path) -> None:
     make = shutil.which("make")
     assert make is not None
