@@ -6,17 +6,22 @@ backend turns that on and runs our paged and varlen kernels with configurations 
 
 from __future__ import annotations
 
-from attnkit.backends.base import Backend, Capability, HeadDims, Provider
+from typing import ClassVar
+
+from attnkit.backends.base import Backend, Capability, Provider
+from attnkit.backends.torch_device import device_of
+from attnkit.backends.triton_common import HEAD_DIMS
 from attnkit.errors import UnsupportedError
-from attnkit.spec import AttentionOutput, Call
+from attnkit.spec import AttentionOutput, Call, PagedAttention, VarlenAttention
 
 CAPABILITY = Capability(
     ops=frozenset({"paged", "varlen"}),
     archs={"nvidia": ("sm_75",)},
     dtypes=frozenset({"float16"}),
-    head_dims=HeadDims(low=32, high=256, multiple_of=8),
+    head_dims=HEAD_DIMS,
     min_block_size=16,
     block_multiple=16,
+    kv_cache_dtypes=frozenset({"auto", "fp8_e4m3", "fp8_e5m2"}),
     features=frozenset({"non_causal", "window", "softcap", "alibi", "sinks", "lse"}),
     graphs=True,
     deterministic=True,
@@ -26,31 +31,34 @@ CAPABILITY = Capability(
 class TuringAttn(Backend):
     """Paged and varlen attention on sm_75, float16, float32 accumulation on the tensor cores."""
 
-    name = "TURING_ATTN"
-    aliases = ("turing",)
-    summary = "our Triton kernels with Turing's tensor cores (float16)"
-    providers = (
+    name: ClassVar[str] = "TURING_ATTN"
+    aliases: ClassVar[tuple[str, ...]] = ("turing",)
+    summary: ClassVar[str] = "our Triton kernels with Turing's tensor cores (float16)"
+    providers: ClassVar[tuple[Provider, ...]] = (
         Provider(
             name="attnkit",
             capability=CAPABILITY,
             requires=("torch>=2.8", "triton>=3.6,<3.10"),
-            why="our Triton kernels, compiled to Turing's m16n8k8 tensor-core instruction",
+            why="our Triton kernels, compiled to Turing's own matrix instructions",
         ),
     )
 
     def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
-        """Compute `call` on an sm_75 device (or under `attnkit.kernels.turing.emulate()`).
+        """Compute a `PagedAttention` or `VarlenAttention` on sm_75, or under `attnkit.kernels.turing.emulate()`.
 
-        Raises:
-            UnsupportedError: outside the capability.
+        The kernel's name gets the prefix "turing:", so that a result says which code computed it.
         """
         from attnkit.kernels import turing
 
-        reasons = CAPABILITY.reject(call.spec(), turing.current_device())
-        if reasons:
-            raise UnsupportedError("TURING_ATTN: " + "; ".join(r.message for r in reasons))
+        if not isinstance(call, PagedAttention | VarlenAttention):
+            raise UnsupportedError(f"{self.name} does not implement {call.op}; implements paged, varlen")
+        self.require(call, turing.TARGET_DEVICE if turing.emulating() else device_of(call.query), provider)
         turing.enable()
-        return turing.attention(call)
+        from attnkit.kernels.triton import attention
+
+        run = attention.paged if isinstance(call, PagedAttention) else attention.varlen
+        out, lse, kernel = run(call, arch="sm_75")
+        return AttentionOutput(out, lse, f"turing:{kernel}")
 
 
 BACKENDS: tuple[Backend, ...] = (TuringAttn(),)
