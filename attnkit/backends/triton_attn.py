@@ -39,8 +39,7 @@ class TritonAttn(Backend):
         check(self, call, call.query, provider)
         from attnkit.kernels.triton import attention
 
-        run = attention.paged if isinstance(call, PagedAttention) else attention.varlen
-        out, lse, kernel = run(call)
+        out, lse, kernel = attention.paged(call) if isinstance(call, PagedAttention) else attention.varlen(call)
         return AttentionOutput(out, lse, kernel)
 
 

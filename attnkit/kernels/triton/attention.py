@@ -9,7 +9,7 @@ Which kernel computes a sequence:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 else:
     Tensor = Any
 
-Result = tuple[Tensor, Tensor | None, str] if TYPE_CHECKING else Any
+Result: TypeAlias = "tuple[Tensor, Tensor | None, str]"
 
 MAX_DECODE_ROWS = 64
 """Rows (new tokens * heads of the group) a sequence up to which a uniform batch is a decode."""
@@ -162,9 +162,9 @@ def plan_paged(
         "FP8": key.fp8,
     }
     width = padded(max(head_dim, head_dim_v))
-    pick = dict(width=width, element_size=query.element_size(), interpret=target.interpret)
-    prefill_tile = prefill_tile or configs.tile("prefill", target.arch, **pick)
-    decode_tile = decode_tile or configs.tile("decode", target.arch, **pick)
+    size = query.element_size()
+    prefill_tile = prefill_tile or configs.tile("prefill", target.arch, width, size, interpret=target.interpret)
+    decode_tile = decode_tile or configs.tile("decode", target.arch, width, size, interpret=target.interpret)
 
     uniform = tokens == num_seqs * call.max_query_len
     if call.max_query_len * group <= MAX_DECODE_ROWS and (uniform or call.max_query_len == 1):

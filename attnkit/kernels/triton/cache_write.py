@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """Write new keys and values into the paged cache.
 
     cache[slot // block_size, slot % block_size, head] = row / scale        for slot = slot_mapping[token] >= 0

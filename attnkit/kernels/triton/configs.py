@@ -1,7 +1,8 @@
 """Tile sizes of the kernels, as data: by architecture family, kernel and padded head size. Nothing is searched at start.
 
-Shared memory is what bounds them: 64 KiB a block on sm_75 and on AMD's LDS (160 KiB on gfx950), 99 KiB on sm_86/89/120, 163 KiB on sm_80, 227 KiB
-on sm_90 and sm_100. tests/kernels/test_triton_targets.py compiles every kernel for every target with these and checks that.
+Shared memory is what bounds them: 64 KiB a block on sm_75 and on AMD (160 KiB on gfx950), 99 KiB on sm_86, sm_89 and sm_120,
+163 KiB on sm_80, 227 KiB on sm_90 and sm_100. tests/kernels/test_triton_targets.py compiles every kernel for every target with
+these and checks that.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """Differential attention on the paged kernels.
 
     out = (1 - lambda_init) * RMSNorm((softmax(c q1 k1^T) - lambda softmax(c q2 k2^T)) [v1; v2])
 
-Heads lie in pairs, so first and second heads are strided views of query and key cache, and [v1; v2] is the value cache seen with
-half as many heads of twice the width: two runs of the paged kernels over views, no copy. Their results stay float32 until the
-difference is taken. (arXiv 2410.05258)
+Heads lie in pairs, so first and second heads are strided views of query and key cache, and [v1; v2] is the value cache seen
+with half as many heads of twice the width: two runs of the paged kernels over views, no copy. Their results stay float32
+until the difference is taken. (arXiv 2410.05258)
 """
 
 from __future__ import annotations

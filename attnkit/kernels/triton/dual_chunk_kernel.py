@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """Dual chunk attention over a paged cache of unrotated keys (arXiv 2402.17463, 2501.15383).
 
 With period s = chunk_size - local_size, keys carry rope(k_j, j mod s) and the query depends on the distance of the chunks,
@@ -48,7 +48,7 @@ def dual_chunk_attention(
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     SPLITS: tl.constexpr, SCALED: tl.constexpr, CAUSAL: tl.constexpr, FP8: tl.constexpr, RETURN_LSE: tl.constexpr,
 ):  # fmt: skip
-    """Rows as in `paged_prefill`; SPLITS > 1 cuts the keys as in `paged_decode` and writes partial results for `merge_splits`."""
+    """Rows as in `paged_prefill`; SPLITS > 1 cuts the keys as `paged_decode` does and writes what `merge_splits` joins."""
     HALF: tl.constexpr = HEAD_DIM // 2
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     kv_head = tl.program_id(1)
@@ -98,7 +98,7 @@ def dual_chunk_attention(
             return
 
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    l = tl.zeros([BLOCK_M], tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
     row_chunk = position // period
     for distance in tl.static_range(3):
@@ -144,13 +144,13 @@ def dual_chunk_attention(
             pivot = tl.where(top == float("-inf"), 0.0, top)
             p = tl.exp2(s - pivot[:, None])
             shrink = tl.exp2(m - pivot)
-            l = l * shrink + tl.sum(p, 1)
+            total = total * shrink + tl.sum(p, 1)
             v_rows = row_offsets(start, pages, stride_v_block, stride_v_token, BLOCK_SIZE, BLOCK_N)
             v = dequantise(load_rows(value, v_rows, n, first, limit, HEAD_DIM, HEAD_DIM, True), q_low.dtype, FP8)
             acc = matmul(p.to(v.dtype), v, acc * shrink[:, None])
             m = top
 
-    acc = acc * (v_scale / tl.where(l == 0.0, 1.0, l))[:, None]
+    acc = acc * (v_scale / tl.where(total == 0.0, 1.0, total))[:, None]
     d = tl.arange(0, HEAD_DIM)
     tl.store(
         out + token[:, None] * stride_o_token + head[:, None] * stride_o_head + d[None, :],
@@ -158,6 +158,6 @@ def dual_chunk_attention(
         mask=real[:, None],
     )
     if SPLITS > 1:
-        tl.store(lse + token * num_heads + head, m + tl.log2(l), mask=real)
+        tl.store(lse + token * num_heads + head, m + tl.log2(total), mask=real)
     elif RETURN_LSE:
-        tl.store(lse + token * num_heads + head, (m + tl.log2(l)) * LN2, mask=real)
+        tl.store(lse + token * num_heads + head, (m + tl.log2(total)) * LN2, mask=real)

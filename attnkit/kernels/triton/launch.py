@@ -15,7 +15,6 @@ import torch
 
 from attnkit.errors import UnsupportedError
 from attnkit.kernels.triton import tiles
-from attnkit.kernels.triton.configs import Tile, family
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,6 +66,7 @@ class Target:
 
     @property
     def interpret(self) -> bool:
+        """True where the kernels run in Triton's interpreter on the CPU."""
         return self.arch == "interpreter"
 
 
@@ -127,8 +127,3 @@ def require_rows(name: str, tensor: Tensor) -> None:
     """
     if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
         raise UnsupportedError(f"{name}: the last dimension must be contiguous; strides are {tuple(tensor.stride())}")
-
-
-def options_for(target: Target, _tile: Tile) -> dict[str, Any]:
-    """Extra compile options of a target: none yet on NVIDIA; on AMD the matrix instruction's size is left to Triton."""
-    return {"waves_per_eu": 2} if family(target.arch) == "cdna" else {}

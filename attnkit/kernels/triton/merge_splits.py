@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """Join the partial results of a split-KV kernel by their log-sum-exp.
 
 L = log2 sum_s 2^lse_s ;  out = sum_s 2^(lse_s - L) out_s

@@ -1,10 +1,11 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """Multi-head latent attention on the compressed cache: scores against latent and rope parts, values are the latent rows.
 
     s_hj = softmax_scale * (q_latent_h . c_j + q_pe_h . k_pe_j) ;  out_h = sum_j softmax(s_h)_j c_j
 
 All heads share the one cache row, so a tile holds BLOCK_M (token, head) rows of one sequence, and the latent tile that was
-loaded for the scores is used again, untransposed, as the values. Split along the keys as in `paged_decode`; `merge_splits` joins.
+loaded for the scores is used again, untransposed, as the values. Split along the keys as in `paged_decode`; `merge_splits`
+joins.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from attnkit.kernels.triton.tiles import LN2, LOG2E, dequantise, load_rows, matm
 
 @triton.jit
 def mla_tile(
-    q_latent, q_rope, acc, l, m, start, pages, cache, position, first, limit, scale, stride_block, stride_token,
+    q_latent, q_rope, acc, total, m, start, pages, cache, position, first, limit, scale, stride_block, stride_token,
     LATENT: tl.constexpr, ROPE: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, FP8: tl.constexpr,
     MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -35,9 +36,9 @@ def mla_tile(
     pivot = tl.where(top == float("-inf"), 0.0, top) if MASKED else top
     p = tl.exp2(s * (scale * LOG2E) - pivot[:, None])
     shrink = tl.exp2(m - pivot)
-    l = l * shrink + tl.sum(p, 1)
+    total = total * shrink + tl.sum(p, 1)
     acc = matmul(p.to(DTYPE), latent, acc * shrink[:, None])
-    return acc, l, top
+    return acc, total, top
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -87,7 +88,7 @@ def mla_decode_split(
     q_latent = tl.load(at_row + c[None, :], mask=real[:, None], other=0.0)
     q_rope = tl.load(at_row + LATENT + r[None, :], mask=real[:, None], other=0.0)
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    l = tl.zeros([BLOCK_M], tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, LATENT], tl.float32)
 
     whole = tl.maximum(tl.minimum(limit, lowest + 1) // BLOCK_N * BLOCK_N, first)
@@ -96,25 +97,25 @@ def mla_decode_split(
         start = tl.multiple_of(at, BLOCK_N)
         pages = ahead
         ahead = row_pages(start + BLOCK_N, table, first, limit, BLOCK_SIZE, BLOCK_N)
-        acc, l, m = mla_tile(
-            q_latent, q_rope, acc, l, m, start, pages, cache, position, first, limit, scale, stride_block, stride_token,
+        acc, total, m = mla_tile(
+            q_latent, q_rope, acc, total, m, start, pages, cache, position, first, limit, scale, stride_block, stride_token,
             LATENT, ROPE, BLOCK_SIZE, BLOCK_N, FP8, False,
         )  # fmt: skip
     for at in tl.range(whole, limit, BLOCK_N, num_stages=1):
         start = tl.multiple_of(at, BLOCK_N)
         pages = row_pages(start, table, first, limit, BLOCK_SIZE, BLOCK_N)
-        acc, l, m = mla_tile(
-            q_latent, q_rope, acc, l, m, start, pages, cache, position, first, limit, scale, stride_block, stride_token,
+        acc, total, m = mla_tile(
+            q_latent, q_rope, acc, total, m, start, pages, cache, position, first, limit, scale, stride_block, stride_token,
             LATENT, ROPE, BLOCK_SIZE, BLOCK_N, FP8, True,
         )  # fmt: skip
 
-    acc = acc * (kv_scale / tl.where(l == 0.0, 1.0, l))[:, None]
+    acc = acc * (kv_scale / tl.where(total == 0.0, 1.0, total))[:, None]
     tl.store(
         out + token[:, None] * stride_o_token + head[:, None] * stride_o_head + c[None, :],
         acc.to(out.dtype.element_ty),
         mask=real[:, None],
     )
     if SPLITS > 1:
-        tl.store(lse + token * HEADS + head, m + tl.log2(l), mask=real)
+        tl.store(lse + token * HEADS + head, m + tl.log2(total), mask=real)
     elif RETURN_LSE:
-        tl.store(lse + token * HEADS + head, (m + tl.log2(l)) * LN2, mask=real)
+        tl.store(lse + token * HEADS + head, (m + tl.log2(total)) * LN2, mask=real)

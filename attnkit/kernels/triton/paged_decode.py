@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """Paged decode: few new tokens a sequence over a long cache, split along the keys (flash-decoding).
 
 One program computes, for one sequence and one key/value head, all query rows (new token, head of the group) over one of SPLITS
@@ -76,14 +76,14 @@ def paged_decode(
     )
     slope = tl.load(alibi_slopes + head) if ALIBI else 0.0
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    l = tl.zeros([BLOCK_M], tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
     if SINKS:
         # The sink counts once: in the first split.
         m = tl.where(split == 0, tl.load(sinks + head).to(tl.float32) * LOG2E, m)
-        l = tl.where(split == 0, 1.0, l)
+        total = tl.where(split == 0, 1.0, total)
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
-    acc, l, m = attend(
-        q, acc, l, m,
+    acc, total, m = attend(
+        q, acc, total, m,
         key + kv_head.to(tl.int64) * stride_k_head, value + kv_head.to(tl.int64) * stride_v_head, table, 0,
         position, lowest, highest, node, context, tree_mask, num_nodes, slope,
         scale, softcap, window_left, window_right, first, limit,
@@ -92,7 +92,7 @@ def paged_decode(
         HAS_LEFT, HAS_RIGHT, SOFTCAP, ALIBI, TREE, FP8,
     )  # fmt: skip
 
-    acc = acc * (v_scale / tl.where(l == 0.0, 1.0, l))[:, None]
+    acc = acc * (v_scale / tl.where(total == 0.0, 1.0, total))[:, None]
     dv = tl.arange(0, BLOCK_DV)
     tl.store(
         out + token[:, None] * stride_o_token + head[:, None] * stride_o_head + dv[None, :],
@@ -100,6 +100,6 @@ def paged_decode(
         mask=real[:, None] & (dv[None, :] < HEAD_DIM_V),
     )
     if SPLITS > 1:
-        tl.store(lse + token * num_heads + head, m + tl.log2(l), mask=real)
+        tl.store(lse + token * num_heads + head, m + tl.log2(total), mask=real)
     elif RETURN_LSE:
-        tl.store(lse + token * num_heads + head, (m + tl.log2(l)) * LN2, mask=real)
+        tl.store(lse + token * num_heads + head, (m + tl.log2(total)) * LN2, mask=real)

@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """Paged (or packed, uncached) attention for prefill, chunked prefill and mixed batches.
 
 One program computes BLOCK_M query rows of one key/value head. A row is a (query token, query head of the group) pair, tokens
@@ -79,17 +79,17 @@ def paged_prefill(
     slope = tl.load(alibi_slopes + head) if ALIBI else 0.0
     if SINKS:
         m = tl.load(sinks + head).to(tl.float32) * LOG2E
-        l = tl.full([BLOCK_M], 1.0, tl.float32)
+        total = tl.full([BLOCK_M], 1.0, tl.float32)
     else:
         m = tl.full([BLOCK_M], float("-inf"), tl.float32)
-        l = tl.zeros([BLOCK_M], tl.float32)
+        total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
 
     lowest = context + first_row // GROUP
     highest = context + tl.minimum((first_row + BLOCK_M - 1) // GROUP, query_len - 1)
     first, limit = visible_range(lowest, highest, seq_len, window_left, window_right, HAS_LEFT, HAS_RIGHT)
-    acc, l, m = attend(
-        q, acc, l, m,
+    acc, total, m = attend(
+        q, acc, total, m,
         key + kv_head.to(tl.int64) * stride_k_head, value + kv_head.to(tl.int64) * stride_v_head, table, key_start,
         position, lowest, highest, node, context, tree_mask, num_nodes, slope,
         scale, softcap, window_left, window_right, first, limit,
@@ -99,7 +99,7 @@ def paged_prefill(
     )  # fmt: skip
 
     # A row that sees no key at all (possible with a window) is zero, its log-sum-exp minus infinity.
-    acc = acc * (v_scale / tl.where(l == 0.0, 1.0, l))[:, None]
+    acc = acc * (v_scale / tl.where(total == 0.0, 1.0, total))[:, None]
     dv = tl.arange(0, BLOCK_DV)
     tl.store(
         out + token[:, None] * stride_o_token + head[:, None] * stride_o_head + dv[None, :],
@@ -107,4 +107,4 @@ def paged_prefill(
         mask=real[:, None] & (dv[None, :] < HEAD_DIM_V),
     )
     if RETURN_LSE:
-        tl.store(lse + token * (tl.num_programs(1) * GROUP) + head, (m + tl.log2(l)) * LN2, mask=real)
+        tl.store(lse + token * (tl.num_programs(1) * GROUP) + head, (m + tl.log2(total)) * LN2, mask=real)

@@ -1,4 +1,5 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+# ruff: noqa: SIM108, SIM109 (compile-time branches)
 """The online softmax over key/value tiles: the loop that every attention kernel of this package runs.
 
 For a tile of query rows i and a run of keys j:
@@ -126,7 +127,7 @@ def bend_scores(s, scale, softcap, slope, position, n, SOFTCAP: tl.constexpr, AL
 
 @triton.jit
 def attend_tile(
-    q, acc, l, m, start, pages,
+    q, acc, total, m, start, pages,
     key, value, kv_start, position, node, context, tree_mask, num_nodes, slope,
     scale, softcap, window_left, window_right, first, limit,
     stride_k_block, stride_k_token, stride_v_block, stride_v_token,
@@ -175,7 +176,7 @@ def attend_tile(
     else:
         p = tl.exp2(s * (scale * LOG2E) - pivot[:, None])
     shrink = tl.exp2(m - pivot)
-    l = l * shrink + tl.sum(p, 1)
+    total = total * shrink + tl.sum(p, 1)
     acc = acc * shrink[:, None]
 
     if SAME_STRIDES:
@@ -186,12 +187,12 @@ def attend_tile(
         v_rows = (kv_start + n).to(tl.int64) * stride_v_token
     v = dequantise(load_rows(value, v_rows, n, first, limit, HEAD_DIM_V, BLOCK_DV, MASKED), DTYPE, FP8)
     acc = matmul(p.to(DTYPE), v, acc)
-    return acc, l, top
+    return acc, total, top
 
 
 @triton.jit
 def attend(
-    q, acc, l, m,
+    q, acc, total, m,
     key, value, table, kv_start, position, lowest, highest, node, context, tree_mask, num_nodes, slope,
     scale, softcap, window_left, window_right, first, limit,
     stride_k_block, stride_k_token, stride_v_block, stride_v_token,
@@ -202,7 +203,7 @@ def attend(
 ):  # fmt: skip
     """Run the tile of rows over keys [first, limit): first the tiles all rows see whole, then those that need a mask.
 
-    `lowest` and `highest` are the smallest and largest position among the tile's real rows. Returns (acc, l, m): numerator,
+    `lowest` and `highest` are the smallest and largest position among the tile's real rows. Returns (acc, total, m): numerator,
     denominator and running maximum in log2 units.
     """
     begin = first // BLOCK_N * BLOCK_N
@@ -225,8 +226,8 @@ def attend(
         pages = ahead
         if PAGED:
             ahead = row_pages(start + BLOCK_N, table, first, limit, BLOCK_SIZE, BLOCK_N)
-        acc, l, m = attend_tile(
-            q, acc, l, m, start, pages,
+        acc, total, m = attend_tile(
+            q, acc, total, m, start, pages,
             key, value, kv_start, position, node, context, tree_mask, num_nodes, slope,
             scale, softcap, window_left, window_right, first, limit,
             stride_k_block, stride_k_token, stride_v_block, stride_v_token,
@@ -239,15 +240,15 @@ def attend(
     for i in tl.range(0, left + right):
         start = tl.multiple_of(tl.where(i < left, begin + i * BLOCK_N, full_hi + (i - left) * BLOCK_N), BLOCK_N)
         pages = row_pages(start, table, first, limit, BLOCK_SIZE, BLOCK_N) if PAGED else 0
-        acc, l, m = attend_tile(
-            q, acc, l, m, start, pages,
+        acc, total, m = attend_tile(
+            q, acc, total, m, start, pages,
             key, value, kv_start, position, node, context, tree_mask, num_nodes, slope,
             scale, softcap, window_left, window_right, first, limit,
             stride_k_block, stride_k_token, stride_v_block, stride_v_token,
             HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_SIZE, BLOCK_N, PAGED, SAME_STRIDES,
             HAS_LEFT, HAS_RIGHT, SOFTCAP, ALIBI, TREE, FP8, True,
         )  # fmt: skip
-    return acc, l, m
+    return acc, total, m
 
 
 @triton.jit

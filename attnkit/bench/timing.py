@@ -1,0 +1,57 @@
+"""Timing on a GPU: graph replays over rotating inputs, medians, and the card's own limits measured beside."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+
+import torch
+
+
+def graph_microseconds(calls: Sequence[Callable[[], object]], replays: int = 15, warmup: int = 3) -> tuple[float, float]:
+    """Median time of one call, and the spread (max - min) / median of the replays.
+
+    All `calls` are captured in one graph, in order; each should use inputs of its own, so that together they do not fit the
+    L2 cache. Nothing of the host is in the time.
+
+    Args:
+        calls: functions without arguments that only enqueue work on the current stream.
+        replays: timed replays of the graph.
+        warmup: calls before the capture, each compiling what it needs.
+    """
+    for _ in range(warmup):
+        calls[0]()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    graph.replay()
+    torch.cuda.synchronize()
+    times: list[float] = []
+    for _ in range(replays):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(float(begin.elapsed_time(end)) * 1e3 / len(calls))
+    middle = statistics.median(times)
+    del graph
+    return middle, (max(times) - min(times)) / middle
+
+
+def read_bandwidth() -> float:
+    """What this card reads from memory, bytes a second: amax over rows of 4 GiB."""
+    data = torch.ones(1 << 14, 1 << 17, dtype=torch.bfloat16, device="cuda")
+    data.view(torch.int32).amax(dim=1)
+    micros, _ = graph_microseconds([lambda: data.view(torch.int32).amax(dim=1)], replays=7)
+    return 2.0 * int(data.numel()) / (micros * 1e-6)
+
+
+def matmul_flops() -> float:
+    """What this card multiplies, floating-point operations a second: bfloat16, 8192 cubed."""
+    a = torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda")
+    b = torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda")
+    micros, _ = graph_microseconds([lambda: torch.matmul(a, b)] * 4, replays=7)
+    return 2 * 8192**3 / (micros * 1e-6)
