@@ -113,20 +113,18 @@ class _Boot:
         with _signals_stop():
             try:
                 accepted, plan = self._until_proven()
+                if accepted is None:
+                    return _EXIT_BY_VERDICT[self._report.verdict]
+                if self.options.command:
+                    return self._serve(plan.place)
+                self.outputs.gone()
+                return EXIT_OK
             except AttnkitError as error:
                 self._failed(str(error), error.exit_code)
                 raise
             except _Stopped as stop:
-                name = signal.Signals(stop.number).name
-                self._failed(f"ended by {name} before the engine was started", 128 + stop.number)
+                self._failed(f"ended by {signal.Signals(stop.number).name} while no engine ran", 128 + stop.number)
                 return 128 + stop.number
-        report = self._report
-        if accepted is None:
-            return _EXIT_BY_VERDICT[report.verdict]
-        if not self.options.command:
-            self.outputs.gone()
-            return EXIT_OK
-        return self._serve(plan.place)
 
     @property
     def _report(self) -> BootReport:
@@ -318,11 +316,7 @@ class _Boot:
     def _serve(self, where: Place) -> int:
         settings = EngineSettings(self.options.command, self.options.health_url, self.options.health_timeout)
         serving = Serving(settings, self._report, self.outputs, self.events, self.started)
-        try:
-            return serving.run(where.device, where.profile)
-        except AttnkitError as error:
-            self._failed(str(error), error.exit_code)
-            raise
+        return serving.run(where.device, where.profile)
 
     def _failed(self, message: str, code: int) -> None:
         """Put an end that is no verdict where people look for it; an output that cannot be written is not tried again."""

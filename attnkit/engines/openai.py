@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import ssl
 import threading
@@ -64,7 +65,7 @@ def wait_until_healthy(url: str, *, timeout: float, ended: threading.Event) -> f
                 return time.monotonic() - started
         except urllib.error.HTTPError as error:
             said = f"it answered HTTP {error.code}"
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             said = f"it never answered ({getattr(error, 'reason', error)})"
         if time.monotonic() - started > timeout:
             raise AttnkitError(f"the engine was not healthy within {timeout:.0f} s: {url}: {said}")
@@ -112,7 +113,7 @@ def _json(url: str, body: dict[str, Any] | None, api_key: str | None, timeout: f
         if error.code in (404, 405, 501):
             raise NoSuchApiError(f"{url} answered HTTP {error.code}") from None
         raise AttnkitError(f"{url} answered HTTP {error.code}: {error.read(300).decode('utf-8', 'replace')}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise AttnkitError(f"{url} did not answer: {getattr(error, 'reason', error)}") from None
 
 

@@ -247,8 +247,8 @@ def _with_backend(
 ) -> tuple[VllmCommand, tuple[str, ...], dict[str, str | None]]:
     """Add the switch for `backend` in this version's words; drop a variable that this version would ignore."""
     found: Any = resolve(backend, version, platform)
-    if found.note:
-        notes.append(found.note)
+    if found.note or not found.ok:
+        notes.append(found.note or f"vLLM {version} on {platform} has no switch for {backend}")
     switch: dict[str, str | None] = {}
     if given.get(BACKEND_VARIABLE) and not (found.env and BACKEND_VARIABLE in found.env):
         switch[BACKEND_VARIABLE] = None
