@@ -44,7 +44,7 @@ FAMILIES: tuple[tuple[str, str], ...] = (
 
 # Padded head size -> tile; 16-bit inputs.
 TILES: dict[tuple[str, Op], dict[int, Tile]] = {
-    ("turing", "prefill"): {64: Tile(64, 64, 4, 1), 128: Tile(64, 64, 4, 1), 256: Tile(32, 32, 4, 1)},
+    ("turing", "prefill"): {64: Tile(64, 64, 4, 1), 128: Tile(128, 32, 8, 1), 256: Tile(32, 32, 4, 1)},
     ("ampere", "prefill"): {64: Tile(128, 64, 4, 3), 128: Tile(128, 64, 8, 3), 256: Tile(64, 32, 4, 2)},
     ("ada", "prefill"): {64: Tile(128, 64, 4, 2), 128: Tile(64, 64, 4, 2), 256: Tile(64, 16, 4, 2)},
     ("hopper", "prefill"): {64: Tile(128, 128, 8, 3), 128: Tile(128, 128, 8, 2), 256: Tile(128, 64, 8, 2)},
