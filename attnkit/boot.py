@@ -170,7 +170,7 @@ class _Boot:
             planted_fault=self.options.fault,
         )
         self.report.boot_seconds.detect = self.seconds["detect"]
-        self.outputs.save(self.report)
+        self.outputs.save_partial(self.report)
         self.events.emit(
             "detect",
             node_type=self.report.node_type,
@@ -197,7 +197,7 @@ class _Boot:
         report.need = NeedReport(source=need.source, specs=[SpecReport.of(spec) for spec in need.specs], notes=list(need.notes))
         report.decision = DecisionReport.of(plan.decision, plan.installed_source)
         report.boot_seconds.select = self.seconds["select"]
-        self.outputs.save(report)
+        self.outputs.save_partial(report)
         self.events.emit(
             "select",
             chosen=plan.decision.chosen.backend if plan.decision.chosen else None,
@@ -232,7 +232,7 @@ class _Boot:
                     return candidate
                 following = candidates[position + 1] if position + 1 < len(candidates) and explicit is None else None
                 self._fall_back(candidate.backend, following.backend if following else None, _why(verdicts))
-                self.outputs.save(report)
+                self.outputs.save_partial(report)
                 if following is None:
                     break
         report.verdict = worst(report.selftest)

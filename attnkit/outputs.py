@@ -51,6 +51,7 @@ class Outputs:
                 path.unlink()
             except UsageError as error:
                 raise UsageError(f"{error} (--{option} or ATTNKIT_{option.upper()} moves it)") from None
+        self.partial.unlink(missing_ok=True)
         self.begun = True
         self.state("starting")
 
@@ -62,7 +63,17 @@ class Outputs:
         """Remove the readiness file: nothing serves, and nothing failed."""
         self.ready.unlink(missing_ok=True)
 
+    @property
+    def partial(self) -> Path:
+        """Where the report grows until its verdict is known: the report itself is never seen without one."""
+        return self.report.with_suffix(".partial.json")
+
+    def save_partial(self, report: BootReport) -> None:
+        """Keep what is known so far, for the case that this process is killed."""
+        write_atomically(self.partial, report.text())
+
     def save(self, report: BootReport, *, ready: bool = False) -> None:
         """Write the report and the metrics made from it."""
         write_atomically(self.report, report.text())
+        self.partial.unlink(missing_ok=True)
         write_atomically(self.metrics, render_metrics(report, ready=ready))
