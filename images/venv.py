@@ -40,7 +40,7 @@ def fail(message: str) -> None:
 def create(folder: Path) -> None:
     """An empty environment; installs the distribution's python3-venv where ensurepip is missing and we may."""
     if folder.is_symlink() or (folder.exists() and any(folder.iterdir()) and not (folder / "pyvenv.cfg").is_file()):
-        fail(f"{folder} is a link or not a virtual environment, so it is not replaced: move it away, then run the command again")
+        fail(f"{folder} is a link or not a virtual environment, so it is not replaced: move it away first")
     try:
         import ensurepip  # noqa: F401
     except ImportError:
