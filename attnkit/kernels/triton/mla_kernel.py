@@ -101,7 +101,7 @@ def mla_decode_split(
             q_latent, q_rope, acc, total, m, start, pages, cache, position, first, limit, scale, stride_block, stride_token,
             LATENT, ROPE, BLOCK_SIZE, BLOCK_N, FP8, False,
         )  # fmt: skip
-    for at in tl.range(whole, limit, BLOCK_N, num_stages=1):
+    for at in tl.range(whole, limit, BLOCK_N):
         start = tl.multiple_of(at, BLOCK_N)
         pages = row_pages(start, table, first, limit, BLOCK_SIZE, BLOCK_N)
         acc, total, m = mla_tile(
