@@ -9,7 +9,7 @@ from pathlib import Path
 
 from attnkit.errors import UsageError
 from attnkit.metrics import render_metrics
-from attnkit.report import BootReport, Readiness, State, write_atomically
+from attnkit.report import BootReport, Readiness, State, check_writable, write_atomically
 from attnkit.selftest.model import Outcome
 
 RUN_DIRECTORY = Path("/run/attnkit")
@@ -47,11 +47,11 @@ class Outputs:
         """
         for path, option in ((self.ready, "ready"), (self.report, "report"), (self.metrics, "metrics")):
             try:
-                write_atomically(path, "")
-                path.unlink()
+                check_writable(path)
             except UsageError as error:
                 raise UsageError(f"{error} (--{option} or ATTNKIT_{option.upper()} moves it)") from None
-        self.partial.unlink(missing_ok=True)
+        for path in (self.report, self.partial, self.metrics):
+            path.unlink(missing_ok=True)
         self.begun = True
         self.state("starting")
 

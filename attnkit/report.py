@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -189,19 +191,35 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         UsageError: the directory or the file cannot be written; the message names the path.
     """
+    with _beside(path) as new:
+        new.write_text(text, encoding="utf-8")
+        new.chmod(0o644)
+        new.replace(path)
+
+
+def check_writable(path: Path) -> None:
+    """Make sure that `write_atomically` can write `path`, without touching what is there.
+
+    Raises:
+        UsageError: it cannot; the message names the path.
+    """
+    with _beside(path):
+        return
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A new file in the directory of `path`, gone afterwards; what goes wrong with it becomes a UsageError about `path`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(21, "Is a directory")
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        except BaseException:
+            yield Path(name)
+        finally:
             Path(name).unlink(missing_ok=True)
-            raise
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from None
 

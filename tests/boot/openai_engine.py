@@ -72,7 +72,7 @@ signal.signal(signal.SIGTERM, stop)
 signal.signal(signal.SIGINT, stop)
 if options.orphan:
     # a child that starts a grandchild and leaves: the grandchild goes to whoever adopts orphans
-    code = "import subprocess; print(subprocess.Popen(['sleep', '3'], stdout=subprocess.DEVNULL).pid, end='')"
+    code = "import subprocess; print(subprocess.Popen(['sleep', '3'], stdout=-3, stderr=-3).pid, end='')"
     pid = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     Path("orphan.pid").write_text(pid)
 if options.die_after:
