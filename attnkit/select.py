@@ -7,11 +7,50 @@ the rest.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
-from attnkit.backends.base import Accepted, Installed, Rejected
+from attnkit.backends.base import Accepted, Installed, Reason, Rejected
+from attnkit.backends.installed import lookup, requirement_names
+from attnkit.backends.registry import all_backends, canonical, get
 from attnkit.hardware.device import Device
-from attnkit.spec import AttentionSpec
+from attnkit.spec import AttentionSpec, Op
+
+_ORDER: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("nvidia", "sm_9*", ("FLASH_ATTN", "FLASHINFER", "TRITON_ATTN", "TORCH_SDPA")),
+    ("nvidia", "sm_8*", ("FLASH_ATTN", "FLASHINFER", "TRITON_ATTN", "TORCH_SDPA")),
+    ("nvidia", "sm_10*", ("FLASHINFER", "FLASH_ATTN", "TRITON_ATTN", "TORCH_SDPA")),
+    ("nvidia", "sm_1*", ("FLASH_ATTN", "TRITON_ATTN", "TORCH_SDPA")),
+    ("nvidia", "sm_75", ("TURING_ATTN", "XFORMERS", "TRITON_ATTN", "TORCH_SDPA")),
+    ("nvidia", "*", ("XFORMERS", "TRITON_ATTN", "TORCH_SDPA")),
+    ("amd", "gfx94*", ("ROCM_AITER_FA", "ROCM_FLASH", "TRITON_ATTN", "TORCH_SDPA")),
+    ("amd", "gfx950", ("ROCM_AITER_FA", "ROCM_FLASH", "TRITON_ATTN", "TORCH_SDPA")),
+    ("amd", "*", ("ROCM_FLASH", "TRITON_ATTN", "TORCH_SDPA")),
+    ("intel", "*", ("IPEX", "TRITON_ATTN", "TORCH_SDPA")),
+    ("google", "*", ("PALLAS",)),
+    ("cpu", "x86_64", ("IPEX", "TORCH_SDPA")),
+    ("cpu", "*", ("TORCH_SDPA",)),
+)
+"""Vendor, architecture pattern, names: the first row that matches a device is its built-in order for paged and varlen."""
+
+_MLA_ORDER: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("nvidia", "sm_9*", ("FLASH_ATTN_MLA", "FLASHMLA", "TRITON_MLA")),
+    ("nvidia", "sm_10*", ("FLASHINFER_MLA", "CUTLASS_MLA", "TRITON_MLA")),
+    ("amd", "*", ("ROCM_AITER_MLA", "TRITON_MLA")),
+    ("*", "*", ("TRITON_MLA",)),
+)
+
+_OP_FIRST: dict[Op, tuple[str, ...]] = {
+    "tree": ("TREE_ATTN",),
+    "dual_chunk": ("DUAL_CHUNK_FLASH_ATTN",),
+    "differential": ("DIFFERENTIAL_FLASH_ATTN",),
+}
+"""Backends made for one operation come before whatever else the order names."""
+
+_MODS = frozenset({"score_mod", "mask_mod"})
+
+_WORKLOAD_OP: dict[str, Op] = {"mla": "mla_decode", "speculative-tree": "tree"}
+"""Workloads that only make sense for a need with this operation."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +98,108 @@ def select(
         device: see `Device`.
         spec: what is needed.
         installed: versions by requirement name; see `attnkit.select.installed_versions`.
-        order: names to try, first choice first (any spelling); None takes the built-in order for the device.
+        order: names to try, first choice first (any spelling); None takes the built-in order for the device. Backends made for
+            the need's operation (MLA, tree, dual chunk, differential) come before it where it names none of them.
         order_source: where `order` came from, for the report.
         explicit: one name that must be taken. It works or is rejected with its reasons; nothing replaces it.
-        workload: name of the workload, where it allows what is otherwise never chosen (debug: NO_ATTENTION stays explicit).
+        workload: name of the workload, for a warning where it does not fit the need. NO_ATTENTION stays explicit even there.
 
     Raises:
         UsageError: a name in `order` or `explicit` is unknown.
     """
-    raise NotImplementedError
+    wanted = None if explicit is None else canonical(explicit)
+    if wanted is not None:
+        names, source = (wanted,), "explicit"
+    elif order is None:
+        names, source = built_in_order(device, spec), f"built-in for {device.arch}"
+    else:
+        names, source = _with_the_ops_own(tuple(canonical(n) for n in order), device, spec)
+        source = (order_source or "given") + source
+    found = {backend.name: backend.evaluate(spec, device, installed) for backend in all_backends()}
+    accepted: list[Accepted] = []
+    rejected: list[Rejected] = []
+    for name in (*names, *(n for n in found if n not in names)):
+        outcome = found[name]
+        if isinstance(outcome, Rejected):
+            rejected.append(outcome)
+            continue
+        against = _policy(name, names, wanted, source)
+        if against is None:
+            accepted.append(outcome)
+        else:
+            rejected.append(Rejected(name, (against,)))
+    return Decision(
+        device=device,
+        spec=spec,
+        accepted=tuple(accepted),
+        rejected=tuple(rejected),
+        explicit=wanted,
+        order=names,
+        order_source=source,
+        warnings=_warnings(spec, workload),
+    )
+
+
+def _policy(name: str, names: tuple[str, ...], wanted: str | None, source: str) -> Reason | None:
+    """Why a backend that could serve is left out nevertheless, or None."""
+    if wanted is not None:
+        return None if name == wanted else Reason("policy", f"could serve, but {wanted} was asked for explicitly")
+    if not get(name).automatic:
+        return Reason("policy", "never chosen automatically; only an explicit choice takes it")
+    return None if name in names else Reason("policy", f"could serve, but is not in the order ({source})")
+
+
+def built_in_order(device: Device, spec: AttentionSpec) -> tuple[str, ...]:
+    """The names to try on `device` where nobody gave an order, first choice first."""
+    if spec.op == "mla_decode":
+        return (*_row(_MLA_ORDER, device), "TORCH_SDPA")
+    names = (*_OP_FIRST.get(spec.op, ()), *_row(_ORDER, device))
+    return (*names, "FLEX_ATTENTION") if spec.features & _MODS else names
+
+
+def _row(table: tuple[tuple[str, str, tuple[str, ...]], ...], device: Device) -> tuple[str, ...]:
+    for vendor, arch, names in table:
+        if fnmatchcase(device.vendor, vendor) and fnmatchcase(device.arch, arch):
+            return names
+    return ()
+
+
+def _with_the_ops_own(order: tuple[str, ...], device: Device, spec: AttentionSpec) -> tuple[tuple[str, ...], str]:
+    """The order without repetitions, led by the operation's own backends where it names none, and words that say so.
+
+    A node's order is written for paged attention. For MLA, trees and the rest it would end at the slow TORCH_SDPA or at nothing.
+    """
+    own = _row(_MLA_ORDER, device) if spec.op == "mla_decode" else _OP_FIRST.get(spec.op, ())
+    if spec.features & _MODS:
+        own = (*own, "FLEX_ATTENTION")
+    lead = () if set(own) & set(order) else own
+    need = spec.op if spec.op not in ("paged", "varlen") else " and ".join(sorted(spec.features & _MODS))
+    return tuple(dict.fromkeys((*lead, *order))), f", led by the backends for {need}" if lead else ""
+
+
+def _warnings(spec: AttentionSpec, workload: str | None) -> tuple[str, ...]:
+    op = _WORKLOAD_OP.get(workload or "")
+    if op is None or op == spec.op:
+        return ()
+    return (f"workload {workload} is for {op}; this need is {spec.op}, so the workload changes nothing",)
+
+
+def fit_dtype(spec: AttentionSpec, dtype: str | None, source: str) -> tuple[AttentionSpec, tuple[str, ...]]:
+    """The need in the dtype that a profile states, and a warning where that differs from the model's.
+
+    A dtype is never changed because a device lacks it: only because somebody wrote the other one down.
+
+    Args:
+        spec: the model's need.
+        dtype: float16, bfloat16 or float32; None or "auto" leaves the model's.
+        source: who states it ("profile rtx-2080-ti"), for the warning.
+    """
+    if dtype in (None, "auto", spec.dtype):
+        return spec, ()
+    warning = f"{source} states dtype {dtype}; the model asks for {spec.dtype}"
+    return replace(spec, dtype=dtype), (warning,)  # type: ignore[arg-type]
+
+
+def installed_versions() -> Installed:
+    """Versions of everything that any provider requires, None where absent. Looked up, not imported."""
+    return lookup(requirement_names(all_backends()))

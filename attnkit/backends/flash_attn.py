@@ -1,0 +1,211 @@
+"""FLASH_ATTN: the FlashAttention family, through whichever of its packages is there.
+
+Three packages, three signatures; none of them copies the cache. What each calls the same thing:
+
+| here | vllm_flash_attn (FA2, FA3) | flash_attn 2.x | flash_attn.cute (FA4) |
+|---|---|---|---|
+| seq_lens | seqused_k | cu_seqlens_k (their prefix sum) | seqused_k |
+| block_table | block_table | block_table | page_table |
+| sinks | s_aux (FA3, bfloat16) | – | learnable_sink |
+| log-sum-exp | [heads, tokens], natural | [heads, tokens], natural | [heads, tokens], natural |
+
+Sources: vllm/vllm_flash_attn/flash_attn_interface.py, flash_attn/flash_attn_interface.py, flash_attn/cute/interface.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attnkit.backends.base import Backend, Capability, HeadDims, Provider
+from attnkit.errors import UnsupportedError
+from attnkit.spec import AttentionOutput, Call, Dtype, Feature, Op, PagedAttention, Softmax, VarlenAttention
+
+_OPS: frozenset[Op] = frozenset({"paged", "varlen"})
+_HALF: frozenset[Dtype] = frozenset({"float16", "bfloat16"})
+_FEATURES: frozenset[Feature] = frozenset({"non_causal", "window", "softcap", "lse"})
+
+# FlashAttention's ALiBi is -slope * |distance|: the same as ours only where no key lies ahead of its query.
+_ALIBI_IS_CAUSAL: tuple[frozenset[Feature], ...] = (frozenset({"alibi", "non_causal"}),)
+
+_FA3 = Capability(
+    ops=_OPS,
+    archs={"nvidia": ("sm_90",)},
+    dtypes=_HALF,
+    head_dims=HeadDims(low=8, high=256, multiple_of=8),
+    block_multiple=16,
+    min_block_size=16,
+    features=_FEATURES | {"sinks"},
+    graphs=True,
+)
+_FA2 = Capability(
+    ops=_OPS,
+    archs={"nvidia": ("sm_8*", "sm_9*", "sm_1*")},
+    dtypes=_HALF,
+    head_dims=HeadDims(low=8, high=256, multiple_of=8),
+    block_multiple=16,
+    min_block_size=16,
+    features=_FEATURES | {"alibi"},
+    conflicts=_ALIBI_IS_CAUSAL,
+    graphs=True,
+)
+_FA2_UPSTREAM = Capability(
+    ops=_OPS,
+    archs={"nvidia": ("sm_8*", "sm_9*", "sm_1*")},
+    dtypes=_HALF,
+    head_dims=HeadDims(low=8, high=256, multiple_of=8),
+    block_multiple=256,
+    min_block_size=256,
+    features=_FEATURES | {"alibi"},
+    conflicts=_ALIBI_IS_CAUSAL,
+    graphs=True,
+)
+_FA4 = Capability(
+    ops=_OPS,
+    archs={"nvidia": ("sm_90", "sm_10*", "sm_11*")},
+    dtypes=_HALF,
+    head_dims=HeadDims(low=64, high=128, multiple_of=32),
+    block_multiple=16,
+    min_block_size=16,
+    features=_FEATURES | {"sinks"},
+)
+
+
+class FlashAttn(Backend):
+    """Paged and varlen attention by FlashAttention 2, 3 or 4."""
+
+    name = "FLASH_ATTN"
+    aliases = ("FLASH_ATTN_VLLM_V1",)
+    summary = "FlashAttention 2, 3 and 4"
+    providers = (
+        Provider(
+            "vllm_flash_attn-fa3", _FA3, ("torch>=2.8", "vllm.vllm_flash_attn._vllm_fa3_C"), "vLLM's build of FlashAttention 3"
+        ),
+        Provider(
+            "vllm_flash_attn-fa2", _FA2, ("torch>=2.8", "vllm.vllm_flash_attn._vllm_fa2_C"), "vLLM's build of FlashAttention 2"
+        ),
+        Provider("flash-attn", _FA2_UPSTREAM, ("torch>=2.8", "flash-attn>=2.6,<3"), "FlashAttention 2"),
+        Provider("flash-attn-4", _FA4, ("torch>=2.8", "flash-attn-4"), "FlashAttention 4, in CuTe DSL"),
+    )
+
+    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
+        """Compute a `PagedAttention` or `VarlenAttention`.
+
+        Raises:
+            UnsupportedError: outside the provider's capability.
+        """
+        from attnkit.backends.torch_device import pick_provider
+
+        chosen = pick_provider(self, call, provider).name
+        if not isinstance(call, PagedAttention | VarlenAttention):
+            raise UnsupportedError(f"FLASH_ATTN does not implement {call.op}")
+        if chosen == "flash-attn":
+            return _flash_attn_2(call)
+        if chosen == "flash-attn-4":
+            return _flash_attn_4(call)
+        return _vllm_flash_attn(call, 3 if chosen.endswith("fa3") else 2)
+
+
+def _window(softmax: Softmax) -> tuple[int, int]:
+    """FlashAttention's window; with `causal` it narrows the right side itself."""
+    left, right = softmax.window
+    return left, (min(right, 0) if softmax.causal else right)
+
+
+def _vllm_flash_attn(call: PagedAttention | VarlenAttention, version: int) -> AttentionOutput:
+    from vllm.vllm_flash_attn import flash_attn_varlen_func
+
+    from attnkit.backends.torch_device import finish, heads_first_lse
+
+    extra: dict[str, Any] = {"fa_version": version}
+    if call.softmax.sinks is not None:
+        extra["s_aux"] = call.softmax.sinks.to(call.query.dtype)
+    if isinstance(call, PagedAttention):
+        key, value = call.key_cache, call.value_cache
+        extra |= {"seqused_k": call.seq_lens, "block_table": call.block_table}
+    else:
+        key, value = call.key, call.value
+        extra["cu_seqlens_k"] = call.key_start_loc
+    result = flash_attn_varlen_func(
+        q=call.query,
+        k=key,
+        v=value,
+        max_seqlen_q=call.max_query_len,
+        cu_seqlens_q=call.query_start_loc,
+        max_seqlen_k=call.max_seq_len,
+        softmax_scale=call.softmax.softmax_scale,
+        causal=call.softmax.causal,
+        window_size=list(_window(call.softmax)),
+        softcap=call.softmax.softcap,
+        alibi_slopes=call.softmax.alibi_slopes,
+        return_softmax_lse=call.return_lse,
+        **extra,
+    )
+    out, lse = (result[0], heads_first_lse(result[1])) if call.return_lse else (result, None)
+    return finish(call, out, lse, f"vllm_flash_attn.fa{version}")
+
+
+def _flash_attn_2(call: PagedAttention | VarlenAttention) -> AttentionOutput:
+    from flash_attn import flash_attn_varlen_func
+
+    from attnkit.backends.torch_device import finish, heads_first_lse, prefix_sum
+
+    if isinstance(call, PagedAttention):
+        key, value, block_table = call.key_cache, call.value_cache, call.block_table
+        key_start_loc = prefix_sum(call.seq_lens)
+    else:
+        key, value, block_table, key_start_loc = call.key, call.value, None, call.key_start_loc
+    result = flash_attn_varlen_func(
+        call.query,
+        key,
+        value,
+        cu_seqlens_q=call.query_start_loc,
+        cu_seqlens_k=key_start_loc,
+        max_seqlen_q=call.max_query_len,
+        max_seqlen_k=call.max_seq_len,
+        softmax_scale=call.softmax.softmax_scale,
+        causal=call.softmax.causal,
+        window_size=_window(call.softmax),
+        softcap=call.softmax.softcap,
+        alibi_slopes=call.softmax.alibi_slopes,
+        return_attn_probs=call.return_lse,
+        block_table=block_table,
+    )
+    out, lse = (result[0], heads_first_lse(result[1])) if call.return_lse else (result, None)
+    return finish(call, out, lse, "flash_attn.varlen")
+
+
+def _flash_attn_4(call: PagedAttention | VarlenAttention) -> AttentionOutput:
+    from flash_attn.cute.interface import flash_attn_varlen_func
+
+    from attnkit.backends.torch_device import finish, heads_first_lse
+
+    left, right = _window(call.softmax)
+    keys: dict[str, Any]
+    if isinstance(call, PagedAttention):
+        key, value = call.key_cache, call.value_cache
+        keys = {"seqused_k": call.seq_lens, "page_table": call.block_table}
+    else:
+        key, value = call.key, call.value
+        keys = {"cu_seqlens_k": call.key_start_loc}
+    sinks = call.softmax.sinks
+    result = flash_attn_varlen_func(
+        call.query,
+        key,
+        value,
+        cu_seqlens_q=call.query_start_loc,
+        max_seqlen_q=call.max_query_len,
+        max_seqlen_k=call.max_seq_len,
+        softmax_scale=call.softmax.softmax_scale,
+        causal=call.softmax.causal,
+        # "Unlimited" is None here, where the other two packages write -1.
+        window_size=(None if left < 0 else left, None if right < 0 else right),
+        learnable_sink=None if sinks is None else sinks.to(call.query.dtype),
+        softcap=call.softmax.softcap,
+        return_lse=call.return_lse,
+        **keys,
+    )
+    out, lse = result[0], result[1]
+    return finish(call, out, heads_first_lse(lse) if call.return_lse else None, "flash_attn.cute")
+
+
+BACKENDS: tuple[Backend, ...] = (FlashAttn(),)

@@ -1,0 +1,279 @@
+"""FLASHINFER and FLASHINFER_MLA: FlashInfer's paged prefill and decode, and its MLA decode.
+
+A mixed batch is split: sequences with one new token go to the decode wrapper, the rest to the prefill wrapper, which is
+twice as fast as one wrapper for all. Planning happens on every call here (a server plans once a step), so a call cannot be captured in a
+graph. FlashInfer's log-sum-exp is of base 2.
+
+Sources: flashinfer/prefill.py, flashinfer/decode.py, flashinfer/mla.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from math import log
+from typing import Any, ClassVar
+
+from attnkit.backends.base import Backend, Capability, HeadDims, Provider
+from attnkit.errors import UnsupportedError
+from attnkit.spec import AttentionOutput, Call, MlaDecode, PagedAttention, VarlenAttention
+
+_WORKSPACE_BYTES = 128 * 1024 * 1024  # what FlashInfer's documentation recommends
+_LN2 = log(2.0)
+
+_PAGED = Capability(
+    ops=frozenset({"paged", "varlen"}),
+    archs={"nvidia": ("sm_8*", "sm_9*", "sm_1*")},
+    dtypes=frozenset({"float16", "bfloat16"}),
+    head_dims=HeadDims.of(64, 128, 256),
+    kv_cache_dtypes=frozenset({"auto", "fp8_e4m3", "fp8_e5m2"}),
+    features=frozenset({"non_causal", "window", "softcap", "lse"}),
+    # It has a left window only; the right side needs the causal mask.
+    conflicts=(frozenset({"window", "non_causal"}),),
+)
+_MLA_WRAPPER = Capability(
+    ops=frozenset({"mla_decode"}),
+    archs={"nvidia": ("sm_8*", "sm_9*")},
+    dtypes=frozenset({"float16", "bfloat16"}),
+    head_dims=HeadDims.of((576, 512)),
+    phases=frozenset({"decode"}),
+    features=frozenset({"lse"}),
+)
+_MLA_TRTLLM = Capability(
+    ops=frozenset({"mla_decode"}),
+    archs={"nvidia": ("sm_10*",)},
+    dtypes=frozenset({"bfloat16"}),
+    head_dims=HeadDims.of((576, 512)),
+    block_sizes=frozenset({32, 64}),
+    phases=frozenset({"decode"}),
+    graphs=True,
+)
+
+
+class FlashInfer(Backend):
+    """Paged and ragged attention by FlashInfer."""
+
+    name: ClassVar[str] = "FLASHINFER"
+    aliases: ClassVar[tuple[str, ...]] = ("FLASHINFER_VLLM_V1",)
+    summary: ClassVar[str] = "FlashInfer's prefill and decode kernels"
+    providers: ClassVar[tuple[Provider, ...]] = (
+        Provider("flashinfer-python", _PAGED, ("torch>=2.8", "flashinfer-python>=0.3"), "FlashInfer; reads float8 caches"),
+    )
+
+    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
+        """Compute a `PagedAttention` or `VarlenAttention`.
+
+        Raises:
+            UnsupportedError: outside the provider's capability.
+        """
+        from attnkit.backends.torch_device import finish, pick_provider
+
+        pick_provider(self, call, provider)
+        if isinstance(call, PagedAttention):
+            out, lse, kernel = _paged(call)
+        elif isinstance(call, VarlenAttention):
+            out, lse, kernel = _ragged(call)
+        else:
+            raise UnsupportedError(f"{self.name} does not implement {call.op}")
+        return finish(call, out, lse if call.return_lse else None, kernel)
+
+
+class FlashInferMla(Backend):
+    """MLA decode by FlashInfer: its own kernels up to Hopper, TensorRT-LLM's on Blackwell."""
+
+    name: ClassVar[str] = "FLASHINFER_MLA"
+    aliases: ClassVar[tuple[str, ...]] = ()
+    summary: ClassVar[str] = "FlashInfer's MLA decode"
+    providers: ClassVar[tuple[Provider, ...]] = (
+        Provider("flashinfer-mla", _MLA_WRAPPER, ("torch>=2.8", "flashinfer-python>=0.3"), "FlashInfer's MLA wrapper"),
+        Provider("flashinfer-trtllm", _MLA_TRTLLM, ("torch>=2.8", "flashinfer-python>=0.3"), "TensorRT-LLM's kernels"),
+    )
+
+    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
+        """Compute an `MlaDecode`.
+
+        Raises:
+            UnsupportedError: outside the provider's capability.
+        """
+        from attnkit.backends.torch_device import finish, pick_provider
+
+        chosen = pick_provider(self, call, provider).name
+        if not isinstance(call, MlaDecode):
+            raise UnsupportedError(f"{self.name} does not implement {call.op}")
+        if chosen == "flashinfer-trtllm":
+            return finish(call, _mla_trtllm(call), None, "flashinfer.trtllm_batch_decode_with_kv_cache_mla")
+        out, lse = _mla_wrapper(call)
+        return finish(call, out, lse if call.return_lse else None, "flashinfer.BatchMLAPagedAttentionWrapper")
+
+
+@cache
+def _workspace(device: Any) -> Any:
+    """One workspace a device; zeroed because the TensorRT-LLM kernels keep their counters in it."""
+    import torch
+
+    return torch.zeros(_WORKSPACE_BYTES, dtype=torch.uint8, device=device)
+
+
+def _paged(call: PagedAttention) -> tuple[Any, Any, str]:
+    import torch
+
+    device = call.query.device
+    query_lens, seq_lens = call.query_start_loc.diff().tolist(), call.seq_lens.tolist()
+    starts = call.query_start_loc.tolist()
+    out = call.query.new_zeros(*call.query.shape[:2], call.value_cache.shape[-1])
+    lse = torch.full(call.query.shape[:2], float("-inf"), dtype=torch.float32, device=device)
+    some = [i for i, (q, k) in enumerate(zip(query_lens, seq_lens, strict=True)) if q and k]
+    decode = [i for i in some if query_lens[i] == 1]
+    prefill = [i for i in some if query_lens[i] > 1]
+    kernels = []
+    for seqs, run in ((prefill, _run_prefill), (decode, _run_decode)):
+        if not seqs:
+            continue
+        rows = torch.cat([torch.arange(starts[i], starts[i + 1], device=device) for i in seqs])
+        part, part_lse = run(call, call.query[rows], seqs, query_lens, seq_lens)
+        out[rows] = part
+        lse[rows] = part_lse.float() * _LN2
+        kernels.append(run.__name__.removeprefix("_run_"))
+    return out, lse, "flashinfer." + ("+".join(kernels) or "nothing")
+
+
+def _pages(call: PagedAttention | MlaDecode, block_size: int, seqs: list[int], seq_lens: list[int]) -> tuple[Any, Any, Any]:
+    """FlashInfer's page table of the sequences `seqs`: indptr and last_page_len on the host, page indices on the device."""
+    import torch
+
+    counts = [-(-seq_lens[i] // block_size) for i in seqs]
+    indptr = torch.tensor([0, *counts], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    indices = torch.cat([call.block_table[i, :n] for i, n in zip(seqs, counts, strict=True)]).to(torch.int32)
+    last = torch.tensor([seq_lens[i] - (n - 1) * block_size for i, n in zip(seqs, counts, strict=True)], dtype=torch.int32)
+    return indptr, indices, last
+
+
+def _scales(call: PagedAttention) -> dict[str, float]:
+    return {} if call.key_cache.element_size() > 1 else {"k_scale": call.k_scale, "v_scale": call.v_scale}
+
+
+def _run_prefill(call: PagedAttention, query: Any, seqs: list[int], query_lens: list[int], seq_lens: list[int]) -> Any:
+    import torch
+    from flashinfer import BatchPrefillWithPagedKVCacheWrapper
+
+    indptr, indices, last = _pages(call, call.key_cache.shape[1], seqs, seq_lens)
+    query_indptr = torch.tensor([0, *(query_lens[i] for i in seqs)], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    # The FA3 kernels take no float8 cache beside a 16-bit query.
+    wrapper = BatchPrefillWithPagedKVCacheWrapper(
+        _workspace(query.device), "NHD", backend="fa2" if call.key_cache.element_size() == 1 else "auto"
+    )
+    wrapper.plan(
+        query_indptr.to(query.device),
+        indptr.to(query.device),
+        indices,
+        last.to(query.device),
+        query.shape[1],
+        call.key_cache.shape[2],
+        query.shape[2],
+        call.key_cache.shape[1],
+        causal=call.softmax.causal,
+        sm_scale=call.softmax.softmax_scale,
+        window_left=call.softmax.window[0],
+        logits_soft_cap=call.softmax.softcap or None,
+        q_data_type=query.dtype,
+        kv_data_type=call.key_cache.dtype,
+    )
+    return wrapper.run(query, (call.key_cache, call.value_cache), return_lse=True, **_scales(call))
+
+
+def _run_decode(call: PagedAttention, query: Any, seqs: list[int], query_lens: list[int], seq_lens: list[int]) -> Any:
+    from flashinfer import BatchDecodeWithPagedKVCacheWrapper
+
+    indptr, indices, last = _pages(call, call.key_cache.shape[1], seqs, seq_lens)
+    # Tensor cores are the prefill kernel on one row: any ratio of heads, and faster from a ratio of 4 on.
+    wrapper = BatchDecodeWithPagedKVCacheWrapper(_workspace(query.device), "NHD", use_tensor_cores=True)
+    wrapper.plan(
+        indptr.to(query.device),
+        indices,
+        last.to(query.device),
+        query.shape[1],
+        call.key_cache.shape[2],
+        query.shape[2],
+        call.key_cache.shape[1],
+        sm_scale=call.softmax.softmax_scale,
+        window_left=call.softmax.window[0],
+        logits_soft_cap=call.softmax.softcap or None,
+        q_data_type=query.dtype,
+        kv_data_type=call.key_cache.dtype,
+    )
+    return wrapper.run(query, (call.key_cache, call.value_cache), return_lse=True, **_scales(call))
+
+
+def _ragged(call: VarlenAttention) -> tuple[Any, Any, str]:
+    from flashinfer import BatchPrefillWithRaggedKVCacheWrapper
+
+    wrapper = BatchPrefillWithRaggedKVCacheWrapper(_workspace(call.query.device), "NHD")
+    wrapper.plan(
+        call.query_start_loc,
+        call.key_start_loc,
+        call.query.shape[1],
+        call.key.shape[1],
+        call.query.shape[2],
+        causal=call.softmax.causal,
+        sm_scale=call.softmax.softmax_scale,
+        window_left=call.softmax.window[0],
+        logits_soft_cap=call.softmax.softcap or None,
+        q_data_type=call.query.dtype,
+        kv_data_type=call.key.dtype,
+    )
+    out, lse = wrapper.run(call.query, call.key, call.value, return_lse=True)
+    return out, lse.float() * _LN2, "flashinfer.ragged"
+
+
+def _mla_wrapper(call: MlaDecode) -> tuple[Any, Any]:
+    from flashinfer.mla import BatchMLAPagedAttentionWrapper
+
+    rank, block_size = call.kv_lora_rank, call.kv_cache.shape[1]
+    seq_lens = call.seq_lens.tolist()
+    indptr, indices, _ = _pages(call, block_size, list(range(len(seq_lens))), seq_lens)
+    wrapper = BatchMLAPagedAttentionWrapper(_workspace(call.query.device))
+    wrapper.plan(
+        call.query_start_loc,
+        indptr.to(call.query.device),
+        indices,
+        call.seq_lens,
+        call.query.shape[1],
+        rank,
+        call.query.shape[2] - rank,
+        block_size,
+        True,  # causal
+        call.softmax_scale,
+        call.query.dtype,
+        call.kv_cache.dtype,
+    )
+    out, lse = wrapper.run(
+        call.query[..., :rank].contiguous(),
+        call.query[..., rank:].contiguous(),
+        call.kv_cache[..., :rank],
+        call.kv_cache[..., rank:],
+        return_lse=True,
+    )
+    return out, lse.float() * _LN2
+
+
+def _mla_trtllm(call: MlaDecode) -> Any:
+    from flashinfer.mla import trtllm_batch_decode_with_kv_cache_mla
+
+    from attnkit.backends.torch_device import by_sequence
+
+    query = by_sequence(call)
+    out = trtllm_batch_decode_with_kv_cache_mla(
+        query=query,
+        kv_cache=call.kv_cache.unsqueeze(1),
+        workspace_buffer=_workspace(query.device),
+        qk_nope_head_dim=128,
+        kv_lora_rank=call.kv_lora_rank,
+        qk_rope_head_dim=query.shape[-1] - call.kv_lora_rank,
+        block_tables=call.block_table,
+        seq_lens=call.seq_lens,
+        max_seq_len=call.max_seq_len,
+        bmm1_scale=call.softmax_scale,
+    )
+    return out.reshape(-1, query.shape[2], call.kv_lora_rank)
+
+
+BACKENDS: tuple[Backend, ...] = (FlashInfer(), FlashInferMla())

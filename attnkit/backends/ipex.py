@@ -1,0 +1,156 @@
+"""IPEX: attention on Intel CPUs and GPUs.
+
+On a Xeon: intel-extension-for-pytorch 2.8.0, the last release, which goes with torch 2.8. On Intel GPUs that library has no
+successor of its name; vllm-xpu-kernels and torch's own XPU path took its place and are the providers here.
+
+Sources: intel_extension_for_pytorch/transformers/models/cpu/fusions/mha_fusion.py (2.8.0);
+vllm_xpu_kernels/flash_attn_interface.py; torch.nn.functional.scaled_dot_product_attention.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from attnkit.backends.base import Backend, Capability, HeadDims, Provider
+from attnkit.errors import UnsupportedError
+from attnkit.spec import AttentionOutput, Call, PagedAttention, VarlenAttention
+
+_CPU = Capability(
+    ops=frozenset({"paged"}),
+    archs={"cpu": ("x86_64",)},
+    dtypes=frozenset({"bfloat16", "float32"}),
+    head_dims=HeadDims(low=32, high=256, multiple_of=16),
+    min_block_size=16,
+    block_multiple=16,
+)
+_XPU_KERNELS = Capability(
+    ops=frozenset({"paged", "varlen"}),
+    archs={"intel": ("*",)},
+    dtypes=frozenset({"float16", "bfloat16"}),
+    head_dims=HeadDims.of(64, 96, 128, 192, 256),
+    min_block_size=16,
+    block_multiple=16,
+    features=frozenset({"non_causal", "window", "sinks"}),
+)
+_TORCH_XPU = Capability(
+    ops=frozenset({"paged", "varlen"}),
+    archs={"intel": ("*",)},
+    dtypes=frozenset({"float16", "bfloat16", "float32"}),
+    head_dims=HeadDims(low=1, high=256),
+    kv_cache_dtypes=frozenset({"auto", "fp8_e4m3", "fp8_e5m2"}),
+    features=frozenset({"non_causal", "window"}),
+)
+
+
+class Ipex(Backend):
+    """Paged attention on Intel CPUs by IPEX; paged and varlen attention on Intel GPUs by what replaced it."""
+
+    name: ClassVar[str] = "IPEX"
+    aliases: ClassVar[tuple[str, ...]] = ()
+    summary: ClassVar[str] = "Intel CPUs (IPEX 2.8) and GPUs (vllm-xpu-kernels, torch XPU)"
+    providers: ClassVar[tuple[Provider, ...]] = (
+        Provider("ipex", _CPU, ("torch>=2.8,<2.9", "intel-extension-for-pytorch>=2.8,<2.9"), "IPEX 2.8.0, the last release"),
+        Provider("vllm-xpu-kernels", _XPU_KERNELS, ("torch>=2.8", "vllm-xpu-kernels"), "vLLM's kernels for Intel GPUs"),
+        Provider("torch-xpu", _TORCH_XPU, ("torch>=2.8",), "torch's own attention on Intel GPUs"),
+    )
+
+    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
+        """Compute a `PagedAttention`, on GPUs a `VarlenAttention` too.
+
+        Raises:
+            UnsupportedError: outside the provider's capability.
+        """
+        from attnkit.backends.torch_device import pick_provider
+
+        chosen = pick_provider(self, call, provider).name
+        if chosen == "ipex" and isinstance(call, PagedAttention):
+            return _ipex(call)
+        if chosen != "ipex" and isinstance(call, PagedAttention | VarlenAttention):
+            return _xpu_kernels(call) if chosen == "vllm-xpu-kernels" else _torch_xpu(call)
+        raise UnsupportedError(f"{self.name} does not implement {call.op}")
+
+
+def _ipex(call: PagedAttention) -> AttentionOutput:
+    from intel_extension_for_pytorch.transformers.models.cpu.fusions.mha_fusion import _IPEXPagedAttentionCPU
+
+    from attnkit.backends.torch_device import finish, prefix_sum
+
+    out = call.query.new_zeros(*call.query.shape[:2], call.value_cache.shape[-1])
+    _IPEXPagedAttentionCPU.flash_attn_varlen_func(
+        out,
+        call.query.contiguous(),
+        # IPEX keeps a block's heads outside its tokens.
+        call.key_cache.transpose(1, 2).contiguous(),
+        call.value_cache.transpose(1, 2).contiguous(),
+        call.query_start_loc,
+        prefix_sum(call.seq_lens),
+        call.max_query_len,
+        call.max_seq_len,
+        call.softmax.softmax_scale,
+        True,  # is_causal
+        call.block_table,
+    )
+    return finish(call, out, None, "torch_ipex.flash_attn_varlen_func")
+
+
+def _xpu_kernels(call: PagedAttention | VarlenAttention) -> AttentionOutput:
+    from vllm_xpu_kernels.flash_attn_interface import flash_attn_varlen_func
+
+    from attnkit.backends.torch_device import finish
+
+    left, right = call.softmax.window
+    keys: dict[str, Any]
+    if isinstance(call, PagedAttention):
+        key, value = call.key_cache, call.value_cache
+        keys = {"seqused_k": call.seq_lens, "block_table": call.block_table}
+    else:
+        key, value = call.key, call.value
+        keys = {"cu_seqlens_k": call.key_start_loc}
+    sinks = call.softmax.sinks
+    out = flash_attn_varlen_func(
+        q=call.query,
+        k=key,
+        v=value,
+        max_seqlen_q=call.max_query_len,
+        cu_seqlens_q=call.query_start_loc,
+        max_seqlen_k=call.max_seq_len,
+        softmax_scale=call.softmax.softmax_scale,
+        causal=call.softmax.causal,
+        window_size=[left, min(right, 0) if call.softmax.causal else right],
+        s_aux=None if sinks is None else sinks.to(call.query.dtype),
+        **keys,
+    )
+    return finish(call, out, None, "vllm_xpu_kernels.flash_attn_varlen_func")
+
+
+def _torch_xpu(call: PagedAttention | VarlenAttention) -> AttentionOutput:
+    import torch
+
+    from attnkit.backends.torch_common import gather_kv, visible
+    from attnkit.backends.torch_device import finish
+
+    if isinstance(call, PagedAttention):
+        key, value, key_start_loc = gather_kv(call)
+    else:
+        key, value, key_start_loc = call.key, call.value, call.key_start_loc
+    out = call.query.new_zeros(*call.query.shape[:2], value.shape[-1])
+    query_starts, key_starts = call.query_start_loc.tolist(), key_start_loc.tolist()
+    for i in range(len(query_starts) - 1):
+        q0, q1, k0, k1 = query_starts[i], query_starts[i + 1], key_starts[i], key_starts[i + 1]
+        if q0 == q1 or k0 == k1:
+            continue
+        keys = torch.arange(k1 - k0, device=out.device)
+        queries = torch.arange(q1 - q0, device=out.device) + (k1 - k0) - (q1 - q0)
+        result = torch.nn.functional.scaled_dot_product_attention(
+            call.query[q0:q1].transpose(0, 1)[None],
+            key[k0:k1].transpose(0, 1)[None],
+            value[k0:k1].transpose(0, 1)[None],
+            attn_mask=visible(call.softmax, queries[:, None], keys[None, :]),
+            scale=call.softmax.softmax_scale,
+            enable_gqa=True,
+        )
+        out[q0:q1] = result[0].transpose(0, 1)
+    return finish(call, out, None, "torch.scaled_dot_product_attention(xpu)")
+
+
+BACKENDS: tuple[Backend, ...] = (Ipex(),)

@@ -1,0 +1,190 @@
+"""ROCM_FLASH, ROCM_AITER_FA and ROCM_AITER_MLA: attention on AMD GPUs.
+
+The libraries' paged paths accept large blocks only, so a paged cache is gathered first for them; our own Triton kernels, the
+last provider of ROCM_FLASH, read it in place.
+
+Sources: flash_attn/flash_attn_interface.py (its ROCm build has the same signature); aiter/ops/mha.py; aiter/mla.py. The aiter
+meant here is the distribution amd-aiter; `aiter` on PyPI is an unrelated package.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from attnkit.backends.base import Backend, Capability, HeadDims, Provider
+from attnkit.errors import UnsupportedError
+from attnkit.spec import AttentionOutput, Call, Dtype, Feature, MlaDecode, Op, PagedAttention, VarlenAttention
+
+_OPS: frozenset[Op] = frozenset({"paged", "varlen"})
+_HALF: frozenset[Dtype] = frozenset({"float16", "bfloat16"})
+_ALIBI_IS_CAUSAL: tuple[frozenset[Feature], ...] = (frozenset({"alibi", "non_causal"}),)
+
+_FLASH = Capability(
+    ops=_OPS,
+    archs={"amd": ("gfx90a", "gfx942", "gfx950", "gfx11*", "gfx12*")},
+    dtypes=_HALF,
+    head_dims=HeadDims(low=8, high=256, multiple_of=8),
+    features=frozenset({"non_causal", "window", "alibi", "lse"}),
+    conflicts=_ALIBI_IS_CAUSAL,
+)
+_OWN = Capability(
+    ops=_OPS,
+    archs={"amd": ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201")},
+    dtypes=_HALF,
+    head_dims=HeadDims(low=16, high=256, multiple_of=8),
+    min_block_size=16,
+    block_multiple=16,
+    kv_cache_dtypes=frozenset({"auto", "fp8_e4m3", "fp8_e5m2"}),
+    features=frozenset({"non_causal", "window", "softcap", "alibi", "sinks", "lse"}),
+    graphs=True,
+    deterministic=True,
+)
+_AITER = Capability(
+    ops=_OPS,
+    archs={"amd": ("gfx942", "gfx950")},
+    dtypes=_HALF,
+    head_dims=HeadDims(low=8, high=256, multiple_of=8),
+    features=frozenset({"non_causal", "window", "softcap", "alibi", "lse"}),
+    conflicts=_ALIBI_IS_CAUSAL,
+)
+_AITER_MLA = Capability(
+    ops=frozenset({"mla_decode"}),
+    archs={"amd": ("gfx942", "gfx950")},
+    dtypes=frozenset({"bfloat16"}),
+    head_dims=HeadDims.of((576, 512)),
+    phases=frozenset({"decode"}),
+    num_heads=frozenset({16, 128}),
+)
+
+
+class RocmFlash(Backend):
+    """Paged and varlen attention on AMD GPUs: flash_attn's ROCm build, else our Triton kernels."""
+
+    name: ClassVar[str] = "ROCM_FLASH"
+    aliases: ClassVar[tuple[str, ...]] = ("ROCM_ATTN",)
+    summary: ClassVar[str] = "attention on AMD GPUs, by flash_attn's ROCm build or our Triton kernels"
+    providers: ClassVar[tuple[Provider, ...]] = (
+        Provider("flash-attn-rocm", _FLASH, ("torch>=2.8", "flash-attn>=2.6,<3"), "flash_attn's ROCm build"),
+        Provider("attnkit", _OWN, ("torch>=2.8", "triton>=3.6,<3.10"), "our Triton kernels, compiled for gfx"),
+    )
+
+    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
+        """Compute a `PagedAttention` or `VarlenAttention`.
+
+        Raises:
+            UnsupportedError: outside the provider's capability.
+        """
+        from attnkit.backends.torch_device import pick_provider
+
+        chosen = pick_provider(self, call, provider).name
+        if not isinstance(call, PagedAttention | VarlenAttention):
+            raise UnsupportedError(f"{self.name} does not implement {call.op}")
+        if chosen == "attnkit":
+            from attnkit.kernels.triton import attention
+
+            out, lse, kernel = attention.paged(call) if isinstance(call, PagedAttention) else attention.varlen(call)
+            return AttentionOutput(out, lse, kernel)
+        from flash_attn import flash_attn_varlen_func
+
+        return _varlen(call, flash_attn_varlen_func, "flash_attn.varlen(rocm)", lse_flag="return_attn_probs", softcap={})
+
+
+class RocmAiterFa(Backend):
+    """Paged (gathered) and varlen attention by AMD's AITER."""
+
+    name: ClassVar[str] = "ROCM_AITER_FA"
+    aliases: ClassVar[tuple[str, ...]] = ()
+    summary: ClassVar[str] = "AITER's attention (MI300, MI350)"
+    providers: ClassVar[tuple[Provider, ...]] = (Provider("amd-aiter", _AITER, ("torch>=2.8", "amd-aiter"), "AMD's AITER"),)
+
+    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
+        """Compute a `PagedAttention` or `VarlenAttention`.
+
+        Raises:
+            UnsupportedError: outside the provider's capability.
+        """
+        from attnkit.backends.torch_device import pick_provider
+
+        pick_provider(self, call, provider)
+        if not isinstance(call, PagedAttention | VarlenAttention):
+            raise UnsupportedError(f"{self.name} does not implement {call.op}")
+        from aiter import flash_attn_varlen_func
+
+        softcap = {"logits_soft_cap": call.softmax.softcap}
+        return _varlen(call, flash_attn_varlen_func, "aiter.flash_attn_varlen_func", lse_flag="return_lse", softcap=softcap)
+
+
+def _varlen(
+    call: PagedAttention | VarlenAttention, function: Any, kernel: str, *, lse_flag: str, softcap: dict[str, float]
+) -> AttentionOutput:
+    """Both libraries' varlen function, which differ in two argument names."""
+    from attnkit.backends.torch_common import gather_kv
+    from attnkit.backends.torch_device import finish, heads_first_lse
+
+    if isinstance(call, PagedAttention):
+        key, value, key_start_loc = gather_kv(call)
+    else:
+        key, value, key_start_loc = call.key, call.value, call.key_start_loc
+    left, right = call.softmax.window
+    result = function(
+        call.query,
+        key,
+        value,
+        cu_seqlens_q=call.query_start_loc,
+        cu_seqlens_k=key_start_loc,
+        max_seqlen_q=call.max_query_len,
+        max_seqlen_k=call.max_seq_len,
+        softmax_scale=call.softmax.softmax_scale,
+        causal=call.softmax.causal,
+        window_size=(left, min(right, 0) if call.softmax.causal else right),
+        alibi_slopes=call.softmax.alibi_slopes,
+        **{lse_flag: call.return_lse},
+        **softcap,
+    )
+    out, lse = (result[0], heads_first_lse(result[1])) if call.return_lse else (result, None)
+    return finish(call, out, lse, kernel)
+
+
+class RocmAiterMla(Backend):
+    """MLA decode by AMD's AITER."""
+
+    name: ClassVar[str] = "ROCM_AITER_MLA"
+    aliases: ClassVar[tuple[str, ...]] = ("ROCM_AITER_MLA_VLLM_V1",)
+    summary: ClassVar[str] = "AITER's MLA decode (MI300, MI350)"
+    providers: ClassVar[tuple[Provider, ...]] = (Provider("amd-aiter", _AITER_MLA, ("torch>=2.8", "amd-aiter"), "AMD's AITER"),)
+
+    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
+        """Compute an `MlaDecode`.
+
+        Raises:
+            UnsupportedError: outside the provider's capability.
+        """
+        import torch
+
+        from attnkit.backends.torch_device import finish, pick_provider, prefix_sum
+
+        pick_provider(self, call, provider)
+        if not isinstance(call, MlaDecode):
+            raise UnsupportedError(f"{self.name} does not implement {call.op}")
+        from aiter.mla import mla_decode_fwd
+
+        from attnkit.backends.torch_common import slots
+
+        # Pages of one token: the layout that every version of the kernel reads.
+        tokens = slots(call.block_table, call.seq_lens.tolist(), call.kv_cache.shape[1]).to(torch.int32)
+        out = call.query.new_empty(*call.query.shape[:2], call.kv_lora_rank)
+        mla_decode_fwd(
+            call.query,
+            call.kv_cache.reshape(-1, 1, 1, call.kv_cache.shape[-1]),
+            out,
+            call.query_start_loc,
+            prefix_sum(call.seq_lens),
+            tokens,
+            torch.ones_like(call.seq_lens),
+            call.max_query_len,
+            sm_scale=call.softmax_scale,
+        )
+        return finish(call, out, None, "aiter.mla_decode_fwd")
+
+
+BACKENDS: tuple[Backend, ...] = (RocmFlash(), RocmAiterFa(), RocmAiterMla())
