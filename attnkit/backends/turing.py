@@ -56,8 +56,10 @@ class TuringAttn(Backend):
         turing.enable()
         from attnkit.kernels.triton import attention
 
-        run = attention.paged if isinstance(call, PagedAttention) else attention.varlen
-        out, lse, kernel = run(call, arch="sm_75")
+        if isinstance(call, PagedAttention):
+            out, lse, kernel = attention.paged(call, arch="sm_75")
+        else:
+            out, lse, kernel = attention.varlen(call, arch="sm_75")
         return AttentionOutput(out, lse, f"turing:{kernel}")
 
 

@@ -43,7 +43,6 @@ class Cost:
         return sum(n for op, n in self.instructions.items() if op.startswith(stems))
 
 
-
 def inspect_ptx(ptx: str, arch: str, *, line_info: bool = False) -> Cost:
     """Assemble `ptx` for `arch` ("sm_75") and read the result.
 
@@ -53,12 +52,12 @@ def inspect_ptx(ptx: str, arch: str, *, line_info: bool = False) -> Cost:
     with tempfile.TemporaryDirectory() as folder:
         source, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         source.write_text(ptx)
-        command = [_tool("ptxas"), "-v", *(["-lineinfo"] if line_info else []), f"--gpu-name={arch}", source, "-o", cubin]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = [_tool("ptxas"), "-v", *(["-lineinfo"] if line_info else []), f"--gpu-name={arch}"]
+        done = subprocess.run([*command, str(source), "-o", str(cubin)], capture_output=True, text=True, check=False)
         if done.returncode:
             raise UnsupportedError(f"ptxas refuses this code for {arch}: {done.stderr.strip()[-2000:]}")
         log = done.stdout + done.stderr
-        listing = subprocess.run([_tool("nvdisasm"), "-c", cubin], capture_output=True, text=True, check=False)
+        listing = subprocess.run([_tool("nvdisasm"), "-c", str(cubin)], capture_output=True, text=True, check=False)
         if listing.returncode:
             raise UnsupportedError(f"nvdisasm cannot read the code for {arch}: {listing.stderr.strip()[-500:]}")
     registers, spills, stack = _REGISTERS.search(log), _SPILLS.search(log), _STACK.search(log)

@@ -60,7 +60,7 @@ class _Hook:
         return None
 
 
-_state: dict[str, Any] = {"emulating": False}
+_state: dict[str, bool] = {"emulating": False, "stock": False}
 
 
 def enable() -> None:
@@ -132,7 +132,8 @@ def _source_hash() -> str:
 
 
 def _key() -> str:
-    return f"-attnkit-turing-{_source_hash()}{'-emulated' if _state['emulating'] else ''}"
+    modes = "".join(f"-{mode}" for mode, on in _state.items() if on)
+    return f"-attnkit-turing-{_source_hash()}{modes}"
 
 
 def _keyed_hash(original: Callable[[Any], str]) -> Callable[[Any], str]:
@@ -152,6 +153,15 @@ def _keyed_hash(original: Callable[[Any], str]) -> Callable[[Any], str]:
 
 def _turn(backend: Any, stages: dict[str, Callable[..., Any]], options: Any) -> None:
     """Replace the stages of one compilation for sm_75."""
+    stock_llir, stock_ptx, stock_cubin = stages["llir"], stages["ptx"], stages["cubin"]
+
+    def cubin(text: str, metadata: dict[str, Any]) -> bytes:
+        code: bytes = stock_cubin(text, metadata)
+        return text.encode() + b"\0" if _state["emulating"] else code
+
+    stages["cubin"] = cubin
+    if _state["stock"]:
+        return
     plain = replace(options, num_stages=1)
     if "ttir" in stages:  # not for Gluon, whose layouts are the author's own
 
@@ -159,7 +169,6 @@ def _turn(backend: Any, stages: dict[str, Callable[..., Any]], options: Any) -> 
             return backend.make_ttgir(_unpipelined(module), metadata, plain, LAYOUT_CAPABILITY)
 
         stages["ttgir"] = ttgir
-    stock_llir, stock_ptx, stock_cubin = stages["llir"], stages["ptx"], stages["cubin"]
 
     def llir(module: Any, metadata: dict[str, Any]) -> Any:
         _refuse_operations(str(module))
@@ -173,11 +182,7 @@ def _turn(backend: Any, stages: dict[str, Callable[..., Any]], options: Any) -> 
     def ptx(module: Any, metadata: dict[str, Any]) -> str:
         return turing_ptx.legalise(stock_ptx(module, metadata))
 
-    def cubin(text: str, metadata: dict[str, Any]) -> bytes:
-        code: bytes = stock_cubin(text, metadata)
-        return text.encode() + b"\0" if _state["emulating"] else code
-
-    stages.update(llir=llir, ptx=ptx, cubin=cubin)
+    stages.update(llir=llir, ptx=ptx)
 
 
 _LOOP_STAGES = re.compile(r"tt\.num_stages = \d+ : i32")
@@ -213,13 +218,15 @@ def _refuse_operations(ttgir: str) -> None:
 
 
 class _EmulatedDevice(int):
-    """A device index that Triton's caches tell from the real one, so that code of both kinds can live side by side."""
+    """A device index that Triton's caches tell from the real one, so that code of all kinds can live side by side."""
+
+    stock = False
 
     def __hash__(self) -> int:
-        return hash(("sm_75", int(self)))
+        return hash(("sm_75", int(self), self.stock))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _EmulatedDevice) and int(self) == int(other)
+        return isinstance(other, _EmulatedDevice) and (int(self), self.stock) == (int(other), other.stock)
 
 
 class _EmulatedUtils:
@@ -239,8 +246,9 @@ class _EmulatedUtils:
 class _EmulatedDriver:
     """The active driver, saying that its device is an sm_75 one."""
 
-    def __init__(self, real: Any) -> None:
+    def __init__(self, real: Any, stock: bool) -> None:
         self._real = real
+        self.stock = stock
         self.utils = _EmulatedUtils(real.utils)
 
     def __getattr__(self, name: str) -> Any:
@@ -252,7 +260,9 @@ class _EmulatedDriver:
         return GPUTarget("cuda", CAPABILITY, 32)
 
     def get_current_device(self) -> int:
-        return _EmulatedDevice(self._real.get_current_device())
+        device = _EmulatedDevice(self._real.get_current_device())
+        device.stock = self.stock
+        return device
 
     def get_device_capability(self, device: int | None = None) -> tuple[int, int]:
         return divmod(CAPABILITY, 10)
@@ -262,11 +272,14 @@ class _EmulatedDriver:
 
 
 @contextmanager
-def emulate() -> Iterator[Device]:
+def emulate(*, stock: bool = False) -> Iterator[Device]:
     """For tests: inside, every Triton kernel is compiled for sm_75 and its sm_75 PTX runs on this newer card.
 
     ptxas for sm_75 still compiles (and so checks) each kernel; what is loaded is the PTX, which the card's driver translates.
     The arithmetic is that of the Turing instructions; the speed is not that of a Turing card.
+
+    Args:
+        stock: compile with Triton's own code generation for sm_75 (no tensor cores), for comparison.
 
     Yields:
         The sm_75 device to hand to selection and self-test.
@@ -274,19 +287,19 @@ def emulate() -> Iterator[Device]:
     from triton.runtime.driver import driver
 
     enable()
-    real = driver.active
-    if isinstance(real, _EmulatedDriver):
-        yield TARGET_DEVICE
-        return
-    driver.set_active(_EmulatedDriver(real))
-    _state["emulating"] = True
+    real, before = driver.active, dict(_state)
+    if not isinstance(real, _EmulatedDriver):
+        driver.set_active(_EmulatedDriver(real, stock))
+    elif real.stock != stock:
+        raise UnsupportedError("emulate() is already active with the other code generation")
+    _state.update(emulating=True, stock=stock)
     try:
         yield TARGET_DEVICE
     finally:
-        _state["emulating"] = False
+        _state.update(before)
         driver.set_active(real)
 
 
 def emulating() -> bool:
     """True inside `emulate()`."""
-    return bool(_state["emulating"])
+    return _state["emulating"]

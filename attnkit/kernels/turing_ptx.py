@@ -50,6 +50,7 @@ class Lack:
     advice: str = ""
 
 
+_NO_POLICY = "leave eviction_policy out"
 _HALF = "cast the operands to float16"
 _LACKS = tuple(
     (re.compile(lack.pattern), lack)
@@ -67,9 +68,8 @@ _LACKS = tuple(
         Lack(r"(setmaxnreg|elect|stmatrix|tensormap|multimem|discard|applypriority)\b.*", "such instruction"),
         Lack(r"(red|st)\.(async|bulk).*", "asynchronous stores"),
         Lack(r"redux\..*", "warp-wide reduction instruction", "reduce with shuffles"),
-        Lack(r"createpolicy\..*", "L2 cache policies", "leave eviction_policy out"),
-        Lack(r"(?!cvt\.|mov\.|ld|st)\w+\..*\bL2::cache_hint.*", "L2 cache hints", "leave eviction_policy out"),
-        Lack(r"(ld|st|atom|red|prefetch)\b.*\bL2::(cache_hint|evict_\w+|256B).*", "L2 cache hints", "leave eviction_policy out"),
+        Lack(r"createpolicy\..*", "L2 cache policies", _NO_POLICY),
+        Lack(r"(ld|st|atom|red|prefetch)\b.*\bL2::(cache_hint|evict_\w+|256B).*", "L2 cache hints", _NO_POLICY),
         Lack(r"(ld|st|atom|red)\..*shared::cluster.*", "clusters"),
         Lack(r"(ld|st)\..*\bv8\..*|(ld|st)\.global.*\bv4\.[bufs]64", "256-bit memory accesses"),
         Lack(r"(atom|red)\..*\.(v2|v4|v8)\..*", "vector atomics"),
@@ -148,9 +148,7 @@ def _shallow(match: re.Match[str]) -> str:
     return match[0]
 
 
-def _chain(
-    op: str, d: list[str], steps: tuple[tuple[list[str], list[str]], ...], c: list[str], clobbers: list[str]
-) -> str:
+def _chain(op: str, d: list[str], steps: tuple[tuple[list[str], list[str]], ...], c: list[str], clobbers: list[str]) -> str:
     """d = c + the sum over steps of A·B. `clobbers`: registers still read after the first write to d."""
     if set(d) & set(clobbers):
         # Never seen from Triton, whose results have registers of their own. A copy here could not keep two halves apart
