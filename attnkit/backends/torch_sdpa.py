@@ -1,12 +1,23 @@
-"""TORCH_SDPA: torch.nn.functional.scaled_dot_product_attention over a gathered cache; runs wherever torch runs."""
+"""TORCH_SDPA: torch.nn.functional.scaled_dot_product_attention over a gathered cache; runs wherever torch runs.
+
+Decodes of similar length share one padded call; everything else runs sequence by sequence. The log-sum-exp, which the public
+function does not return, is computed beside it in float32 where it is asked for or a sink needs it.
+"""
 
 from __future__ import annotations
 
-from typing import ClassVar
+import math
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from attnkit.backends.base import Backend, Capability, HeadDims, Provider
-from attnkit.errors import UnsupportedError
-from attnkit.spec import AttentionOutput, Call
+from attnkit.backends.torch_device import finish, pick_provider
+from attnkit.spec import AttentionOutput, Call, MlaDecode, PagedAttention, Softmax, TreeAttention, VarlenAttention
+
+if TYPE_CHECKING:
+    from torch import Tensor
+else:
+    Tensor = Any
 
 CAPABILITY = Capability(
     ops=frozenset({"paged", "varlen", "tree", "mla_decode"}),
@@ -18,6 +29,8 @@ CAPABILITY = Capability(
     features=frozenset({"non_causal", "window", "alibi", "sinks", "lse"}),
     deterministic=True,
 )
+
+KERNEL = "scaled_dot_product_attention"
 
 
 class TorchSdpa(Backend):
@@ -31,8 +44,129 @@ class TorchSdpa(Backend):
     )
 
     def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
-        """See `Backend.run`."""
-        raise UnsupportedError("TORCH_SDPA: run is not wired up")
+        pick_provider(self, call, provider)
+        batch = call.paged if isinstance(call, TreeAttention) else call
+        assert isinstance(batch, PagedAttention | VarlenAttention | MlaDecode)
+        if isinstance(batch, PagedAttention) and batch.max_query_len <= 1:
+            out, lse = _decode(batch)
+        else:
+            out, lse = _by_sequence(batch, call.tree_mask if isinstance(call, TreeAttention) else None)
+        return finish(batch, out, lse if batch.return_lse else None, KERNEL)
+
+
+def _by_sequence(batch: PagedAttention | VarlenAttention | MlaDecode, tree_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    import torch
+
+    from attnkit.backends.torch_common import gather_kv, visible
+
+    if isinstance(batch, VarlenAttention):
+        key, value, key_starts = batch.key, batch.value, batch.key_start_loc
+    else:
+        key, value, key_starts = gather_kv(batch)
+    softmax = Softmax(batch.softmax_scale) if isinstance(batch, MlaDecode) else batch.softmax
+    query = batch.query
+    out = query.new_zeros(*query.shape[:2], value.shape[2])
+    lse = torch.full(query.shape[:2], -math.inf, dtype=torch.float32, device=query.device)
+    bounds = list(zip(batch.query_start_loc.tolist(), key_starts.tolist(), strict=True))
+    for (first, k_first), (last, k_last) in pairwise(bounds):
+        if first == last or k_first == k_last:
+            continue
+        length = k_last - k_first
+        q_pos = torch.arange(length - (last - first), length, device=query.device)[:, None]
+        k_pos = torch.arange(length, device=query.device)[None, :]
+        if tree_mask is not None:
+            nodes = last - first
+            mask = torch.ones(nodes, length, dtype=torch.bool, device=query.device)
+            mask[:, length - nodes :] = tree_mask[:nodes, :nodes]
+        else:
+            mask = visible(softmax, q_pos, k_pos)
+        part = slice(k_first, k_last)
+        out[first:last], lse[first:last] = (
+            x[0]
+            for x in _dense(query[None, first:last], key[None, part], value[None, part], mask, q_pos, k_pos, softmax, batch)
+        )
+    return out, lse
+
+
+def _decode(batch: PagedAttention) -> tuple[Tensor, Tensor]:
+    """One new token a sequence: sequences sorted by length, padded calls of those within a factor of two."""
+    import torch
+
+    from attnkit.backends.torch_common import padded_slots, read_cache, visible
+
+    query, softmax = batch.query, batch.softmax
+    device, size = query.device, batch.key_cache.shape[1]
+    out = query.new_zeros(*query.shape[:2], batch.value_cache.shape[3])
+    lse = torch.full(query.shape[:2], -math.inf, dtype=torch.float32, device=device)
+    starts, lens = batch.query_start_loc.tolist(), batch.seq_lens.tolist()
+    waiting = sorted((n, i) for i, n in enumerate(lens) if n > 0 and starts[i + 1] > starts[i])
+    while waiting:
+        width = waiting[-1][0]
+        group = [i for n, i in waiting if 2 * n > width]
+        waiting = [(n, i) for n, i in waiting if 2 * n <= width]
+        rows = torch.tensor(group, device=device)
+        tokens = torch.tensor([starts[i] for i in group], device=device)
+        length = batch.seq_lens[rows]
+        slot = padded_slots(batch.block_table, rows, length, width, size)
+        key = read_cache(batch.key_cache, slot, batch.k_scale, query.dtype)
+        value = read_cache(batch.value_cache, slot, batch.v_scale, query.dtype)
+        k_pos = torch.arange(width, device=device)[None, None, :]
+        q_pos = (length - 1)[:, None, None]
+        mask = k_pos < length[:, None, None]
+        seen = visible(softmax, q_pos, k_pos)
+        mask = mask if seen is None else mask & seen
+        out[tokens], lse[tokens] = (
+            x[:, 0] for x in _dense(query[tokens][:, None], key, value, mask, q_pos, k_pos, softmax, batch)
+        )
+    return out, lse
+
+
+def _dense(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    q_pos: Tensor,
+    k_pos: Tensor,
+    softmax: Softmax,
+    batch: PagedAttention | VarlenAttention | MlaDecode,
+) -> tuple[Tensor, Tensor]:
+    """Attention of [B, n, heads, d] over [B, L, kv_heads, d] -> out [B, n, heads, dv], lse [B, n, heads].
+
+    mask: bool, broadcastable to [B, n, L], or None. q_pos, k_pos broadcast the same way.
+    """
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    from attnkit.backends.torch_common import alibi_bias, apply_sinks
+
+    dtype = query.dtype
+    bias = None if mask is None else mask.expand(query.shape[0], *mask.shape[-2:])[:, None]
+    if softmax.alibi_slopes is not None:
+        # A bias in sixteen bits would round distances in the hundreds: this call runs in float32.
+        query, key, value = query.float(), key.float(), value.float()
+        slopes = alibi_bias(softmax.alibi_slopes, q_pos, k_pos)
+        slopes = slopes if slopes.dim() == 4 else slopes[None]
+        bias = slopes if bias is None else slopes.masked_fill(~bias, -math.inf)
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    out = scaled_dot_product_attention(
+        q, k, v, attn_mask=bias, scale=softmax.softmax_scale, enable_gqa=q.shape[1] != k.shape[1]
+    ).transpose(1, 2)
+    if mask is not None:
+        # Rows that see no key are zero by contract; torch's kernels disagree among themselves there.
+        out = out.masked_fill(~mask.any(-1).expand(out.shape[:2])[..., None, None], 0.0)
+    out = out.to(dtype)
+    if not batch.return_lse and softmax.sinks is None:
+        return out, out.new_empty(out.shape[:3], dtype=torch.float32)
+    group = q.shape[1] // k.shape[1]
+    scores = (
+        torch.matmul(q.float().unflatten(1, (k.shape[1], group)), k.float().unsqueeze(2).transpose(-1, -2)).flatten(1, 2)
+        * softmax.softmax_scale
+    )
+    if bias is not None:
+        scores = scores.masked_fill(~bias, -math.inf) if bias.dtype == torch.bool else scores + bias
+    lse = torch.logsumexp(scores, -1).transpose(1, 2)
+    return (out, lse) if softmax.sinks is None else apply_sinks(out, lse, softmax.sinks)
 
 
 BACKENDS: tuple[Backend, ...] = (TorchSdpa(),)

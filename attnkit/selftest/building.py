@@ -1,0 +1,212 @@
+"""Tensors for a case: a permuted block table, unused slots full of NaN, outputs full of NaN, contents that show faults.
+
+Everything is drawn on the CPU from a seed that depends on the case's name, so that the same case is the same question on every
+device and in every run.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from attnkit.selftest.cases import Case
+from attnkit.spec import (
+    Call,
+    DifferentialAttention,
+    DualChunkAttention,
+    MlaDecode,
+    PagedAttention,
+    Softmax,
+    TreeAttention,
+    VarlenAttention,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+else:
+    Tensor = Any
+
+CHUNK_SIZE, LOCAL_SIZE = 64, 16
+FP8 = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+TREE_PARENTS = (-1, 0, 0, 1, 1, 2, 3, 3)
+"""Parent of each node of the test tree; -1 is the root."""
+
+
+def build(case: Case, device: str = "cpu") -> Call:
+    """The call of a case, its tensors on `device`, its output buffer filled with NaN."""
+    draw = torch.Generator().manual_seed(zlib.crc32(f"{case.op}/{case.name}".encode()))
+    scale = softmax_scale(case)
+    parts = [_contents(case, new, total, scale, draw) for new, total in case.seqs]
+    query = torch.cat([q for q, _, _ in parts]).to(_dtype(case))
+    new = [n for n, _ in case.seqs]
+    total = [n for _, n in case.seqs]
+    starts = _prefix(new)
+    softmax = Softmax(
+        scale,
+        case.causal,
+        case.window,
+        case.softcap,
+        _slopes(case.heads).to(device) if case.alibi else None,
+        (0.5 + torch.randn(case.heads, generator=draw)).to(device) if case.sinks else None,
+    )
+    out = _nan_output(case, query.shape[0], device)
+    if case.op == "varlen":
+        key = torch.cat([k for _, k, _ in parts]).to(_dtype(case))
+        value = torch.cat([v for _, _, v in parts]).to(_dtype(case))
+        return VarlenAttention(
+            query.to(device),
+            key.to(device),
+            value.to(device),
+            starts.to(device),
+            _prefix(total).to(device),
+            max(new),
+            max(total),
+            softmax,
+            return_lse=case.lse,
+            out=out,
+        )
+    assert case.block_size is not None
+    table, caches, scales = _paged(case, [(k, v) for _, k, v in parts], draw)
+    lens = torch.tensor(total, dtype=torch.int32, device=device)
+    if case.op == "mla_decode":
+        return MlaDecode(
+            query.to(device),
+            caches[0].squeeze(2).to(device),
+            table.to(device),
+            lens,
+            starts.to(device),
+            max(new),
+            max(total),
+            kv_lora_rank=case.head_dim_v,
+            softmax_scale=scale,
+            kv_scale=scales[0],
+            return_lse=case.lse,
+            out=out,
+        )
+    paged = PagedAttention(
+        query.to(device),
+        caches[0].to(device),
+        caches[1].to(device),
+        table.to(device),
+        lens,
+        starts.to(device),
+        max(new),
+        max(total),
+        softmax,
+        k_scale=scales[0],
+        v_scale=scales[1],
+        return_lse=case.lse,
+        out=out,
+    )
+    if case.op == "tree":
+        return TreeAttention(paged, tree_mask().to(device))
+    if case.op == "dual_chunk":
+        cos, sin = _rope(CHUNK_SIZE * 2, case.head_dim)
+        return DualChunkAttention(paged, CHUNK_SIZE, LOCAL_SIZE, cos.to(device), sin.to(device), original_max_position=100)
+    if case.op == "differential":
+        weight = (1.0 + 0.1 * torch.randn(2 * case.head_dim, generator=draw)).to(_dtype(case)).to(device)
+        return DifferentialAttention(paged, lambda_full=0.45, lambda_init=0.36, norm_weight=weight)
+    return paged
+
+
+def softmax_scale(case: Case) -> float:
+    """1/sqrt(head_dim); for MLA 1/sqrt(128 + 64), that of the expanded heads."""
+    return 1.0 / math.sqrt(192 if case.op == "mla_decode" else case.head_dim)
+
+
+def tree_mask() -> Tensor:
+    """[8, 8] bool: node i sees node j where j is i or an ancestor of i."""
+    nodes = len(TREE_PARENTS)
+    mask = torch.eye(nodes, dtype=torch.bool)
+    for node, parent in enumerate(TREE_PARENTS):
+        if parent >= 0:
+            mask[node] |= mask[parent]
+    return mask
+
+
+def _dtype(case: Case) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, case.dtype)
+    return dtype
+
+
+def _contents(case: Case, new: int, total: int, scale: float, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Query [new, heads, d], key [total, kv_heads, d], value [total, kv_heads, dv] of one sequence, float32."""
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw)
+
+    q, k = normal(new, case.heads, case.head_dim), normal(total, case.kv_heads, case.head_dim)
+    v = normal(total, case.kv_heads, case.head_dim_v)
+    if case.content == "sharp":
+        q = 3.0 * q
+    elif case.content == "large":
+        q, k = 6.0 * q, 6.0 * k
+    elif case.content == "dominant" and total:
+        k[total // 2] = 0.25 * q.mean(dim=(0, 1)) + 4.0 * q[-1, 0] / q[-1, 0].norm()
+    elif case.content == "equal" and total:
+        k = k[:1].expand_as(k).clone()
+        if case.op == "mla_decode":
+            k = 20.0 * k.abs()
+            q = q / 20.0
+        v = 900.0 + 100.0 * v
+    elif case.content == "balanced" and total:
+        signs = torch.sign(normal(case.head_dim)) + 0.0
+        width = 2.0 / (scale * case.head_dim)
+        high = torch.zeros(total, dtype=torch.bool)
+        high[-max(1, round(total / 55)) :] = True
+        side = torch.where(high, 1.0, -1.0)[:, None, None]
+        q = signs.expand_as(q).clone()
+        k = (side * width * signs).expand_as(k).clone()
+        v = side.expand(total, case.kv_heads, case.head_dim_v).clone()
+    return q, k, v
+
+
+def _paged(
+    case: Case, parts: list[tuple[Tensor, Tensor]], draw: torch.Generator
+) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[float, float]]:
+    """(block_table, (key_cache, value_cache), (k_scale, v_scale)) with blocks dealt in random order."""
+    size = case.block_size or 1
+    blocks = [-(-k.shape[0] // size) for k, _ in parts]
+    count = sum(blocks) + 2
+    order = torch.randperm(count, generator=draw).tolist()
+    spare = order.pop()  # never used by any sequence: all NaN, and what the table's unused entries point at
+    table = torch.full((len(parts), max(1, *blocks)), spare, dtype=torch.int32)
+    keys = torch.full((count, size, case.kv_heads, case.head_dim), math.nan)
+    values = torch.full((count, size, case.kv_heads, case.head_dim_v), math.nan)
+    for row, (k, v) in enumerate(parts):
+        for index in range(blocks[row]):
+            block = order.pop()
+            table[row, index] = block
+            piece = slice(index * size, min((index + 1) * size, k.shape[0]))
+            keys[block, : piece.stop - piece.start] = k[piece]
+            values[block, : piece.stop - piece.start] = v[piece]
+    if case.kv_cache_dtype == "auto":
+        return table, (keys.to(_dtype(case)), values.to(_dtype(case))), (1.0, 1.0)
+    fp8 = FP8[case.kv_cache_dtype]
+    scales = tuple(float(2.0 ** math.ceil(math.log2(x.nan_to_num().abs().max().item() / 200.0))) for x in (keys, values))
+    return table, ((keys / scales[0]).to(fp8), (values / scales[1]).to(fp8)), (scales[0], scales[1])
+
+
+def _nan_output(case: Case, tokens: int, device: str) -> Tensor:
+    shape = (tokens, case.heads, case.head_dim_v)
+    if case.op == "differential":
+        shape = (tokens, case.heads // 2, 2 * case.head_dim_v)
+    return torch.full(shape, math.nan, dtype=_dtype(case), device=device)
+
+
+def _prefix(lengths: list[int]) -> Tensor:
+    return torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
+
+
+def _slopes(heads: int) -> Tensor:
+    """ALiBi's geometric slopes (arXiv 2108.12409)."""
+    return torch.tensor([2.0 ** (-8.0 * (h + 1) / heads) for h in range(heads)], dtype=torch.float32)
+
+
+def _rope(positions: int, head_dim: int) -> tuple[Tensor, Tensor]:
+    inverse = 10000.0 ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angle = torch.arange(positions, dtype=torch.float64)[:, None] * inverse
+    return angle.cos().float(), angle.sin().float()

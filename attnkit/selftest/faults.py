@@ -1,0 +1,396 @@
+"""Faults planted on purpose: a self-test that cannot fail is worthless.
+
+Each is a wrapper around the real backend. Where the call itself can be made wrong (a scale, a block-table entry, a dropped
+feature) the backend really computes the wrong call. Where the fault sits inside a kernel (a lost rescale, a skipped tile) the
+backend computes the right call and the difference that the fault makes, worked out in float64, is added to its result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from attnkit.backends.base import Backend
+from attnkit.errors import unknown_name
+from attnkit.spec import (
+    NO_WINDOW,
+    AttentionOutput,
+    Call,
+    DifferentialAttention,
+    DualChunkAttention,
+    MlaDecode,
+    PagedAttention,
+    TreeAttention,
+    VarlenAttention,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+else:
+    Tensor = Any
+
+Run: TypeAlias = Callable[[Call], AttentionOutput]
+TILE = 16
+"""Keys a tile in the faults that mimic a kernel's loop."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One way to be wrong.
+
+    Args:
+        summary: one line for people.
+        applies: whether this call can be wrong in this way at all.
+        run: (the real backend's run, the right call) -> the wrong result.
+    """
+
+    summary: str
+    applies: Callable[[Call], bool]
+    run: Callable[[Run, Call], AttentionOutput]
+
+
+class Planted(Backend):
+    """A backend with a fault in it. Keeps the name and providers of the real one."""
+
+    def __init__(self, real: Backend, fault: str) -> None:
+        self.real = real
+        self.fault = find_fault(fault)
+        self.name = real.name  # type: ignore[misc]
+        self.aliases = real.aliases  # type: ignore[misc]
+        self.providers = real.providers  # type: ignore[misc]
+
+    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
+        """The wrong answer where the fault applies to `call`, the right one elsewhere."""
+
+        def real(right: Call) -> AttentionOutput:
+            return self.real.run(right, provider)
+
+        return self.fault.run(real, call) if self.fault.applies(call) else real(call)
+
+
+def find_fault(name: str) -> Fault:
+    """The fault of that name; UsageError with the nearest names otherwise."""
+    try:
+        return FAULTS[name]
+    except KeyError:
+        raise unknown_name("fault", name, FAULTS) from None
+
+
+def _inner(call: Call) -> PagedAttention | VarlenAttention | MlaDecode:
+    return call.paged if isinstance(call, TreeAttention | DualChunkAttention | DifferentialAttention) else call
+
+
+def _with(call: Call, **changes: Any) -> Call:
+    """The call with fields of its batch changed."""
+    if isinstance(call, TreeAttention | DualChunkAttention | DifferentialAttention):
+        return replace(call, paged=replace(call.paged, **changes))
+    return replace(call, **changes)
+
+
+def _with_softmax(call: Call, **changes: Any) -> Call:
+    batch = _inner(call)
+    if isinstance(batch, MlaDecode):
+        return _with(call, **changes)
+    return _with(call, softmax=replace(batch.softmax, **changes))
+
+
+def _scale_of(call: Call) -> float:
+    batch = _inner(call)
+    return batch.softmax_scale if isinstance(batch, MlaDecode) else batch.softmax.softmax_scale
+
+
+def _softmax_field(name: str) -> Callable[[Call], bool]:
+    def claimed(call: Call) -> bool:
+        batch = _inner(call)
+        if isinstance(batch, MlaDecode) or isinstance(call, TreeAttention):
+            return False
+        value = getattr(batch.softmax, name)
+        return value is not None and value not in (0.0, NO_WINDOW)
+
+    return claimed
+
+
+def _blocks(call: Call) -> Tensor | None:
+    batch = _inner(call)
+    return None if isinstance(batch, VarlenAttention) else batch.block_table
+
+
+def _block_size(call: Call) -> int:
+    batch = _inner(call)
+    if isinstance(batch, MlaDecode):
+        return int(batch.kv_cache.shape[1])
+    assert isinstance(batch, PagedAttention)
+    return int(batch.key_cache.shape[1])
+
+
+def _long_row(call: Call) -> int | None:
+    """A sequence with new tokens that spans two blocks or more, one whose rows are all visible to its last query."""
+    batch = _inner(call)
+    if isinstance(batch, VarlenAttention):
+        return None
+    new = batch.query_start_loc.diff().tolist()
+    lens = batch.seq_lens.tolist()
+    size = _block_size(call)
+    rows = [i for i, n in enumerate(lens) if n > size and new[i]]
+    return max(rows, key=lambda i: lens[i]) if rows else None
+
+
+def _edit_table(edit: Callable[[Tensor, int, int], None]) -> Callable[[Run, Call], AttentionOutput]:
+    """The backend on a block table with one entry wrong; `edit` gets the row and its number of full blocks."""
+
+    def run(real: Run, call: Call) -> AttentionOutput:
+        batch, row, table = _inner(call), _long_row(call), _blocks(call)
+        assert row is not None and table is not None and not isinstance(batch, VarlenAttention)
+        table = table.clone()
+        edit(table[row], int(batch.seq_lens[row]), _block_size(call))
+        return real(_with(call, block_table=table))
+
+    return run
+
+
+def _swap(row: Tensor, length: int, size: int) -> None:
+    # The last full block against the first: in a causal decode only the order of positions changes, which nothing sees,
+    # so the exchange is with the partial last block where there is one, and NaN or wrong keys come in.
+    last = -(-length // size) - 1
+    row[0], row[last] = row[last].clone(), row[0].clone()
+
+
+def _stale(row: Tensor, length: int, size: int) -> None:
+    last = -(-length // size) - 1
+    row[last] = row[last - 1]
+
+
+def _shift_heads(real: Run, call: Call) -> AttentionOutput:
+    batch = _inner(call)
+    if isinstance(batch, VarlenAttention):
+        return real(_with(call, key=batch.key.roll(1, 1), value=batch.value.roll(1, 1)))
+    assert isinstance(batch, PagedAttention)
+    keys, values = (_roll_heads(cache) for cache in (batch.key_cache, batch.value_cache))
+    return real(_with(call, key_cache=keys, value_cache=values))
+
+
+def _roll_heads(cache: Tensor) -> Tensor:
+    import torch
+
+    return cache.view(torch.uint8).roll(1, 2).view(cache.dtype) if cache.element_size() == 1 else cache.roll(1, 2)
+
+
+def _several_kv_heads(call: Call) -> bool:
+    return call.spec().num_kv_heads > 1
+
+
+def _inside(softmax: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]) -> Callable[[Run, Call], AttentionOutput]:
+    """Add to the real result what `softmax`, put in the place of the right one, changes."""
+
+    def run(real: Run, call: Call) -> AttentionOutput:
+        from attnkit.reference import reference
+
+        result, right, wrong = real(call), reference(call), reference(call, softmax)
+        out = result.out.detach().cpu().double() + (wrong.out - right.out)
+        lse = result.lse
+        if lse is not None and right.lse is not None and wrong.lse is not None:
+            change = (wrong.lse - right.lse).nan_to_num(0.0, 0.0, 0.0)
+            lse = (lse.detach().cpu().double() + change).to(lse)
+        return _answer(result, out.to(result.out), lse)
+
+    return run
+
+
+def _answer(result: AttentionOutput, out: Tensor, lse: Tensor | None = None) -> AttentionOutput:
+    result.out.copy_(out)
+    return AttentionOutput(result.out, result.lse if lse is None else lse, result.kernel)
+
+
+def _right_softmax(s: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
+    from attnkit.reference import probabilities
+
+    return probabilities(s, sinks)
+
+
+def _strict_mask(s: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The last visible key of each row is hidden: < where it should be <=."""
+    import torch
+
+    position = torch.arange(s.shape[-1])
+    last = torch.where(torch.isneginf(s), -1, position).amax(-1, keepdim=True) if s.shape[-1] else s[..., :0]
+    return _right_softmax(s.masked_fill(position == last, -math.inf), sinks)
+
+
+def _skip_last_tile(s: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
+    whole = s.shape[-1] // TILE * TILE
+    s = s.clone()
+    s[..., whole:] = -math.inf
+    return _right_softmax(s, sinks)
+
+
+def _no_rescale(s: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Each tile keeps the running maximum it had: earlier tiles are never scaled down."""
+    import torch
+
+    if not s.shape[-1]:
+        return _right_softmax(s, sinks)
+    p, lse = _right_softmax(s, sinks)
+    tiles = -(-s.shape[-1] // TILE)
+    running = torch.cummax(
+        torch.stack([s[..., t * TILE : (t + 1) * TILE].amax(-1) for t in range(tiles)], dim=-1), dim=-1
+    ).values
+    running = running.repeat_interleave(TILE, dim=-1)[..., : s.shape[-1]]
+    weight = torch.exp(s - running.nan_to_num(neginf=0.0))
+    total = weight.sum(-1, keepdim=True)
+    return torch.where(total > 0, weight / total.clamp(min=1e-300), p), lse
+
+
+def _narrow_accumulator(real: Run, call: Call) -> AttentionOutput:
+    """The sum over keys kept in float16, as unnormalised partial sums: rounds, and overflows at 65504."""
+    import torch
+
+    from attnkit.reference import inner, logits, paired, reference, sequences, softmax_of, value_head
+
+    result, right = real(call), reference(call)
+    wrong = right.out.clone()
+    if isinstance(call, DifferentialAttention):
+        return result
+    for seq in sequences(call):
+        if not seq.q.shape[0] or not seq.k.shape[0]:
+            continue
+        s = logits(call, seq)
+        top = s.amax(-1, keepdim=True).nan_to_num(neginf=0.0)
+        weight = torch.exp(s - top)
+        total = weight.sum(-1)
+        if (sinks := softmax_of(call).sinks) is not None:
+            total = total + torch.exp(sinks.double().cpu()[:, None] - top.squeeze(-1))
+        v = paired(seq.v) if isinstance(call, DifferentialAttention) else seq.v
+        for head in range(s.shape[0]):
+            acc = torch.zeros(seq.q.shape[0], v.shape[2], dtype=torch.float16)
+            for start in range(0, s.shape[-1], TILE):
+                part = weight[head, :, start : start + TILE] @ v[start : start + TILE, value_head(call, head)]
+                acc = (acc.double() + part).to(torch.float16)
+            wrong[seq.rows, head] = acc.double() / total[head].clamp(min=1e-300)[:, None]
+    assert inner(call).query.shape[0] == wrong.shape[0]
+    out = result.out.detach().cpu().double() + (wrong - right.out)
+    return _answer(result, out.to(result.out))
+
+
+def _nan_leak(real: Run, call: Call) -> AttentionOutput:
+    """0 * NaN: a probability of zero times what an unused slot of the last block holds."""
+    batch, result = _inner(call), real(call)
+    assert not isinstance(batch, VarlenAttention)
+    starts, size = batch.query_start_loc.tolist(), _block_size(call)
+    for row, length in enumerate(batch.seq_lens.tolist()):
+        if length % size:
+            result.out[starts[row] : starts[row + 1]] = math.nan
+    return result
+
+
+def _partial_block(call: Call) -> bool:
+    batch = _inner(call)
+    if isinstance(batch, VarlenAttention):
+        return False
+    new = batch.query_start_loc.diff().tolist()
+    return any(n and length % _block_size(call) for n, length in zip(new, batch.seq_lens.tolist(), strict=True))
+
+
+def _unwritten_row(real: Run, call: Call) -> AttentionOutput:
+    result = real(call)
+    result.out[-1, -1] = math.nan  # what the buffer held before
+    return result
+
+
+def _zero(real: Run, call: Call) -> AttentionOutput:
+    result = real(call)
+    result.out.zero_()
+    return result
+
+
+def _lse_in_log2(real: Run, call: Call) -> AttentionOutput:
+    result = real(call)
+    assert result.lse is not None
+    return AttentionOutput(result.out, result.lse / math.log(2.0), result.kernel)
+
+
+def _wider_window(real: Run, call: Call) -> AttentionOutput:
+    batch = _inner(call)
+    assert not isinstance(batch, MlaDecode)
+    left, right = batch.softmax.window
+    return real(_with_softmax(call, window=(left + 1 if left >= 0 else left, right)))
+
+
+def _tree_as_chain(real: Run, call: Call) -> AttentionOutput:
+    import torch
+
+    assert isinstance(call, TreeAttention)
+    return real(replace(call, tree_mask=torch.ones_like(call.tree_mask).tril()))
+
+
+def _wrong_chunk(real: Run, call: Call) -> AttentionOutput:
+    assert isinstance(call, DualChunkAttention)
+    return real(replace(call, local_size=call.local_size + 1))
+
+
+def _wrong_lambda(real: Run, call: Call) -> AttentionOutput:
+    assert isinstance(call, DifferentialAttention)
+    return real(replace(call, lambda_full=call.lambda_full + 0.1))
+
+
+def _always(call: Call) -> bool:
+    return True
+
+
+def _not_differential(call: Call) -> bool:
+    return not isinstance(call, DifferentialAttention)
+
+
+def _scaled(real: Run, call: Call) -> AttentionOutput:
+    return real(_with_softmax(call, softmax_scale=_scale_of(call) * 1.02))
+
+
+def _dropped(field: str, value: Any) -> Callable[[Run, Call], AttentionOutput]:
+    def run(real: Run, call: Call) -> AttentionOutput:
+        return real(_with_softmax(call, **{field: value}))
+
+    return run
+
+
+def _ragged_tail(call: Call) -> bool:
+    batch = _inner(call)
+    totals = batch.key_start_loc.diff() if isinstance(batch, VarlenAttention) else batch.seq_lens
+    new = batch.query_start_loc.diff().tolist()
+    return any(n and t % TILE for n, t in zip(new, totals.tolist(), strict=True))
+
+
+FAULTS: Mapping[str, Fault] = {
+    "scale": Fault("the softmax scale is 2 % too large", _always, _scaled),
+    "mask-off-by-one": Fault("the mask hides the last visible key of every row", _always, _inside(_strict_mask)),
+    "block-swapped": Fault(
+        "the first and last block-table entries of one sequence are exchanged",
+        lambda c: _long_row(c) is not None,
+        _edit_table(_swap),
+    ),
+    "block-stale": Fault(
+        "the last block-table entry of one sequence is that of the block before",
+        lambda c: _long_row(c) is not None,
+        _edit_table(_stale),
+    ),
+    "heads-shifted": Fault("query heads look at the key head next to theirs", _several_kv_heads, _shift_heads),
+    "no-rescale": Fault("the online softmax forgets to rescale earlier tiles", _always, _inside(_no_rescale)),
+    "last-tile-skipped": Fault("the last, partial tile of keys is skipped", _ragged_tail, _inside(_skip_last_tile)),
+    "window-off-by-one": Fault("the sliding window is one key too wide", _softmax_field("window"), _wider_window),
+    "nan-leak": Fault("NaN leaks in from unused slots of a cache block", _partial_block, _nan_leak),
+    "row-not-written": Fault("one output row is not written", _always, _unwritten_row),
+    "all-zero": Fault("the output is all zero", _always, _zero),
+    "fp16-accumulator": Fault("the sum over keys is kept in float16", _not_differential, _narrow_accumulator),
+    "softcap-ignored": Fault("softcap is not applied", _softmax_field("softcap"), _dropped("softcap", 0.0)),
+    "alibi-ignored": Fault("ALiBi slopes are not applied", _softmax_field("alibi_slopes"), _dropped("alibi_slopes", None)),
+    "sinks-ignored": Fault("sinks are left out of the denominator", _softmax_field("sinks"), _dropped("sinks", None)),
+    "lse-log2": Fault("the log-sum-exp is in base 2", lambda c: bool(_inner(c).return_lse), _lse_in_log2),
+    "tree-as-chain": Fault(
+        "the tree is taken for a chain: siblings are visible", lambda c: isinstance(c, TreeAttention), _tree_as_chain
+    ),
+    "chunk-off-by-one": Fault("the chunk period is one off", lambda c: isinstance(c, DualChunkAttention), _wrong_chunk),
+    "lambda-off": Fault(
+        "lambda of differential attention is off by 0.1", lambda c: isinstance(c, DifferentialAttention), _wrong_lambda
+    ),
+}
+"""Every fault by name. `attnkit selftest --prove` plants them all; ATTNKIT_FAULT plants one in a boot."""

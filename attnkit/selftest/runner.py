@@ -1,0 +1,282 @@
+"""Running cases against a backend, and proving that planted faults are caught."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from attnkit.backends.base import Backend, Capability
+from attnkit.errors import UnsupportedError
+from attnkit.hardware.device import Device
+from attnkit.selftest.cases import Case, cases
+from attnkit.selftest.faults import FAULTS, Planted, find_fault
+from attnkit.selftest.model import CaseResult, Level, Outcome, Verdict
+from attnkit.spec import AttentionOutput, AttentionSpec, Call
+
+if TYPE_CHECKING:
+    from torch import Tensor
+else:
+    Tensor = Any
+
+UNSEEN: dict[Level, tuple[str, ...]] = {
+    "quick": (
+        "contexts over 130 tokens, and corruption that starts only there",
+        "head sizes, block sizes, dtypes and features that the model does not ask for",
+        "throughput, and errors that come only under load",
+    ),
+    "standard": ("contexts over 65537 tokens", "errors that come only under load or after hours", "several devices at once"),
+    "extended": ("contexts over 131071 tokens", "several devices at once"),
+}
+"""What a level cannot see, said in every verdict."""
+
+
+@dataclass(frozen=True)
+class ProofResult:
+    """Whether one planted fault was caught in one dtype, and by which case. Faults that no case can show are left out."""
+
+    fault: str
+    caught: bool
+    by: str | None
+    dtype: str
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A case with its call, oracle and base, worked out once."""
+
+    case: Case
+    call: Call
+    oracle: AttentionOutput
+    base: AttentionOutput
+
+
+def run_selftest(
+    backend: Backend,
+    device: Device,
+    spec: AttentionSpec | None,
+    *,
+    level: Level,
+    fault: str | None = None,
+    provider: str | None = None,
+    on_case: Callable[[CaseResult], None] | None = None,
+    torch_device: str | None = None,
+) -> Verdict:
+    """Test one provider of one backend on one device.
+
+    Args:
+        backend: the backend. spec: a model's need, whose geometry and features are tested; None tests all that is claimed.
+        level: quick, standard or extended.
+        fault: plant this fault (a name of `FAULTS`).
+        provider: which provider; None takes the first that claims the device.
+        on_case: called after each case.
+        torch_device: where the tensors live ("cuda:0"); None derives it from `device`.
+
+    Raises:
+        UsageError: an unknown fault. UnsupportedError: no such provider, or none for this device.
+    """
+    started = time.monotonic()
+    if fault is not None:
+        find_fault(fault)
+    name, capability = _provider(backend, device, provider)
+    where = torch_device or default_torch_device(device)
+    tested = backend if fault is None else Planted(backend, fault)
+    results: list[CaseResult] = []
+
+    def record(result: CaseResult) -> None:
+        results.append(result)
+        if on_case is not None:
+            on_case(result)
+
+    if backend.name == "NO_ATTENTION":
+        record(CaseResult("none", "nothing", "skipped", "NO_ATTENTION computes nothing; it is for debugging and never ready"))
+        return Verdict(backend.name, name, _words(device), level, "skipped", tuple(results), UNSEEN[level], fault=fault)
+    if spec is not None:
+        for reason in capability.reject(spec, device):
+            record(CaseResult("need", "what the model asks for", "skipped", reason.message))
+    for case in cases(level, capability, device, spec):
+        record(_run_case(tested, name, capability, case, where))
+    outcome = _outcome(results)
+    seconds = time.monotonic() - started
+    return Verdict(backend.name, name, _words(device), level, outcome, tuple(results), UNSEEN[level], seconds, fault)
+
+
+def prove(
+    backend: Backend,
+    device: Device,
+    spec: AttentionSpec | None = None,
+    *,
+    level: Level = "quick",
+    provider: str | None = None,
+    torch_device: str | None = None,
+) -> tuple[ProofResult, ...]:
+    """Plant every fault in `backend` and see whether a case of `level` catches it, for every dtype.
+
+    A fault counts as caught only through a case that passes without it.
+    """
+    name, capability = _provider(backend, device, provider)
+    where = torch_device or default_torch_device(device)
+    by_dtype: dict[str, list[Case]] = {}
+    for case in cases(level, capability, device, spec):
+        if max(total for _, total in case.seqs) <= 2048:
+            by_dtype.setdefault(case.dtype, []).append(case)
+    results: list[ProofResult] = []
+    for dtype, offered in by_dtype.items():
+        questions = [q for q in (_ask(case, where) for case in offered) if isinstance(q, _Question)]
+        sound = [q for q in questions if _answer(backend, name, q).outcome == "pass"]
+        for fault_name, fault in FAULTS.items():
+            able = [q for q in sound if fault.applies(q.call)]
+            if able:
+                planted = Planted(backend, fault_name)
+                by = next((q.case.name for q in able if _answer(planted, name, q).outcome == "fail"), None)
+                results.append(ProofResult(fault_name, by is not None, by, dtype))
+    return tuple(results)
+
+
+def default_torch_device(device: Device) -> str:
+    """torch's name for a device."""
+    if device.vendor in ("nvidia", "amd"):
+        return f"cuda:{device.index}"
+    return f"xpu:{device.index}" if device.vendor == "intel" else "cpu"
+
+
+def _provider(backend: Backend, device: Device, provider: str | None) -> tuple[str, Capability]:
+    for candidate in backend.providers:
+        if provider == candidate.name or (provider is None and device.vendor in candidate.capability.archs):
+            return candidate.name, candidate.capability
+    known = ", ".join(p.name for p in backend.providers)
+    raise UnsupportedError(f"{backend.name} has no provider {provider or 'for ' + device.vendor}; it has {known}")
+
+
+def _run_case(backend: Backend, provider: str, capability: Capability, case: Case, where: str) -> CaseResult:
+    started = time.monotonic()
+    question = _ask(case, where)
+    if isinstance(question, str):
+        result = CaseResult(case.name, case.guards, "inconclusive", question)
+    else:
+        result = _answer(backend, provider, question)
+        if result.outcome == "pass":
+            complaint = "".join(_again(backend, provider, capability, question, where))
+            if complaint:
+                result = replace(result, outcome="fail", reason=complaint)
+    return replace(result, case=full_name(case), seconds=time.monotonic() - started)
+
+
+def full_name(case: Case) -> str:
+    """Operation, case, dtype and geometry in one word, as reports show it."""
+    size = f"d{case.head_dim}" if case.head_dim == case.head_dim_v else f"d{case.head_dim}/{case.head_dim_v}"
+    page = "" if case.op == "varlen" else f"-page{case.block_size}"
+    return f"{case.op}-{case.name}-{case.dtype}-h{case.heads}/{case.kv_heads}-{size}{page}"
+
+
+def _ask(case: Case, where: str) -> _Question | str:
+    """The question, or why it cannot be asked: the fault is then not the backend's."""
+    import torch
+
+    from attnkit.reference import reference
+    from attnkit.selftest.building import build
+    from attnkit.selftest.eager import eager
+
+    try:
+        call = build(case, where)
+        oracle, base = reference(call), eager(call)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        return f"not enough memory for this case: {_line(error)}"
+    except (RuntimeError, ValueError, TypeError) as error:
+        return f"the question itself could not be worked out: {_line(error)}"
+    if not (torch.isfinite(oracle.out).all() and torch.isfinite(base.out).all()):
+        return "the oracle or the base is not finite"
+    return _Question(case, call, oracle, base)
+
+
+def _answer(backend: Backend, provider: str, question: _Question) -> CaseResult:
+    import torch
+
+    from attnkit.selftest.tolerance import judge
+
+    case = question.case
+    call = _fresh(question.call)
+    try:
+        result = backend.run(call, provider)
+    except torch.OutOfMemoryError as error:
+        return CaseResult(case.name, case.guards, "inconclusive", f"not enough device memory: {_line(error)}")
+    except ImportError as error:
+        return CaseResult(case.name, case.guards, "inconclusive", f"a library is missing: {_line(error)}")
+    except Exception as error:  # whatever a kernel library raises is its failure, and the next case still runs
+        return CaseResult(case.name, case.guards, "fail", f"{type(error).__name__}: {_line(error)}")
+    verdict = judge(result, question.oracle, question.base, case.spec())
+    return CaseResult(
+        case.name,
+        case.guards,
+        "fail" if verdict.reason else "pass",
+        verdict.reason,
+        result.kernel,
+        verdict.max_error,
+        verdict.max_bound,
+        verdict.mean_error,
+        verdict.mean_bound,
+        verdict.lse_max_error,
+        verdict.lse_max_bound,
+    )
+
+
+def _again(backend: Backend, provider: str, capability: Capability, question: _Question, where: str) -> Iterator[str]:
+    """The claims beyond one right answer: the same bits twice, and the same under graph replay. Yields a complaint."""
+    import torch
+
+    from attnkit.selftest.tolerance import judge
+
+    if capability.deterministic:
+        first, second = (backend.run(_fresh(question.call), provider).out for _ in range(2))
+        if not torch.equal(first, second):
+            yield "the same input gave other bits the second time, though the backend claims determinism"
+            return
+    if capability.graphs and where.startswith("cuda"):
+        replayed = _replay(backend, provider, _fresh(question.call))
+        verdict = judge(replayed, question.oracle, question.base, question.case.spec())
+        if verdict.reason:
+            yield f"under graph replay: {verdict.reason}"
+
+
+def _replay(backend: Backend, provider: str, call: Call) -> AttentionOutput:
+    """The answer of a captured graph, with the output filled with NaN between capture and replay."""
+    import torch
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        backend.run(call, provider)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = backend.run(call, provider)
+    result.out.fill_(math.nan)
+    graph.replay()
+    torch.cuda.synchronize()
+    return result
+
+
+def _fresh(call: Call) -> Call:
+    """The call with an output buffer of its own, full of NaN."""
+    paged = getattr(call, "paged", None)
+    batch: Any = call if paged is None else paged
+    out = batch.out.new_full(batch.out.shape, math.nan)
+    return replace(call, out=out) if paged is None else replace(call, paged=replace(paged, out=out))  # type: ignore[call-arg,union-attr]
+
+
+def _outcome(results: list[CaseResult]) -> Outcome:
+    outcomes = {result.outcome for result in results}
+    if "fail" in outcomes:
+        return "fail"
+    return "pass" if "pass" in outcomes and "inconclusive" not in outcomes else "inconclusive"
+
+
+def _words(device: Device) -> str:
+    return f"{device.name} ({device.arch})"
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error's text, not too long for a report."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

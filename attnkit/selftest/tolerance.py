@@ -1,0 +1,143 @@
+"""When an answer is right.
+
+    written    every element of the output, which was NaN before; finite; not all zero
+    max|out - oracle|   <= F * max|base - oracle|  + 2 eps max|oracle|      F = 2; softcap and paged caches 3; float8 caches 4
+    mean|out - oracle|  <= G * mean|base - oracle| + 2 eps mean|oracle|     G = 1.5; float8 caches 3
+    float8 caches: cosine(out, oracle) >= 0.999
+    log-sum-exp: the same two rules; minus infinity exactly where the oracle has it
+
+No share of mismatches is ever allowed. The rule grows out of FlashAttention's tests (tests/test_flash_attn.py), FA3's rounding
+floor (hopper/test_flash_attn.py) and attention-gym's float64 oracle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from attnkit.spec import AttentionOutput, AttentionSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+else:
+    Tensor = Any
+
+MIN_COSINE = 0.999
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Multiples of the base's error that are allowed."""
+
+    largest: float
+    mean: float
+    cosine: bool
+
+    @classmethod
+    def of(cls, spec: AttentionSpec) -> Factors:
+        """The factors for a need."""
+        if spec.kv_cache_dtype != "auto":
+            return cls(4.0, 3.0, True)
+        return cls(3.0 if "softcap" in spec.features or spec.op != "varlen" else 2.0, 1.5, False)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The outcome of one comparison; `reason` is empty where it passed."""
+
+    reason: str
+    max_error: float | None = None
+    max_bound: float | None = None
+    mean_error: float | None = None
+    mean_bound: float | None = None
+    lse_max_error: float | None = None
+    lse_max_bound: float | None = None
+
+
+@dataclass(frozen=True)
+class _Measured:
+    max_error: float
+    max_bound: float
+    mean_error: float
+    mean_bound: float
+
+    def complaint(self, what: str) -> str:
+        # `not <=` so that NaN, which compares false with everything, is a complaint
+        if not self.max_error <= self.max_bound:
+            return f"{what}: largest error {self.max_error:.3g} is over the bound {self.max_bound:.3g}"
+        if not self.mean_error <= self.mean_bound:
+            return f"{what}: mean error {self.mean_error:.3g} is over the bound {self.mean_bound:.3g}"
+        return ""
+
+
+def judge(result: AttentionOutput, oracle: AttentionOutput, base: AttentionOutput, spec: AttentionSpec) -> Judgement:
+    """Hold `result` against the float64 `oracle`, with the error of `base` as the measure.
+
+    Args:
+        result: what the backend returned; its output buffer was filled with NaN before.
+        oracle: `attnkit.reference.reference` of the same call.
+        base: `attnkit.selftest.eager.eager` of the same call.
+        spec: the need of the call; its dtype gives eps.
+    """
+    factors = Factors.of(spec)
+    out = result.out.detach().cpu()
+    if out.shape != oracle.out.shape:
+        return Judgement(f"output has shape {list(out.shape)}, expected {list(oracle.out.shape)}")
+    if str(out.dtype) != f"torch.{spec.dtype}":
+        return Judgement(f"output has dtype {out.dtype}, expected torch.{spec.dtype}")
+    bad = ~torch.isfinite(out)
+    if bad.any():
+        rows = bad.flatten(1).any(1).nonzero().flatten().tolist()
+        return Judgement(f"output is not finite (or was not written) in {int(bad.sum())} elements, first in token {rows[0]}")
+    if oracle.out.numel() and oracle.out.any() and not out.any():
+        return Judgement("output is all zero")
+    eps = torch.finfo(out.dtype).eps
+    main = _measure(out.double(), oracle.out, base.out.double(), factors, eps)
+    reason = main.complaint("output")
+    if not reason and factors.cosine:
+        cosine = torch.nn.functional.cosine_similarity(out.double().flatten(), oracle.out.flatten(), dim=0).item()
+        if not cosine >= MIN_COSINE:
+            reason = f"cosine to the oracle is {cosine:.5f}, under {MIN_COSINE}"
+    lse = None
+    if oracle.lse is not None and not reason:
+        reason, lse = _judge_lse(result, oracle, base, factors)
+    return Judgement(
+        reason,
+        main.max_error,
+        main.max_bound,
+        main.mean_error,
+        main.mean_bound,
+        None if lse is None else lse.max_error,
+        None if lse is None else lse.max_bound,
+    )
+
+
+def _judge_lse(
+    result: AttentionOutput, oracle: AttentionOutput, base: AttentionOutput, factors: Factors
+) -> tuple[str, _Measured | None]:
+    assert oracle.lse is not None and base.lse is not None
+    if result.lse is None:
+        return "the log-sum-exp was asked for and not returned", None
+    lse = result.lse.detach().cpu().double()
+    if lse.shape != oracle.lse.shape:
+        return f"log-sum-exp has shape {list(lse.shape)}, expected {list(oracle.lse.shape)}", None
+    empty = torch.isneginf(oracle.lse)
+    if not torch.equal(torch.isneginf(lse), empty):
+        return "log-sum-exp is not minus infinity exactly where no key is visible", None
+    seen = ~empty
+    measured = _measure(lse[seen], oracle.lse[seen], base.lse.double()[seen], factors, torch.finfo(torch.float32).eps)
+    return measured.complaint("log-sum-exp"), measured
+
+
+def _measure(out: Tensor, oracle: Tensor, base: Tensor, factors: Factors, eps: float) -> _Measured:
+    if not oracle.numel():
+        return _Measured(0.0, 0.0, 0.0, 0.0)
+    error, base_error, size = (out - oracle).abs(), (base - oracle).abs(), oracle.abs()
+    return _Measured(
+        max_error=error.max().item(),
+        max_bound=factors.largest * base_error.max().item() + 2 * eps * size.max().item(),
+        mean_error=error.mean().item(),
+        mean_bound=factors.mean * base_error.mean().item() + 2 * eps * size.mean().item(),
+    )
