@@ -124,6 +124,9 @@ class EngineReport(_Model):
     name: str | None = Field(default=None, description="vllm where it was recognised.")
     version: str | None = None
     backend_flag: list[str] = Field(default=[], description="The arguments or NAME=VALUE that carry the backend's choice.")
+    own_backend: str | None = Field(
+        default=None, description="The engine's own attention backend where it cannot be told to use the proven one."
+    )
     notes: list[str] = []
     health_url: str | None = None
     health_seconds: float | None = None

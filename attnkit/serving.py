@@ -66,6 +66,7 @@ class Serving:
             version=engine.version,
             backend=self._report.backend,
             backend_flag=engine.backend_flag,
+            engine_backend=engine.own_backend,
             notes=engine.notes,
             health_url=engine.health_url,
         )
@@ -108,6 +109,7 @@ class Serving:
             name="vllm",
             version=launch.version,
             backend_flag=list(launch.backend_flag),
+            own_backend=launch.own_backend,
             notes=list(launch.notes),
             health_url=self._settings.health_url or self._vllm.health_url,
         )
@@ -127,6 +129,7 @@ class Serving:
             self._events.emit(
                 "ready",
                 backend=self._report.backend,
+                engine_backend=engine.own_backend,
                 verdict=self._report.verdict,
                 why=why,
                 seconds=self._report.boot_seconds.total,

@@ -91,9 +91,9 @@ def show_plan(plan: Plan) -> None:
             mark, Text(accepted.backend, style="bold" if position == 0 else ""), f"{accepted.provider}: {accepted.reason}"
         )
     for rejected in decision.rejected:
-        for position, reason in enumerate(rejected.reasons):
+        for position, reason in enumerate(short_reasons(rejected.reasons)):
             name = rejected.backend if position == 0 else ""
-            table.add_row(Text("✗" if position == 0 else "", style="red"), name, Text(reason.message, style="dim"))
+            table.add_row(Text("✗" if position == 0 else "", style="red"), name, Text(reason, style="dim"))
     out.print(table)
     if decision.chosen is None:
         out.print(Text("no usable backend", style="bold red"))
@@ -173,7 +173,7 @@ def show_report(report: BootReport) -> None:
     if report.decision:
         table = _table("rejected", "why")
         for rejected in report.decision.rejected:
-            table.add_row(rejected.backend, Text("; ".join(r.message for r in rejected.reasons), style="dim"))
+            table.add_row(rejected.backend, Text("; ".join(short_reasons(rejected.reasons)), style="dim"))
         if report.decision.rejected:
             out.print(table)
     if report.engine:
@@ -221,6 +221,17 @@ def spec_text(spec: Any) -> str:
     return ", ".join(parts)
 
 
+def short_reasons(reasons: Iterable[Any]) -> list[str]:
+    """Reasons as people want them: where the device already rules a backend out, that alone, once for all its providers.
+
+    Args:
+        reasons: `Reason`s, or their plain form.
+    """
+    pairs = [(r["code"], r["message"]) if isinstance(r, Mapping) else (r.code, r.message) for r in reasons]
+    about_device = [message.partition(": ")[2] or message for code, message in pairs if code in ("device", "arch")]
+    return list(dict.fromkeys(about_device or [message for _, message in pairs]))
+
+
 def event_text(fields: Mapping[str, Any]) -> str:
     """One event for people: a line, or a few."""
     writer = _EVENTS.get(fields["event"])
@@ -251,7 +262,7 @@ def _detect(f: Mapping[str, Any]) -> list[str]:
 def _select(f: Mapping[str, Any]) -> list[str]:
     chosen = [f"{f['chosen']} through {f['provider']} (order: {f['order_source']})"] if f["chosen"] else ["no usable backend"]
     others = [f"then {', '.join(a['backend'] for a in f['accepted'][1:])}"] if f["accepted"][1:] else []
-    rejected = [f"not {r['backend']}: {'; '.join(x['message'] for x in r['reasons'])}" for r in f["rejected"]]
+    rejected = [f"not {r['backend']}: {'; '.join(short_reasons(r['reasons']))}" for r in f["rejected"]]
     return [*chosen, *others, *rejected, *(f"note: {w}" for w in f["warnings"])]
 
 
@@ -275,6 +286,15 @@ def _completion(f: Mapping[str, Any]) -> list[str]:
     return [f"{f['completion_tokens']} tokens from {f['model']}{speed}"]
 
 
+def _ready(f: Mapping[str, Any]) -> list[str]:
+    own = (
+        f"attention by the engine's own {f['engine_backend']}, {f['backend']} is proven"
+        if f["engine_backend"]
+        else f["backend"]
+    )
+    return [f"after {f['seconds']:.1f} s: {f['why']}; {own}"]
+
+
 _EVENTS: dict[str, Any] = {
     "boot": _boot,
     "detect": _detect,
@@ -286,7 +306,7 @@ _EVENTS: dict[str, Any] = {
     "engine.start": _start,
     "engine.healthy": lambda f: [f"after {f['seconds']:.1f} s"],
     "engine.completion": _completion,
-    "ready": lambda f: [f"{f['backend']} serves after {f['seconds']:.1f} s: {f['why']}"],
+    "ready": _ready,
     "engine.exit": lambda f: [f"{f['how']}" + (f": {f['reason']}" if f["reason"] else "")],
     "error": lambda f: [*str(f["message"]).splitlines()],
 }

@@ -17,7 +17,7 @@ from typing import Any
 
 from attnkit.backends.installed import find_version
 from attnkit.backends.registry import canonical
-from attnkit.engines.vllm_names import resolve
+from attnkit.engines.vllm_names import Resolution, resolve
 from attnkit.errors import UsageError
 from attnkit.hardware.device import Device
 
@@ -92,6 +92,7 @@ class Launch:
         argv: the command.
         env: variables to add or, where None, to remove.
         backend_flag: the arguments, or NAME=VALUE, that carry the backend; empty where the engine has no such switch.
+        own_backend: what this vLLM runs instead where it has no such switch, None where it takes the backend.
         notes: what was changed or could not be handed over, in words.
     """
 
@@ -99,6 +100,7 @@ class Launch:
     env: dict[str, str | None]
     version: str | None
     backend_flag: tuple[str, ...]
+    own_backend: str | None
     notes: tuple[str, ...]
 
 
@@ -215,16 +217,19 @@ def prepare(
     added: dict[str, str | None] = {name: value for name, value in (env or {}).items() if name not in given}
     launch = _with_profile(command, args)
     flag: tuple[str, ...] = ()
+    own: str | None = None
     if version is None:
         notes.append(f"vLLM is not installed beside attnkit, so its version is unknown and {backend} was not handed over")
     else:
-        launch, flag, switch = _with_backend(launch, backend, version, platform_of(device), given, notes)
+        found = resolve(backend, version, platform_of(device))
+        own = None if found.ok else found.now
+        launch, flag, switch = _with_backend(launch, found, given, notes)
         added |= switch
     argv = (*launch.launcher, *((launch.model,) if launch.serve and launch.model else ()), *launch.options)
     if version is not None and launch.serve and not _has_metadata():
         argv = _module_form(launch)
         notes.append("this vLLM build is not registered as 'vllm', so its own `vllm serve` cannot start; started as a module")
-    return Launch(argv, added, version, flag, tuple(notes))
+    return Launch(argv, added, version, flag, own, tuple(notes))
 
 
 def _with_profile(command: VllmCommand, args: Sequence[str]) -> VllmCommand:
@@ -243,16 +248,15 @@ def _with_profile(command: VllmCommand, args: Sequence[str]) -> VllmCommand:
 
 
 def _with_backend(
-    command: VllmCommand, backend: str, version: str, platform: str, given: Mapping[str, str], notes: list[str]
+    command: VllmCommand, found: Resolution, given: Mapping[str, str], notes: list[str]
 ) -> tuple[VllmCommand, tuple[str, ...], dict[str, str | None]]:
-    """Add the switch for `backend` in this version's words; drop a variable that this version would ignore."""
-    found: Any = resolve(backend, version, platform)
+    """Add the switch in this version's words; drop a variable that this version would ignore."""
     if found.note or not found.ok:
-        notes.append(found.note or f"vLLM {version} on {platform} has no switch for {backend}")
+        notes.append(found.note or f"vLLM {found.vllm_version} has no switch for {found.name}")
     switch: dict[str, str | None] = {}
     if given.get(BACKEND_VARIABLE) and not (found.env and BACKEND_VARIABLE in found.env):
         switch[BACKEND_VARIABLE] = None
-        notes.append(f"{BACKEND_VARIABLE} removed: vLLM {version} does not honour it")
+        notes.append(f"{BACKEND_VARIABLE} removed: vLLM {found.vllm_version} does not honour it")
     if not found.ok:
         return command, (), switch
     flag: tuple[str, ...] = ()
