@@ -1,0 +1,224 @@
+"""Turing's code on a newer card: `python -m attnkit.bench.turing --out DIR`.
+
+Every kernel here is compiled for sm_75 and its sm_75 PTX is translated by this card's driver, so the arithmetic is that of
+Turing's matrix instructions; the speed is this card's and no Turing card's. On a real Turing card the same program measures it.
+
+1. dot products of every form that the hook rewrites, against exact results;
+2. the self-test of TURING_ATTN (quick and standard), with the kernel names it reports;
+3. throughput of TURING_ATTN beside the same kernel with stock Triton's sm_75 code and beside torch's efficient kernel
+   (torch's has code for this very card, which cannot be taken away from it).
+
+Writes DIR/turing.json. --checks stops after the quick self-test (for compute-sanitizer). --sweep times other tile sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from attnkit.backends.turing import TuringAttn
+from attnkit.bench import workloads
+from attnkit.bench.timing import graph_microseconds
+from attnkit.bench.turing_dots import check_dots
+from attnkit.bench.workloads import Shape
+from attnkit.hardware.device import Device
+from attnkit.kernels import turing
+from attnkit.kernels.triton import attention
+from attnkit.kernels.triton.configs import Tile
+from attnkit.selftest import run_selftest
+from attnkit.selftest.model import Level
+
+PREFILLS = tuple(workloads.prefill(2, 2048, d) for d in (64, 128, 256))
+DECODES = (
+    Shape("decode B8 ctx4096 D64", (1,) * 8, (4096,) * 8, head_dim=64),
+    Shape("decode B8 ctx4096 D128", (1,) * 8, (4096,) * 8),
+    Shape("decode B64 ctx4096 D128", (1,) * 64, (4096,) * 64),
+)
+MIXED = Shape("mixed 2x512@2048+14dec@2048", (512,) * 2 + (1,) * 14, (2560,) * 2 + (2048,) * 14)
+
+SWEEP = {
+    64: (Tile(64, 64, 4, 1), Tile(128, 64, 8, 1), Tile(128, 32, 4, 1), Tile(64, 32, 4, 1)),
+    128: (Tile(64, 32, 4, 1), Tile(64, 64, 4, 1), Tile(128, 32, 8, 1), Tile(64, 64, 8, 1), Tile(32, 64, 4, 1)),
+    256: (Tile(32, 32, 4, 1), Tile(64, 32, 8, 1), Tile(64, 16, 8, 1)),
+}
+DECODE_SWEEP = (Tile(16, 64, 4, 1), Tile(16, 32, 4, 1), Tile(16, 128, 4, 1), Tile(16, 64, 2, 1), Tile(16, 32, 2, 1))
+
+
+def on_sm75(*, stock: bool = False) -> AbstractContextManager[Device]:
+    """The sm_75 device: this card where it is one, else emulated on it."""
+    if torch.cuda.get_device_capability() == (7, 5) and not stock:
+        turing.enable()
+        return nullcontext(replace(turing.TARGET_DEVICE, name=torch.cuda.get_device_name(), features=(), source="torch"))
+    return turing.emulate(stock=stock)
+
+
+def selftests(levels: tuple[Level, ...]) -> list[dict[str, Any]]:
+    """Verdicts of TURING_ATTN on sm_75 code."""
+    found = []
+    for level in levels:
+        with on_sm75() as device:
+            verdict = run_selftest(TuringAttn(), device, None, level=level)
+        kernels = sorted({c.kernel for c in verdict.cases if c.kernel})
+        print(f"self-test {level}: {verdict.outcome}, {len(verdict.cases)} cases, {verdict.seconds:.1f} s")
+        print(f"  kernels: {', '.join(kernels)}")
+        for case in verdict.cases:
+            if case.outcome != "pass":
+                print(f"  {case.outcome}: {case.case}: {case.reason}")
+        found.append({**asdict(verdict), "kernels": kernels})
+    return found
+
+
+def ours(shape: Shape, *, stock: bool = False, **tiles: Any) -> dict[str, Any]:
+    """Time our kernel on sm_75 code, once its result was held against float64."""
+    call = workloads.paged_call(shape, torch.float16)
+    name = "stock Triton for sm_75" if stock else "TURING_ATTN"
+    with on_sm75(stock=stock):
+
+        def run() -> str:
+            return attention.paged(call, arch="sm_75", **tiles)[2]
+
+        kernel = run()
+        assert call.out is not None
+        error = workloads.relative_error(call, call.out)
+        micros, spread = graph_microseconds([run], replays=3 if stock else 11, warmup=1)
+    return row(shape, name, kernel, micros, spread, error, tiles)
+
+
+def efficient(shape: Shape) -> dict[str, Any]:
+    """torch's efficient (CUTLASS) kernel on contiguous tensors of the same size, with this card's own code."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    batch, new, length = len(shape.seq_lens), shape.query_lens[0], shape.seq_lens[0]
+    query = torch.randn(batch, shape.num_heads, new, shape.head_dim, dtype=torch.float16, device="cuda")
+    key = torch.randn(batch, shape.num_heads, length, shape.head_dim, dtype=torch.float16, device="cuda")
+    value = torch.randn_like(key)
+
+    def run() -> None:
+        with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+            torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=new > 1)
+
+    micros, spread = graph_microseconds([run], replays=11)
+    return row(shape, "torch efficient, this card's own code", "efficient", micros, spread, None, {})
+
+
+def row(
+    shape: Shape, name: str, kernel: str, micros: float, spread: float, error: float | None, tiles: dict[str, Any]
+) -> dict[str, Any]:
+    """One line of the table, printed as it comes."""
+    result = {
+        "workload": shape.name,
+        "implementation": name,
+        "kernel": kernel,
+        "tiles": {k: (asdict(v) if isinstance(v, Tile) else v) for k, v in tiles.items()},
+        "micros": micros,
+        "spread": spread,
+        "tflops": shape.flops / micros / 1e6,
+        "gbytes_per_s": shape.cache_bytes / micros / 1e3,
+        "relative_error": error,
+    }
+    wrong = "-" if error is None else f"{error:.1e}"
+    print(
+        f"{shape.name:<28} {name:<38} {micros:>10.1f} us {result['tflops']:>8.2f} TFLOP/s "
+        f"{result['gbytes_per_s']:>8.1f} GB/s  error {wrong}  {list(tiles.values()) or ''}"
+    )
+    return result
+
+
+@contextmanager
+def noted(rows: list[dict[str, Any]], shape: Shape, name: str) -> Iterator[None]:
+    """A measurement that cannot be made becomes a row that says why, and the rest goes on."""
+    from triton.runtime.errors import OutOfResources
+
+    from attnkit.errors import AttnkitError
+
+    try:
+        yield
+    except (AttnkitError, OutOfResources, RuntimeError) as error:
+        rows.append({"workload": shape.name, "implementation": name, "not_run": f"{type(error).__name__}: {error}"})
+        print(f"{shape.name:<28} {name:<38} not run: {str(error).splitlines()[0]}")
+
+
+def throughput(sweep: bool, until: float) -> list[dict[str, Any]]:
+    """All timed rows; stops with a row that says so when the clock passes `until`."""
+    rows: list[dict[str, Any]] = []
+    plans: list[tuple[Shape, str, Callable[[], dict[str, Any]]]] = []
+    for shape in (*PREFILLS, MIXED, *DECODES):
+        plans.append((shape, "TURING_ATTN", lambda s=shape: ours(s)))  # type: ignore[misc]
+        plans.append((shape, "stock Triton for sm_75", lambda s=shape: ours(s, stock=True)))  # type: ignore[misc]
+        if shape is not MIXED:
+            plans.append((shape, "torch efficient", lambda s=shape: efficient(s)))  # type: ignore[misc]
+    if sweep:
+        for shape in PREFILLS:
+            for tile in SWEEP[shape.head_dim]:
+                plans.append((shape, f"{tile}", lambda s=shape, t=tile: ours(s, prefill_tile=t)))  # type: ignore[misc]
+        for shape in DECODES[:2]:
+            for tile in DECODE_SWEEP:
+                plans.append((shape, f"{tile}", lambda s=shape, t=tile: ours(s, decode_tile=t)))  # type: ignore[misc]
+    for shape, name, plan in plans:
+        if time.monotonic() > until:
+            rows.append({"workload": shape.name, "implementation": name, "not_run": "out of time"})
+            continue
+        with noted(rows, shape, name):
+            rows.append(plan())
+    return rows
+
+
+def speedups(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """How many times faster TURING_ATTN is than each other implementation, by workload."""
+    timed = {(r["workload"], r["implementation"]): r["micros"] for r in rows if "micros" in r and not r["tiles"]}
+    found: dict[str, dict[str, float]] = {}
+    for (workload, name), micros in timed.items():
+        mine = timed.get((workload, "TURING_ATTN"))
+        if mine is not None and name != "TURING_ATTN":
+            found.setdefault(workload, {})[name] = micros / mine
+    return found
+
+
+def main() -> int:
+    """Run everything; 1 where a check failed."""
+    parser = argparse.ArgumentParser(description="Turing's code, checked and timed on this card.")
+    parser.add_argument("--out", type=Path, default=Path(), help="directory for turing.json")
+    parser.add_argument("--checks", action="store_true", help="only the dot products and the quick self-test")
+    parser.add_argument("--sweep", action="store_true", help="time other tile sizes too")
+    parser.add_argument("--seconds", type=float, default=220.0, help="start no new measurement after this long")
+    args = parser.parse_args()
+    started = time.monotonic()
+    torch.manual_seed(0)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton {triton.__version__}")
+    with on_sm75():
+        dots = check_dots()
+    tests = selftests(("quick",) if args.checks else ("quick", "standard"))
+    rows = [] if args.checks else throughput(args.sweep, started + args.seconds)
+    result = {
+        "command": "python -m attnkit.bench.turing" + (" --checks" if args.checks else "") + (" --sweep" if args.sweep else ""),
+        "device": torch.cuda.get_device_name(),
+        "code": "sm_75 PTX, translated by the driver of this card",
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "seconds": time.monotonic() - started,
+        "dots": dots,
+        "selftest": tests,
+        "throughput": rows,
+        "speedup_of_turing_attn": speedups(rows),
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "turing.json"
+    path.write_text(json.dumps(result, indent=1, default=str) + "\n")
+    for workload, over in result["speedup_of_turing_attn"].items():
+        print(f"{workload:<28} " + ", ".join(f"{times:.1f} x {name}" for name, times in over.items()))
+    passed = all(d["ok"] for d in dots) and all(t["outcome"] == "pass" for t in tests)
+    print(f"{'pass' if passed else 'FAIL'}; wrote {path} after {result['seconds']:.0f} s")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
