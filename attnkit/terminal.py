@@ -120,15 +120,14 @@ def show_verdicts(verdicts: Iterable[Verdict]) -> None:
         fault = f", planted fault {verdict.fault}" if verdict.fault else ""
         title = f"{verdict.backend} through {verdict.provider} on {verdict.device}, {verdict.level}{fault}"
         out.print(Text.assemble((MARKS[verdict.outcome] + " ", COLOURS[verdict.outcome]), (title, "bold")))
-        table = _table("", "case", "error", "bound", "kernel")
+        kernels = dict.fromkeys(case.kernel for case in verdict.cases if case.kernel)
+        if kernels:
+            out.print(Text(f"  ran {', '.join(kernels)}", style="dim"))
+        table = _table("", "case", "error", "bound", "")
+        table.columns[1].no_wrap = True
         for case in verdict.cases:
-            table.add_row(
-                Text(MARKS[case.outcome], style=COLOURS[case.outcome]),
-                case.case,
-                number(case.max_error),
-                number(case.max_bound),
-                Text(case.kernel if case.outcome == "pass" else case.reason, style="dim" if case.outcome == "pass" else ""),
-            )
+            mark = Text(MARKS[case.outcome], style=COLOURS[case.outcome])
+            table.add_row(mark, case.case, number(case.max_error), number(case.max_bound), case.reason)
         out.print(table)
         for text in verdict.unseen:
             out.print(Text(f"not seen at this level: {text}", style="dim"))
