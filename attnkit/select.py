@@ -79,6 +79,7 @@ class Decision:
 
     @property
     def chosen(self) -> Accepted | None:
+        """The first accepted, None where nothing can serve."""
         return self.accepted[0] if self.accepted else None
 
 
@@ -109,7 +110,8 @@ def select(
     """
     wanted = None if explicit is None else canonical(explicit)
     if wanted is not None:
-        names, source = (wanted,), "explicit"
+        names: tuple[str, ...] = (wanted,)
+        source = "explicit"
     elif order is None:
         names, source = built_in_order(device, spec), f"built-in for {device.arch}"
     else:
@@ -167,7 +169,7 @@ def _row(table: tuple[tuple[str, str, tuple[str, ...]], ...], device: Device) ->
 def _with_the_ops_own(order: tuple[str, ...], device: Device, spec: AttentionSpec) -> tuple[tuple[str, ...], str]:
     """The order without repetitions, led by the operation's own backends where it names none, and words that say so.
 
-    A node's order is written for paged attention. For MLA, trees and the rest it would end at the slow TORCH_SDPA or at nothing.
+    A node's order is written for paged attention. For MLA, trees and the rest it would end at TORCH_SDPA or at nothing.
     """
     own = _row(_MLA_ORDER, device) if spec.op == "mla_decode" else _OP_FIRST.get(spec.op, ())
     if spec.features & _MODS:

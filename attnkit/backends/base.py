@@ -11,11 +11,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import ClassVar
+from functools import cache
+from typing import TYPE_CHECKING, ClassVar
 
 from attnkit.errors import UnsupportedError
 from attnkit.hardware.device import Device
 from attnkit.spec import AttentionOutput, AttentionSpec, Call, Dtype, Feature, KvCacheDtype, Op, Phase
+
+if TYPE_CHECKING:
+    from packaging.specifiers import SpecifierSet
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ class Capability:
     def _spec_reasons(self, spec: AttentionSpec, device: Device) -> list[Reason]:
         reasons: list[Reason] = []
         if spec.op not in self.ops:
-            reasons.append(Reason("op", f"does not implement {spec.op}; implements {_list(self.ops)}"))
+            return [Reason("op", f"does not implement {spec.op}; implements {_list(self.ops)}")]
         if spec.dtype not in self.dtypes:
             reasons.append(Reason("dtype", f"does not take {spec.dtype}; takes {_list(self.dtypes)}"))
         elif spec.dtype == "bfloat16" and self.bf16_needs is not None and not arch_matches(device, self.bf16_needs):
@@ -227,6 +231,10 @@ Installed = Mapping[str, str | None]
 """Version by requirement name, None where absent: what is installed, as a value, so that selection stays a pure function."""
 
 
+_HOPELESS = frozenset({"device", "arch", "op"})
+"""Reasons that no installation cures: what else is missing then does not matter."""
+
+
 class Backend(ABC):
     """A named implementation of attention.
 
@@ -254,15 +262,21 @@ class Backend(ABC):
 
     def evaluate(self, spec: AttentionSpec, device: Device, installed: Installed) -> Accepted | Rejected:
         """The first provider that can serve `spec` on `device` with what is `installed`, or all reasons against."""
+        # Where some provider is made for this vendor, nobody wants to read that the others are not.
+        candidates = [p for p in self.providers if device.vendor in p.capability.archs] or list(self.providers)
         reasons: list[Reason] = []
-        for provider in self.providers:
-            found = (*provider.capability.reject(spec, device), *missing(provider, installed))
+        for provider in candidates:
+            found = provider.capability.reject(spec, device)
+            if not any(r.code in _HOPELESS for r in found):
+                found += missing(provider, installed)
             if not found:
                 return Accepted(self.name, provider.name, provider.why or f"{provider.name} can serve this on {device.arch}")
-            prefix = f"{provider.name}: " if len(self.providers) > 1 else ""
-            reasons.extend(Reason(r.code, prefix + r.message) for r in found)
+            reasons.extend(found if len(candidates) == 1 else (Reason(r.code, f"{provider.name}: {r.message}") for r in found))
+        said = {r.message.split(": ", 1)[-1]: r for r in reasons}
+        if len(said) == 1:  # all providers are refused for the same thing: say it once
+            (message, reason), *_ = said.items()
+            return Rejected(self.name, (Reason(reason.code, message),))
         return Rejected(self.name, tuple(dict.fromkeys(reasons)))
-
 
     def require(self, call: Call, device: Device, provider: str | None = None, installed: Installed | None = None) -> Provider:
         """The provider that is to run `call` on `device`: the one named, else the first that is installed and can.
@@ -294,14 +308,25 @@ class Backend(ABC):
 
 def missing(provider: Provider, installed: Installed) -> tuple[Reason, ...]:
     """Reasons code not_installed / version for what `provider` requires and `installed` lacks."""
-    from packaging.requirements import Requirement
-
     reasons: list[Reason] = []
     for text in provider.requires:
-        requirement = Requirement(text)
-        version = installed.get(requirement.name)
+        name, wanted = split_requirement(text)
+        version = installed.get(name)
         if version is None:
-            reasons.append(Reason("not_installed", f"{requirement.name} is not installed"))
-        elif requirement.specifier and not requirement.specifier.contains(version, prereleases=True):
-            reasons.append(Reason("version", f"{requirement.name} {version} is installed; needs {requirement.specifier}"))
+            reasons.append(Reason("not_installed", f"{name} is not installed"))
+        elif wanted and not _specifier(wanted).contains(version, prereleases=True):
+            reasons.append(Reason("version", f"{name} {version} is installed; needs {wanted}"))
     return tuple(reasons)
+
+
+def split_requirement(text: str) -> tuple[str, str]:
+    """Name and version specifier: "torch>=2.8,<2.9" gives ("torch", ">=2.8,<2.9")."""
+    name = text[: next((i for i, c in enumerate(text) if c in "<>=!~"), len(text))]
+    return name.strip(), text[len(name) :].strip()
+
+
+@cache
+def _specifier(text: str) -> SpecifierSet:
+    from packaging.specifiers import SpecifierSet
+
+    return SpecifierSet(text)

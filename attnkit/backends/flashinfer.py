@@ -1,8 +1,8 @@
 """FLASHINFER and FLASHINFER_MLA: FlashInfer's paged prefill and decode, and its MLA decode.
 
-A mixed batch is split: sequences with one new token go to the decode wrapper, the rest to the prefill wrapper, which is
-twice as fast as one wrapper for all. Planning happens on every call here (a server plans once a step), so a call cannot be captured in a
-graph. FlashInfer's log-sum-exp is of base 2.
+A mixed batch is split: sequences with one new token go to the decode wrapper, the rest to the prefill wrapper, which is twice
+as fast as one wrapper for all. Planning happens on every call here (a server plans once a step), so a call cannot be captured
+in a graph. FlashInfer's log-sum-exp is of base 2.
 
 Sources: flashinfer/prefill.py, flashinfer/decode.py, flashinfer/mla.
 """

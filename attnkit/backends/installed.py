@@ -14,7 +14,7 @@ from importlib import metadata
 from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
 from pathlib import Path
 
-from attnkit.backends.base import Backend, Installed
+from attnkit.backends.base import Backend, Installed, split_requirement
 
 _SWITCHES = {"attnkit-triton-interpreter": "TRITON_INTERPRET", "attnkit-pallas-interpreter": "ATTNKIT_PALLAS_INTERPRET"}
 """Interpreters count as installed only where their variable is "1", so that no automatic choice takes one on a serving node."""
@@ -24,9 +24,7 @@ _VERSION_LINE = re.compile(r"""^(?:__version__|version)\s*(?:=\s*version\s*)?(?:
 
 def requirement_names(backends: Iterable[Backend]) -> tuple[str, ...]:
     """Every name that any provider of `backends` requires, sorted."""
-    from packaging.requirements import Requirement
-
-    return tuple(sorted({Requirement(text).name for b in backends for p in b.providers for text in p.requires}))
+    return tuple(sorted({split_requirement(text)[0] for b in backends for p in b.providers for text in p.requires}))
 
 
 def lookup(names: Iterable[str]) -> Installed:
