@@ -116,7 +116,7 @@ class _Boot:
                 if accepted is None:
                     return _EXIT_BY_VERDICT[self._report.verdict]
                 if self.options.command:
-                    return self._serve(plan.place)
+                    return self._serve(plan)
                 self.outputs.gone()
                 return EXIT_OK
             except AttnkitError as error:
@@ -149,7 +149,7 @@ class _Boot:
             explicit = vllm.explicit_backend(options.backend, self.vllm, os.environ)
         where = self._detect()
         plan = self._select(where, explicit)
-        accepted = self._prove(plan, level or (where.profile.level if where.profile else "standard"), explicit)
+        accepted = self._prove(plan, level or plan.settings.level, explicit)
         self._conclude()
         return accepted, plan
 
@@ -313,10 +313,10 @@ class _Boot:
             self.outputs.state("failed", report.verdict, None)
             self.events.emit("error", message=report.error)
 
-    def _serve(self, where: Place) -> int:
+    def _serve(self, plan: Plan) -> int:
         settings = EngineSettings(self.options.command, self.options.health_url, self.options.health_timeout)
         serving = Serving(settings, self._report, self.outputs, self.events, self.started)
-        return serving.run(where.device, where.profile)
+        return serving.run(plan.place.device, plan.settings)
 
     def _failed(self, message: str, code: int) -> None:
         """Put an end that is no verdict where people look for it; an output that cannot be written is not tried again."""

@@ -56,8 +56,9 @@ def run_checks(options: CheckOptions) -> int:
     where = place(root=options.root, node=options.node)
     if not where.here:
         raise UsageError(f"--node {options.node}: {where.why}")
-    level = check_level(options.level) or (where.profile.level if where.profile else "standard")
+    asked = check_level(options.level)
     plan = make_plan(where, model=options.model, explicit=explicit)
+    level = asked or plan.settings.level
     candidates = _candidates(plan, explicit)
     if options.prove:
         return _prove(candidates, plan, level, options)

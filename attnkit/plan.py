@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from attnkit.backends.base import Accepted, Installed, Reason, Rejected
-from attnkit.backends.registry import all_backends, canonical
-from attnkit.errors import UsageError
+from attnkit.backends.registry import all_backends
+from attnkit.errors import UsageError, unknown_name
 from attnkit.hardware import detect
 from attnkit.hardware.device import Detection, Device, Kind, Vendor
 from attnkit.plain import to_plain
-from attnkit.profiles import NodeMatch, NodeProfile, all_nodes, load_node, load_workload, match_node
+from attnkit.profiles import NodeMatch, NodeProfile, Settings, all_nodes, effective, load_node, load_workload, match_node
 from attnkit.select import Decision, installed_versions, select
-from attnkit.spec import AttentionSpec
+from attnkit.spec import DTYPES, KV_CACHE_DTYPES, AttentionSpec, Dtype
 
 HERE = "this environment"
 
@@ -43,9 +43,8 @@ class Box:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"node_type": self.match.node, "why": self.match.why, "candidates": to_plain(self.match.candidates)} | to_plain(
-            self.detection
-        )
+        found: dict[str, Any] = to_plain(self.detection)
+        return {"node_type": self.match.node, "why": self.match.why, "candidates": to_plain(self.match.candidates)} | found
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,7 @@ class Plan:
     """A decision with everything it was made from."""
 
     place: Place
+    settings: Settings
     need: Need
     decision: Decision
     installed_source: str
@@ -156,8 +156,9 @@ def make_plan(
     Raises:
         UsageError: an unknown name, a model config that cannot be read.
     """
-    settings = _settings(where.profile, workload, overrides or {})
-    need = _need(model, settings)
+    workload_profile = load_workload(workload) if workload is not None else None
+    settings = effective(where.profile, workload_profile)
+    need = _need(where.device, settings, model, overrides or {})
     installed: Installed
     if assume_installed or not where.here:
         installed = assumed_installed(where.device)
@@ -170,14 +171,14 @@ def make_plan(
             where.device,
             spec,
             installed,
-            order=settings["order"],
-            order_source=settings["order_source"],
+            order=settings.order,
+            order_source=settings.order_source,
             explicit=explicit,
             workload=workload,
         )
         for spec in need.specs
     ]
-    return Plan(where, need, combine(decisions), source)
+    return Plan(where, settings, need, combine(decisions), source)
 
 
 def combine(decisions: list[Decision]) -> Decision:
@@ -285,12 +286,30 @@ def _first_arch(profile: NodeProfile) -> str:
     return profile.match.arch[0]
 
 
-def _settings(profile: NodeProfile | None, workload: str | None, overrides: dict[str, Any]) -> dict[str, Any]:
-    raise NotImplementedError
+def _need(device: Device, settings: Settings, model: str | None, overrides: dict[str, Any]) -> Need:
+    """The model's need with what profile and command say about dtype, cache and block size; the command wins."""
+    dtype = overrides.get("dtype") or (None if settings.dtype == "auto" else settings.dtype)
+    block_size = overrides.get("block_size", settings.block_size)
+    cache = overrides.get("kv_cache_dtype", settings.kv_cache_dtype)
+    _check_words(dtype, cache)
+    model = model or settings.model
+    if model is None:
+        spec = AttentionSpec(op=settings.op, dtype=dtype or _usual_dtype(device), kv_cache_dtype=cache, block_size=block_size)
+        return Need("a usual decoder (no model was given)", (spec,))
+    from attnkit.models import need_from_config
+
+    found = need_from_config(model, dtype=dtype, block_size=block_size)
+    specs = tuple(spec if spec.block_size is None else replace(spec, kv_cache_dtype=cache) for spec in found.specs)
+    return Need(model, specs, found.notes)
 
 
-def _need(model: str | None, settings: dict[str, Any]) -> Need:
-    raise NotImplementedError
+def _check_words(dtype: str | None, cache: str) -> None:
+    if dtype is not None and dtype not in DTYPES:
+        raise unknown_name("dtype", dtype, DTYPES)
+    if cache not in KV_CACHE_DTYPES:
+        raise unknown_name("KV cache dtype", cache, KV_CACHE_DTYPES)
 
 
-_ = canonical, load_workload
+def _usual_dtype(device: Device) -> Dtype:
+    """What models are served in on this device: bfloat16, but float16 where the tensor cores have no bfloat16."""
+    return "float16" if device.vendor == "nvidia" and device.arch in ("sm_70", "sm_72", "sm_75") else "bfloat16"

@@ -19,7 +19,7 @@ from attnkit.report import BootReport, Completion, EngineReport
 from attnkit.supervisor import Supervisor
 
 if TYPE_CHECKING:
-    from attnkit.profiles import NodeProfile
+    from attnkit.profiles import Settings
 
 ALIVE_SECONDS = 1.0
 STOP_SECONDS = 10.0
@@ -53,10 +53,10 @@ class Serving:
         self._problem: str | None = None
         self._ready = False
 
-    def run(self, device: Device, profile: NodeProfile | None) -> int:
+    def run(self, device: Device, settings: Settings) -> int:
         """Start the engine, wait for its end and return what boot exits with."""
         environment = dict(os.environ)
-        engine = self._prepare(device, profile, environment)
+        engine = self._prepare(device, settings, environment)
         self._report.engine = engine
         supervisor = Supervisor(engine.argv, environment)
         self._events.emit(
@@ -80,7 +80,7 @@ class Serving:
         watch.join(timeout=STOP_SECONDS)
         return self._ended(supervisor, engine, code, time.monotonic() - started)
 
-    def _prepare(self, device: Device, profile: NodeProfile | None, environment: dict[str, str]) -> EngineReport:
+    def _prepare(self, device: Device, settings: Settings, environment: dict[str, str]) -> EngineReport:
         command = self._settings.command
         if self._vllm is None:
             return EngineReport(
@@ -94,8 +94,8 @@ class Serving:
             self._vllm,
             backend=self._report.backend or "",
             device=device,
-            args=profile.engine.args if profile else (),
-            env=profile.engine.env if profile else {},
+            args=settings.engine_args,
+            env=settings.engine_env,
         )
         for name, value in launch.env.items():
             if value is None:
