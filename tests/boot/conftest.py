@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from attnkit.engines import tiny_model
+
 ENGINE = Path(__file__).with_name("openai_engine.py")
 
 
@@ -109,12 +111,16 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Boot]]:
     running: list[Boot] = []
 
     def begin(*arguments: str | Path, env: dict[str, str] | None = None) -> Boot:
+        model = tmp_path / "model"
+        model.mkdir(exist_ok=True)
+        (model / "config.json").write_text(json.dumps(tiny_model.config()))
         report, ready, metrics = tmp_path / "report.json", tmp_path / "ready.json", tmp_path / "attnkit.prom"
         variables = {
             "ATTNKIT_REPORT": str(report),
             "ATTNKIT_READY": str(ready),
             "ATTNKIT_METRICS": str(metrics),
             "ATTNKIT_LEVEL": "quick",
+            "ATTNKIT_MODEL": str(model),
             **(env or {}),
         }
         process = subprocess.Popen(
