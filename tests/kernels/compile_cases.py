@@ -1,0 +1,115 @@
+"""Compiles the Triton kernels for architectures that are not in this machine; prints one JSON line a kernel.
+
+Usage: compile_cases.py ARCH GROUP. A process of its own, because it stands in for Triton's driver.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+
+import torch
+
+from attnkit.kernels.triton import attention, cache_write, differential, dual_chunk, mla_decode
+from attnkit.kernels.triton.launch import Launch
+from attnkit.kernels.triton.targets import TARGETS, compile_launch
+from attnkit.spec import DifferentialAttention, DualChunkAttention, MlaDecode, PagedAttention, Softmax, TreeAttention
+
+F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
+
+
+def zeros(n: int) -> torch.Tensor:
+    return torch.zeros(n, dtype=torch.int32)
+
+
+def paged(seqs: int, new: int, length: int, dtype=F16, dim=128, heads=32, kv_heads=8, cache=None, **softmax) -> PagedAttention:
+    store = torch.empty(4, 16, kv_heads, dim).to(cache or dtype)
+    return PagedAttention(
+        query=torch.empty(seqs * new, heads, dim, dtype=dtype),
+        key_cache=store,
+        value_cache=store.clone(),
+        block_table=torch.zeros(seqs, length // 16, dtype=torch.int32),
+        seq_lens=zeros(seqs),
+        query_start_loc=zeros(seqs + 1),
+        max_query_len=new,
+        max_seq_len=length,
+        softmax=Softmax(dim**-0.5, **softmax),
+    )
+
+
+def prefill(arch: str, **options) -> list[Launch]:
+    return attention.plan_paged(paged(4, 512, 512, **options), arch=arch)[2]
+
+
+def decode(arch: str, **options) -> list[Launch]:
+    return attention.plan_paged(paged(1, 1, 8192, **options), arch=arch)[2]
+
+
+def mla(arch: str, dtype: torch.dtype) -> list[Launch]:
+    call = MlaDecode(
+        query=torch.empty(16, 128, 576, dtype=dtype),
+        kv_cache=torch.empty(4, 64, 576, dtype=dtype),
+        block_table=torch.zeros(16, 64, dtype=torch.int32),
+        seq_lens=zeros(16),
+        query_start_loc=zeros(17),
+        max_query_len=1,
+        max_seq_len=4096,
+        kv_lora_rank=512,
+        softmax_scale=0.07,
+    )
+    return mla_decode.plan(call, arch=arch)[2][:1]
+
+
+def dual(arch: str, dtype: torch.dtype, dim: int) -> list[Launch]:
+    rope = torch.empty(2048, dim // 2)
+    return dual_chunk.plan(DualChunkAttention(paged(4, 512, 512, dtype, dim), 1024, 64, rope, rope), arch=arch)[2][:1]
+
+
+def tree(arch: str) -> list[Launch]:
+    call = TreeAttention(paged(4, 9, 512, causal=False), torch.ones(9, 9, dtype=torch.bool))
+    return attention.plan_paged(call.paged, tree_mask=call.tree_mask, arch=arch)[2][:1]
+
+
+def groups(arch: str) -> dict[str, Iterator[list[Launch]]]:
+    """What each group compiles. "short": what a node serves with; "long": everything else that is claimed."""
+    sixteen = (F16,) if arch == "sm_75" else (F16, BF16)
+    fp8 = torch.float8_e4m3fn
+    differential_call = DifferentialAttention(paged(4, 512, 512, dim=64), 0.5, 0.3)
+    store = torch.empty(4, 16, 8, 128)
+    short = (prefill(arch, dtype=sixteen[-1]), decode(arch, dtype=sixteen[-1]))
+    long = (
+        *(prefill(arch, dtype=t, dim=d) for t in sixteen for d in (64, 80, 96, 128, 256)),
+        *(decode(arch, dtype=t, dim=d) for t in sixteen for d in (64, 128, 256)),
+        prefill(arch, dtype=sixteen[-1], cache=fp8),
+        decode(arch, dtype=sixteen[-1], cache=fp8),
+        decode(arch, dtype=sixteen[-1], cache=torch.float8_e5m2),
+        prefill(arch, window=(128, 0), softcap=30.0, sinks=torch.empty(32), alibi_slopes=torch.empty(32)),
+        *(mla(arch, t) for t in sixteen),
+        *(dual(arch, t, d) for t in sixteen for d in (64, 128, 256)),
+        tree(arch),
+        differential.plan(differential_call, arch=arch)[1][-1:],
+        [cache_write.plan_write(torch.empty(4, 8, 128, dtype=F16), store.to(fp8), zeros(4), 1.0)],
+        [cache_write.plan_write(torch.empty(4, 8, 128, dtype=F16), store.half(), zeros(4), 1.0)],
+    )
+    return {"short": iter(short), "long": iter(long)}
+
+
+def main(arch: str, group: str) -> None:
+    for launches in groups(arch)[group]:
+        for launch in launches:
+            made = compile_launch(launch, arch)
+            row = {
+                "kernel": made.kernel,
+                "dtype": str(
+                    launch.args.get("query", launch.args["out"] if "out" in launch.args else launch.args["rows"]).dtype
+                ),
+                "shared": made.shared,
+                "limit": TARGETS[arch].shared_limit,
+                "matrix": sum(made.matrix_instructions.values()),
+            }
+            print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

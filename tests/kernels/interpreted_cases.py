@@ -1,0 +1,257 @@
+"""Runs the Triton kernels in Triton's interpreter and prints one JSON line a case: kernel, errors and bounds.
+
+A process of its own, because TRITON_INTERPRET must be set before the kernels are imported.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+
+from attnkit.backends import registry
+from attnkit.reference import reference
+from attnkit.spec import (
+    DifferentialAttention,
+    DualChunkAttention,
+    MlaDecode,
+    PagedAttention,
+    Softmax,
+    TreeAttention,
+    VarlenAttention,
+)
+
+CASES: dict[str, Callable[[], dict[str, Any]]] = {}
+F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
+
+
+def paged(
+    new: list[int], lens: list[int], heads=4, kv_heads=2, dim=64, block=16, dtype=F16, cache=None, width=None, **softmax
+) -> PagedAttention:
+    """A batch over a permuted cache whose unused slots are NaN."""
+    most = max(1, *(-(-length // block) for length in lens))
+    blocks = len(lens) * most + 3
+    table = torch.randperm(blocks)[: len(lens) * most].int().reshape(len(lens), most)
+    key = torch.full((blocks, block, kv_heads, dim), float("nan"))
+    value = torch.full((blocks, block, kv_heads, width or dim), float("nan"))
+    for seq, length in enumerate(lens):
+        for j in range(length):
+            key[table[seq, j // block], j % block] = torch.randn(kv_heads, dim)
+            value[table[seq, j // block], j % block] = torch.randn(kv_heads, width or dim)
+    query = torch.randn(sum(new), heads, dim).to(dtype)
+    return PagedAttention(
+        query=query,
+        key_cache=key.to(cache or dtype),
+        value_cache=value.to(cache or dtype),
+        block_table=table,
+        seq_lens=torch.tensor(lens, dtype=torch.int32),
+        query_start_loc=torch.tensor([0, *itertools.accumulate(new)], dtype=torch.int32),
+        max_query_len=max(new),
+        max_seq_len=max(lens),
+        softmax=Softmax(dim**-0.5, **softmax),
+        k_scale=0.5 if cache else 1.0,
+        v_scale=2.0 if cache else 1.0,
+        return_lse=True,
+        out=torch.full((sum(new), heads, width or dim), float("nan"), dtype=dtype),
+    )
+
+
+def case(
+    name: str, backend: str, make: Callable[[], Any], loose: float = 1.0, spoil: Callable[[Any], Any] | None = None
+) -> None:
+    """Register: run `make()` (or what `spoil` makes of it) and judge it against float64."""
+
+    def run() -> dict[str, Any]:
+        call = make()
+        exact = reference(call)
+        got = registry.get(backend).run(spoil(call) if spoil else call)
+        eps = torch.finfo(got.out.dtype).eps
+        error = (got.out.double() - exact.out).abs()
+        row = {
+            "kernel": got.kernel,
+            "error": error.max().item(),
+            "bound": 2 * loose * eps * exact.out.abs().max().item(),
+            "mean_error": error.mean().item(),
+            "mean_bound": loose * eps * exact.out.abs().mean().item(),
+        }
+        if exact.lse is not None:
+            finite = torch.isfinite(exact.lse)
+            row["same_infinities"] = bool((torch.isfinite(got.lse) == finite).all())
+            row["lse_error"] = (got.lse.double() - exact.lse)[finite].abs().max().item()
+            row["lse_bound"] = (eps if backend == "DUAL_CHUNK_FLASH_ATTN" else 4e-6) * exact.lse[finite].abs().max().item()
+        return row
+
+    CASES[name] = run
+
+
+MIX, MIX_LENS = [1, 40, 0, 2, 1], [50, 90, 0, 7, 130]
+case("prefill", "TRITON_ATTN", lambda: paged([70], [70]))
+case("prefill-odd-lengths", "TRITON_ATTN", lambda: paged([33, 63, 1], [33, 63, 1]))
+case("chunked", "TRITON_ATTN", lambda: paged([40, 40], [90, 140]))
+case("decode", "TRITON_ATTN", lambda: paged([1, 1, 1], [1, 63, 60]))
+case("decode-split", "TRITON_ATTN", lambda: paged([1, 1], [300, 5]))
+case("speculative", "TRITON_ATTN", lambda: paged([3, 3], [50, 300], heads=8))
+case("mixed", "TRITON_ATTN", lambda: paged(MIX, MIX_LENS))
+case("mixed-bf16", "TRITON_ATTN", lambda: paged(MIX, MIX_LENS, dtype=BF16))
+case("mixed-fp32", "TRITON_ATTN", lambda: paged(MIX, MIX_LENS, dtype=F32), loose=8)
+for dim in (16, 80, 96, 128, 256):
+    case(f"dim-{dim}", "TRITON_ATTN", lambda dim=dim: paged([1, 35], [50, 60], dim=dim))
+for block in (32, 64, 128):
+    case(f"block-{block}", "TRITON_ATTN", lambda block=block: paged([1, 35], [150, 60], block=block))
+case("mha", "TRITON_ATTN", lambda: paged([1, 35], [50, 60], heads=3, kv_heads=3))
+case("gqa-7", "TRITON_ATTN", lambda: paged([1, 35], [50, 60], heads=7, kv_heads=1))
+case("mqa-32", "TRITON_ATTN", lambda: paged([1, 1], [50, 200], heads=32, kv_heads=1))
+case("non-causal", "TRITON_ATTN", lambda: paged(MIX, MIX_LENS, causal=False))
+case("window", "TRITON_ATTN", lambda: paged(MIX, MIX_LENS, window=(20, -1)))
+case("window-both", "TRITON_ATTN", lambda: paged(MIX, MIX_LENS, window=(20, 5), causal=False))
+case("window-decode", "TRITON_ATTN", lambda: paged([1, 1], [300, 9], window=(70, 0)))
+case("softcap", "TRITON_ATTN", lambda: paged(MIX, MIX_LENS, softcap=5.0), loose=1.5)
+case("alibi", "TRITON_ATTN", lambda: paged(MIX, MIX_LENS, alibi_slopes=torch.tensor([0.5, 0.25, 0.1, 0.05])))
+case("sinks", "TRITON_ATTN", lambda: paged(MIX, MIX_LENS, sinks=torch.tensor([1.0, -2.0, 0.0, 5.0])))
+case("sinks-split", "TRITON_ATTN", lambda: paged([1, 1], [300, 5], sinks=torch.tensor([1.0, -2.0, 0.0, 5.0])))
+for fp8 in ("float8_e4m3fn", "float8_e5m2"):
+    case(f"cache-{fp8}", "TRITON_ATTN", lambda fp8=fp8: paged(MIX, MIX_LENS, cache=getattr(torch, fp8)), loose=2)
+
+
+def large_scores() -> PagedAttention:
+    call = paged([1, 35], [50, 60])
+    return replace(call, query=call.query * 40)
+
+
+def strided() -> PagedAttention:
+    """Keys and values as the two halves of one cache, as vLLM lays them out."""
+    call = paged(MIX, MIX_LENS)
+    both = torch.cat((call.key_cache, call.value_cache), dim=-1)
+    return replace(call, key_cache=both[..., :64], value_cache=both[..., 64:])
+
+
+def varlen(causal: bool) -> VarlenAttention:
+    new, keys = [40, 0, 1, 33], [70, 5, 1, 33]
+    return VarlenAttention(
+        query=torch.randn(sum(new), 4, 64, dtype=F16),
+        key=torch.randn(sum(keys), 2, 64, dtype=F16),
+        value=torch.randn(sum(keys), 2, 64, dtype=F16),
+        query_start_loc=torch.tensor([0, *itertools.accumulate(new)], dtype=torch.int32),
+        key_start_loc=torch.tensor([0, *itertools.accumulate(keys)], dtype=torch.int32),
+        max_query_len=40,
+        max_seq_len=70,
+        softmax=Softmax(0.125, causal=causal),
+        return_lse=True,
+        out=torch.full((sum(new), 4, 64), float("nan"), dtype=F16),
+    )
+
+
+def mla(new: list[int], lens: list[int], heads=16, latent=64, rope=16, dtype=F16, cache=None) -> MlaDecode:
+    batch = paged(new, lens, heads=1, kv_heads=1, dim=latent + rope, dtype=dtype, cache=cache)
+    return MlaDecode(
+        query=torch.randn(sum(new), heads, latent + rope).to(dtype),
+        kv_cache=batch.key_cache.squeeze(2),
+        block_table=batch.block_table,
+        seq_lens=batch.seq_lens,
+        query_start_loc=batch.query_start_loc,
+        max_query_len=max(new),
+        max_seq_len=max(lens),
+        kv_lora_rank=latent,
+        softmax_scale=0.1,
+        kv_scale=0.5 if cache else 1.0,
+        return_lse=True,
+        out=torch.full((sum(new), heads, latent), float("nan"), dtype=dtype),
+    )
+
+
+def tree(heads: int, kv_heads: int) -> TreeAttention:
+    """A binary tree of nine nodes in topological order."""
+    mask = torch.eye(9, dtype=torch.bool)
+    for node in range(1, 9):
+        mask[node] |= mask[(node - 1) // 2]
+    return TreeAttention(paged([9, 9], [100, 50], heads=heads, kv_heads=kv_heads), mask)
+
+
+def dual(new: list[int], lens: list[int], chunk: int, local: int, original: int | None = None) -> DualChunkAttention:
+    angle = torch.arange(2 * chunk + 2)[:, None] * 10000.0 ** (-torch.arange(32) / 32)
+    return DualChunkAttention(paged(new, lens), chunk, local, angle.cos(), angle.sin(), original)
+
+
+def differential(new: list[int], lens: list[int], weight: bool) -> DifferentialAttention:
+    batch = replace(paged(new, lens, heads=8, kv_heads=4, dim=32), return_lse=False, out=None)
+    out = torch.full((sum(new), 4, 64), float("nan"), dtype=F16)
+    return DifferentialAttention(replace(batch, out=out), 0.5, 0.3, torch.randn(64) if weight else None)
+
+
+case("large-scores", "TRITON_ATTN", large_scores)
+case("strided-cache", "TRITON_ATTN", strided)
+case("varlen", "TRITON_ATTN", lambda: varlen(True))
+case("varlen-non-causal", "TRITON_ATTN", lambda: varlen(False))
+case("mla", "TRITON_MLA", lambda: mla([1, 1], [50, 60]))
+case("mla-split", "TRITON_MLA", lambda: mla([1, 1], [300, 1], dtype=BF16))
+case("mla-two-tokens", "TRITON_MLA", lambda: mla([2, 2], [40, 50], heads=24))
+case("mla-fp8", "TRITON_MLA", lambda: mla([1], [50], cache=torch.float8_e4m3fn), loose=2)
+case("tree", "TREE_ATTN", lambda: tree(4, 2))
+case("tree-prefill", "TREE_ATTN", lambda: tree(16, 1))
+for chunk, local in ((40, 8), (1024, 64)):
+    case(f"dual-{chunk}", "DUAL_CHUNK_FLASH_ATTN", lambda c=chunk, n=local: dual([70, 1], [90, 200], c, n), loose=1.5)
+case("dual-decode", "DUAL_CHUNK_FLASH_ATTN", lambda: dual([1, 1], [300, 33], 40, 8, 32), loose=1.5)
+case("differential", "DIFFERENTIAL_FLASH_ATTN", lambda: differential([70, 1], [90, 200], True), loose=2)
+case("differential-decode", "DIFFERENTIAL_FLASH_ATTN", lambda: differential([1, 1], [300, 33], False), loose=2)
+
+
+def wrong_scale(call: PagedAttention) -> PagedAttention:
+    return replace(call, softmax=replace(call.softmax, softmax_scale=call.softmax.softmax_scale * 1.02))
+
+
+def swapped_blocks(call: PagedAttention) -> PagedAttention:
+    """Blocks that every query sees could be swapped without harm; the fifth is behind the diagonal of some."""
+    table = call.block_table.clone()
+    table[1, 0], table[1, 4] = call.block_table[1, 4], call.block_table[1, 0]
+    return replace(call, block_table=table)
+
+
+case("planted-scale", "TRITON_ATTN", lambda: paged([1, 40], [50, 90]), spoil=wrong_scale)
+case("planted-block", "TRITON_ATTN", lambda: paged([1, 40], [50, 90]), spoil=swapped_blocks)
+
+
+def cache_write(dtype: torch.dtype) -> dict[str, Any]:
+    """Quantised rows equal torch's own saturating conversion; skipped tokens leave the cache alone."""
+    from attnkit.kernels.triton.cache_write import write_kv_cache
+
+    low_precision = dtype.itemsize == 1
+    rows = torch.randn(60, 2, 24) * 10 ** torch.empty(60, 1, 1).uniform_(-6, 3)
+    rows[0, 0, :5] = torch.tensor([0.0, -0.0, float("nan"), 1e9, -1e9])
+    rows = rows if low_precision else rows.to(dtype)
+    cache = torch.full((8, 16, 2, 24), 1.0).to(dtype)
+    values = cache.clone()
+    slots = torch.randperm(128)[:60]
+    slots[7] = -1
+    name = write_kv_cache(rows, rows * 2, cache, values, slots, 0.5, 0.25)
+    largest = torch.finfo(dtype).max if low_precision else float("inf")
+    want = torch.full((128, 2, 24), 1.0)
+    want_values = want.clone()
+    kept = slots >= 0
+    want[slots[kept]] = (rows[kept].float() / (0.5 if low_precision else 1.0)).clamp(-largest, largest)
+    want_values[slots[kept]] = ((rows * 2)[kept].float() / (0.25 if low_precision else 1.0)).clamp(-largest, largest)
+    differ = 0
+    for got, wanted in ((cache, want), (values, want_values)):
+        a, b = got.view(128, 2, 24).float(), wanted.to(dtype).float()
+        differ += int(((a != b) & ~(a.isnan() & b.isnan())).sum())
+    return {"kernel": name, "differ": differ}
+
+
+for _dtype in ("float16", "bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"):
+    CASES[f"write-{_dtype}"] = lambda d=_dtype: cache_write(getattr(torch, d))
+
+
+def main() -> None:
+    for name, run in CASES.items():
+        torch.manual_seed(0)
+        print(json.dumps({"case": name, **run()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Every kernel compiles for every architecture it claims, with matrix instructions, within the shared memory of that card.
+
+No GPU is needed. "short" compiles what a node serves with; "long" (marked slow) every kernel, dtype and head size.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed here")
+
+from attnkit.backends.triton_common import GPU_ARCHS
+from attnkit.kernels.triton import configs
+from attnkit.kernels.triton.targets import TARGETS
+
+TENSOR_CORES = [arch for arch in TARGETS if arch != "sm_75"]
+"""Stock Triton has no matrix instruction for sm_75: attnkit.kernels.turing brings it, and its tests prove it."""
+
+PLAIN = {"merge_splits", "cache_write", "differential_combine"}
+"""Kernels that multiply no matrices."""
+
+
+def compile_group(arch: str, group: str, cache: Path) -> list[dict]:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(cache)}
+    script = Path(__file__).with_name("compile_cases.py")
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), arch, group],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=580,
+        env=environment,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+def judge(rows: list[dict], arch: str) -> None:
+    for row in rows:
+        assert row["shared"] <= row["limit"], row
+        if row["kernel"] not in PLAIN and arch in TENSOR_CORES:
+            assert row["matrix"] > 0, row
+
+
+def test_every_claimed_architecture_is_compiled_for() -> None:
+    for vendor in ("nvidia", "amd"):
+        for pattern in GPU_ARCHS[vendor]:
+            assert any(fnmatchcase(arch, pattern) for arch in TARGETS), pattern
+
+
+@pytest.mark.parametrize("arch", TENSOR_CORES)
+def test_serving_kernels(arch: str, tmp_path: Path) -> None:
+    rows = compile_group(arch, "short", tmp_path)
+    assert [row["kernel"] for row in rows] == ["paged_prefill", "paged_decode", "merge_splits"]
+    judge(rows, arch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", TARGETS)
+def test_every_kernel(arch: str, tmp_path: Path) -> None:
+    rows = compile_group(arch, "long", tmp_path)
+    assert {row["kernel"] for row in rows} == {
+        "paged_prefill",
+        "paged_decode",
+        "mla_decode_split",
+        "dual_chunk_attention",
+        *PLAIN,
+    }
+    judge(rows, arch)
+
+
+@pytest.mark.parametrize("op", ["prefill", "decode", "mla", "dual_chunk"])
+def test_every_family_has_a_tile_for_every_width(op: configs.Op) -> None:
+    for arch in (*TARGETS, "xe-hpc", "gfx1030"):
+        for width in (512,) if op == "mla" else (16, 64, 128, 256):
+            for size in (2, 4):
+                tile = configs.tile(op, arch, width, size)
+                assert tile.block_m >= 16
+                assert tile.block_n >= 16
+
+
+def test_splits_fill_the_device_and_never_shred_a_short_sequence() -> None:
+    assert configs.decode_splits(8, 132, "sm_90", 32768, 64) >= 16
+    assert configs.decode_splits(8, 132, "sm_90", 128, 64) == 1
+    assert configs.decode_splits(4096, 132, "sm_90", 32768, 64) == 1
