@@ -52,8 +52,11 @@ _UNCLAIMED: dict[str, frozenset[Feature]] = {
 _numbers = itertools.count()
 
 
-class EngineMovedError(AttnkitError):
-    """vLLM's attention interface is not what this driver knows; nothing can be said about the backend."""
+class EngineMovedError(AttnkitError, ImportError):
+    """vLLM's attention interface is not what this driver knows; nothing can be said about the backend.
+
+    An ImportError too, so that the self-test's runner counts a case that meets it as inconclusive, not as wrong.
+    """
 
     exit_code = EXIT_INCONCLUSIVE
 

@@ -1,0 +1,422 @@
+"""vLLM's attention interface (AttentionBackend, AttentionImpl, AttentionMetadataBuilder) over any backend of attnkit.
+
+Which one is in ATTNKIT_VLLM_BACKEND; `vllm_plugin.register` puts these classes into vLLM's registry. Every batch becomes one
+`PagedAttention` (decoders) or `VarlenAttention` (encoders) call. The cache is [num_blocks, block_size, num_kv_heads,
+2 * head_dim], keys in the first half of a row and values in the second, so that both are views of it without a copy.
+
+A layer that the backend's capability refuses is an error when the model is built, with every reason; nothing else is computed
+in its place.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from vllm.logger import init_logger
+from vllm.v1.attention.backend import (
+    AttentionBackend,
+    AttentionImpl,
+    AttentionMetadataBuilder,
+    AttentionType,
+    CommonAttentionMetadata,
+    MultipleOf,
+)
+
+from attnkit.backends.base import Backend, Rejected
+from attnkit.backends.installed import lookup, requirement_names
+from attnkit.backends.registry import get
+from attnkit.backends.torch_device import device_of
+from attnkit.engines.vllm_log import LOG_LINE
+from attnkit.engines.vllm_plugin import VARIABLE, place_here
+from attnkit.errors import UnsupportedError
+from attnkit.spec import (
+    NO_WINDOW,
+    AttentionSpec,
+    Feature,
+    KvCacheDtype,
+    Op,
+    PagedAttention,
+    Phase,
+    Softmax,
+    VarlenAttention,
+)
+
+logger = init_logger("vllm.plugins.attnkit")
+
+_ENCODERS = (AttentionType.ENCODER_ONLY, AttentionType.ENCODER)
+_FP8: dict[str, tuple[KvCacheDtype, torch.dtype]] = {
+    "fp8": ("fp8_e4m3", torch.float8_e4m3fn),
+    "fp8_e4m3": ("fp8_e4m3", torch.float8_e4m3fn),
+    "fp8_e5m2": ("fp8_e5m2", torch.float8_e5m2),
+}
+
+
+def chosen() -> Backend:
+    """The backend that the environment names."""
+    return get(os.environ[VARIABLE])
+
+
+def refuse(spec: AttentionSpec) -> list[str]:
+    """Every reason why the chosen backend cannot serve `spec` on this process's device; empty where it can."""
+    from vllm.platforms import current_platform
+
+    backend = chosen()
+    device = device_of(torch.empty(0, device=current_platform.device_type))
+    found = backend.evaluate(spec, device, lookup(requirement_names([backend])))
+    return [f"{backend.name}: {reason.message}" for reason in found.reasons] if isinstance(found, Rejected) else []
+
+
+def need(
+    *,
+    head_size: int,
+    dtype: torch.dtype,
+    kv_cache_dtype: str | None,
+    block_size: int | None,
+    num_heads: int = 1,
+    num_kv_heads: int = 1,
+    attn_type: str = AttentionType.DECODER,
+    features: frozenset[Feature] = frozenset(),
+) -> AttentionSpec:
+    """vLLM's words for a layer as a need.
+
+    Raises:
+        UnsupportedError: a cache format that attnkit has no word for.
+    """
+    encoder = attn_type in _ENCODERS
+    cache_dtype: KvCacheDtype = "auto"
+    if kv_cache_dtype in _FP8:
+        cache_dtype = _FP8[kv_cache_dtype][0]
+    elif kv_cache_dtype not in (None, "auto", "float16", "bfloat16", "float32"):
+        raise UnsupportedError(f"attnkit does not read vLLM's {kv_cache_dtype} cache; it reads auto, {', '.join(_FP8)}")
+    op: Op = "varlen" if encoder else "paged"
+    phases: tuple[Phase, ...] = ("prefill",) if encoder else ("prefill", "decode", "mixed")
+    return AttentionSpec(
+        op=op,
+        dtype=str(dtype).removeprefix("torch."),  # type: ignore[arg-type]
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_size,
+        kv_cache_dtype="auto" if encoder else cache_dtype,
+        block_size=None if encoder else block_size,
+        phases=frozenset(phases),
+        features=features | {"non_causal"} if encoder else features,
+    )
+
+
+class AttnkitBackend(AttentionBackend):  # type: ignore[misc]
+    """What does not depend on the place it takes in vLLM's registry."""
+
+    forward_includes_kv_cache_update: bool = False
+    supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float16, torch.bfloat16, torch.float32]
+    supported_kv_cache_dtypes: ClassVar[list[str]] = ["auto", "float16", "bfloat16", *_FP8]
+
+    @staticmethod
+    def get_impl_cls() -> type[AttentionImpl]:
+        """The implementation."""
+        return AttnkitImpl
+
+    @staticmethod
+    def get_builder_cls() -> type[AttentionMetadataBuilder]:
+        """The metadata builder."""
+        return AttnkitBuilder
+
+    @staticmethod
+    def get_supported_kernel_block_sizes(kv_cache_spec: Any = None) -> list[int | MultipleOf]:
+        """The block sizes of the backend's first provider."""
+        capability = chosen().providers[0].capability
+        if capability.block_sizes is not None:
+            return sorted(capability.block_sizes)
+        return [MultipleOf(max(capability.block_multiple, capability.min_block_size))]
+
+    @staticmethod
+    def get_kv_cache_shape(
+        num_blocks: int, block_size: int, num_kv_heads: int, head_size: int, cache_dtype_str: str = "auto"
+    ) -> tuple[int, ...]:
+        """[num_blocks, num_kv_heads, block_size, 2 * head_size], for vLLM versions that ask the backend."""
+        return num_blocks, num_kv_heads, block_size, 2 * head_size
+
+    @staticmethod
+    def get_kv_cache_stride_order(include_num_layers_dimension: bool = False) -> tuple[int, ...]:
+        """Tokens before heads in memory."""
+        if include_num_layers_dimension:
+            raise NotImplementedError
+        return 0, 2, 1, 3
+
+    @classmethod
+    def supported_kv_cache_layouts(cls) -> tuple[Any, ...]:
+        """Tokens before heads in memory, for vLLM versions where the layout belongs to the cache."""
+        from vllm.v1.kv_cache_interface import KVCacheLayout
+
+        return (KVCacheLayout.LBNHC,)
+
+    @classmethod
+    def supports_sink(cls) -> bool:
+        """Whether any provider honours attention sinks."""
+        return _claims("sinks")
+
+    @classmethod
+    def supports_sliding_window(cls) -> bool:
+        """Whether any provider honours a window."""
+        return _claims("window")
+
+    @classmethod
+    def supports_non_causal(cls) -> bool:
+        """Whether any provider serves without a causal mask."""
+        return _claims("non_causal")
+
+    @classmethod
+    def supports_attn_type(cls, attn_type: str) -> bool:
+        """Decoders and encoders; no cross attention."""
+        return attn_type == AttentionType.DECODER or (attn_type in _ENCODERS and _claims("non_causal"))
+
+    @classmethod
+    def validate_configuration(
+        cls,
+        head_size: int,
+        dtype: torch.dtype,
+        kv_cache_dtype: str | None,
+        block_size: int | None,
+        use_mla: bool = False,
+        has_sink: bool = False,
+        use_sparse: bool = False,
+        use_mm_prefix: bool = False,
+        *others: Any,
+        attn_type: str = AttentionType.DECODER,
+        has_sliding_window: bool = False,
+        use_non_causal: bool = False,
+        **more: Any,
+    ) -> list[str]:
+        """vLLM's question, answered from attnkit's capability data; what vLLM asks beyond that is refused where it is set."""
+        wanted: dict[Feature, bool] = {"sinks": has_sink, "window": has_sliding_window, "non_causal": use_non_causal}
+        beyond = {"use_mla": use_mla, "use_sparse": use_sparse, "use_mm_prefix": use_mm_prefix}
+        beyond |= {name: bool(value) for name, value in more.items() if name.startswith("use_") and name != "use_kv_connector"}
+        reasons = [f"{name.removeprefix('use_')} is not supported" for name, asked in beyond.items() if asked]
+        if not cls.supports_attn_type(attn_type):
+            reasons.append(f"attention type {attn_type} is not supported")
+            return reasons
+        try:
+            spec = need(
+                head_size=head_size,
+                dtype=dtype,
+                kv_cache_dtype=kv_cache_dtype,
+                block_size=block_size,
+                attn_type=attn_type,
+                features=frozenset(name for name, asked in wanted.items() if asked),
+            )
+        except UnsupportedError as error:
+            return [*reasons, str(error)]
+        return reasons + refuse(spec)
+
+
+def _claims(feature: Feature) -> bool:
+    return any(feature in provider.capability.features for provider in chosen().providers)
+
+
+class InCpuAttn(AttnkitBackend):
+    """In the place of CPU_ATTN, the only backend that vLLM takes on CPU."""
+
+    @staticmethod
+    def get_name() -> str:
+        """The place's name."""
+        return "CPU_ATTN"
+
+
+class InFlashAttn(AttnkitBackend):
+    """In the place of FLASH_ATTN, on XPU."""
+
+    @staticmethod
+    def get_name() -> str:
+        """The place's name."""
+        return "FLASH_ATTN"
+
+
+class AsCustom(AttnkitBackend):
+    """As CUSTOM, on CUDA and ROCm."""
+
+    @staticmethod
+    def get_name() -> str:
+        """The place's name."""
+        return "CUSTOM"
+
+
+@dataclass
+class AttnkitMetadata:
+    """One batch, as vLLM describes it. Names and shapes as in `PagedAttention`."""
+
+    num_actual_tokens: int
+    max_query_len: int
+    max_seq_len: int
+    query_start_loc: torch.Tensor
+    seq_lens: torch.Tensor
+    block_table: torch.Tensor
+    slot_mapping: torch.Tensor
+    causal: bool
+
+
+class AttnkitBuilder(AttentionMetadataBuilder[AttnkitMetadata]):  # type: ignore[misc]
+    """Nothing is planned ahead: the call carries all."""
+
+    def build(
+        self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
+    ) -> AttnkitMetadata:
+        """The batch's fields that a call needs."""
+        common = common_attn_metadata
+        if not isinstance(common.causal, bool):
+            raise UnsupportedError("attnkit's backends take one causal flag for a batch, not one a sequence")
+        return AttnkitMetadata(
+            num_actual_tokens=common.num_actual_tokens,
+            max_query_len=common.max_query_len,
+            max_seq_len=common.max_seq_len,
+            query_start_loc=common.query_start_loc,
+            seq_lens=common.seq_lens,
+            block_table=common.block_table_tensor,
+            slot_mapping=common.slot_mapping,
+            causal=common.causal,
+        )
+
+
+class AttnkitImpl(AttentionImpl[AttnkitMetadata]):  # type: ignore[misc]
+    """One layer's attention through the chosen backend."""
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_size: int,
+        scale: float,
+        num_kv_heads: int | None = None,
+        alibi_slopes: list[float] | None = None,
+        sliding_window: int | None = None,
+        kv_cache_dtype: str = "auto",
+        logits_soft_cap: float | None = None,
+        attn_type: str = AttentionType.DECODER,
+        kv_sharing_target_layer_name: str | None = None,
+        sinks: torch.Tensor | None = None,
+    ) -> None:
+        """See vLLM's AttentionImpl.
+
+        Raises:
+            UnsupportedError: the backend cannot serve this layer; the message lists every reason.
+        """
+        from vllm.config import get_current_vllm_config
+
+        self.num_heads, self.head_size, self.scale = num_heads, head_size, float(scale)
+        self.num_kv_heads = num_kv_heads or num_heads
+        self.kv_cache_dtype, self.attn_type = kv_cache_dtype, attn_type
+        self.backend = chosen()
+        window = NO_WINDOW if sliding_window is None or sliding_window < 0 else (sliding_window - 1, -1)
+        if attn_type in _ENCODERS and window != NO_WINDOW:
+            window = (window[0], window[0])
+        self.softmax = Softmax(
+            self.scale,
+            causal=attn_type not in _ENCODERS,
+            window=window,
+            softcap=logits_soft_cap or 0.0,
+            alibi_slopes=None if alibi_slopes is None else torch.tensor(alibi_slopes, dtype=torch.float32),
+            sinks=sinks,
+        )
+        if attn_type != AttentionType.DECODER and attn_type not in _ENCODERS:
+            raise UnsupportedError(f"{self.backend.name} in vLLM does not serve attention type {attn_type}")
+        config = get_current_vllm_config()
+        reasons = refuse(
+            need(
+                head_size=head_size,
+                dtype=config.model_config.dtype if config.model_config else torch.get_default_dtype(),
+                kv_cache_dtype=kv_cache_dtype,
+                block_size=config.cache_config.block_size,
+                num_heads=num_heads,
+                num_kv_heads=self.num_kv_heads,
+                attn_type=attn_type,
+                features=self.softmax.features(False) - {"non_causal"},
+            )
+        )
+        if reasons:
+            raise UnsupportedError(f"this model's attention cannot be served ({VARIABLE}): " + "; ".join(reasons))
+        logger.info_once(LOG_LINE.format(backend=self.backend.name, place=place_here()))
+
+    def forward(
+        self,
+        layer: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: AttnkitMetadata | None,
+        output: torch.Tensor,
+        output_scale: torch.Tensor | None = None,
+        output_block_scale: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Compute into `output`.
+
+        Args:
+            layer: vLLM's layer, with the cache's scales.
+            query, output: [num_tokens, num_heads, head_size]; key, value: [num_tokens, num_kv_heads, head_size].
+            kv_cache: [num_blocks, num_kv_heads, block_size, 2 * head_size].
+            attn_metadata: None while vLLM warms up.
+        """
+        if output_scale is not None or output_block_scale is not None:
+            raise UnsupportedError(f"{self.backend.name} in vLLM does not quantise its output")
+        if attn_metadata is None:
+            return output.zero_()
+        batch, n = attn_metadata, attn_metadata.num_actual_tokens
+        out = output[:n].view(n, self.num_heads, self.head_size)
+        query = query[:n].view(n, self.num_heads, self.head_size)
+        if self.attn_type in _ENCODERS:
+            self.backend.run(
+                VarlenAttention(
+                    query,
+                    key[:n],
+                    value[:n],
+                    batch.query_start_loc,
+                    batch.query_start_loc,
+                    batch.max_query_len,
+                    batch.max_query_len,
+                    self.softmax,
+                    out=out,
+                )
+            )
+            return output
+        key_cache, value_cache = self._halves(kv_cache)
+        softmax = self.softmax if batch.causal else Softmax(**{**vars(self.softmax), "causal": False})
+        self.backend.run(
+            PagedAttention(
+                query,
+                key_cache,
+                value_cache,
+                batch.block_table,
+                batch.seq_lens,
+                batch.query_start_loc,
+                batch.max_query_len,
+                batch.max_seq_len,
+                softmax,
+                k_scale=layer._k_scale_float,
+                v_scale=layer._v_scale_float,
+                out=out,
+            )
+        )
+        return output
+
+    def do_kv_cache_update(
+        self, layer: Any, key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor
+    ) -> None:
+        """Write new keys and values. Padding (slot -1) goes to the null block, which no sequence reads."""
+        if self.attn_type in _ENCODERS or kv_cache.numel() == 0:
+            return
+        n = slot_mapping.shape[0]
+        size = kv_cache.shape[2]
+        slot = slot_mapping.clamp(min=0)
+        halves = zip(self._halves(kv_cache), (key[:n], value[:n]), (layer._k_scale_float, layer._v_scale_float), strict=True)
+        for cache, new, scale in halves:
+            if self.kv_cache_dtype in _FP8:
+                new = (new.float() / scale).to(cache.dtype).view(torch.uint8)
+                cache = cache.view(torch.uint8)
+            cache[slot // size, slot % size] = new
+
+    def _halves(self, kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values as [num_blocks, block_size, num_kv_heads, head_size] views of vLLM's cache."""
+        if self.kv_cache_dtype in _FP8:
+            kv_cache = kv_cache.view(_FP8[self.kv_cache_dtype][1])
+        tokens_first = kv_cache.transpose(1, 2)
+        return tokens_first[..., : self.head_size], tokens_first[..., self.head_size :]
