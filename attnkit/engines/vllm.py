@@ -222,7 +222,7 @@ def prepare(
         notes.append(f"vLLM is not installed beside attnkit, so its version is unknown and {backend} was not handed over")
     else:
         found = resolve(backend, version, platform_of(device))
-        own = None if found.ok else found.now
+        own = found.now if not found.flag and not found.env and found.now != backend else None
         launch, flag, switch = _with_backend(launch, found, given, notes)
         added |= switch
     argv = (*launch.launcher, *((launch.model,) if launch.serve and launch.model else ()), *launch.options)

@@ -125,15 +125,11 @@ def _vllm_files(folder: Path, version: str, *, registered_as: str) -> None:
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """installed("0.33.0", registered_as="vllm"): such a vLLM comes first on the path."""
-    from attnkit.backends.installed import find_version
-
     def put(version: str, *, registered_as: str = "vllm") -> None:
         _vllm_files(tmp_path, version, registered_as=registered_as)
         monkeypatch.syspath_prepend(str(tmp_path))
-        find_version.cache_clear()
 
-    yield put
-    find_version.cache_clear()
+    return put
 
 
 def test_the_backend_is_handed_over_as_a_flag(installed) -> None:
