@@ -77,6 +77,7 @@ def apt_install(packages: tuple[str, ...], optional: tuple[str, ...] = ()) -> No
 
 def start_daemon() -> None:
     """Start the engine and wait until it answers; EngineError with the end of its log if it does not."""
+    daemon: subprocess.Popen[bytes] | None = None
     if Path("/run/systemd/system").is_dir():
         subprocess.run(["systemctl", "start", "docker"], check=False)
     else:
@@ -84,18 +85,22 @@ def start_daemon() -> None:
         CACHE.mkdir(exist_ok=True)
         print(f"[engine] starting {dockerd} (log: {DAEMON_LOG.relative_to(ROOT)})", flush=True)
         with DAEMON_LOG.open("ab") as log:
-            subprocess.Popen(
+            daemon = subprocess.Popen(
                 [dockerd], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, close_fds=True, cwd="/"
             )
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if answers():
             return
+        if daemon is not None and daemon.poll() is not None:
+            break
         time.sleep(0.3)
     tail = ""
     if DAEMON_LOG.is_file():
         tail = "\n" + "\n".join(DAEMON_LOG.read_text(encoding="utf-8", errors="replace").splitlines()[-8:])
-    raise EngineError(f"the container engine did not answer within {START_SECONDS:.0f} s.{tail}")
+    ended = daemon.poll() if daemon is not None else None
+    what = f"ended with code {ended}" if ended is not None else f"did not answer within {START_SECONDS:.0f} s"
+    raise EngineError(f"the container engine {what}.{tail}")
 
 
 def ensure() -> str:
