@@ -125,11 +125,15 @@ def _vllm_files(folder: Path, version: str, *, registered_as: str) -> None:
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """installed("0.33.0", registered_as="vllm"): such a vLLM comes first on the path."""
+    from attnkit.backends.installed import _library_version  # its cache lives as long as the process
+
     def put(version: str, *, registered_as: str = "vllm") -> None:
         _vllm_files(tmp_path, version, registered_as=registered_as)
         monkeypatch.syspath_prepend(str(tmp_path))
+        _library_version.cache_clear()
 
-    return put
+    yield put
+    _library_version.cache_clear()
 
 
 def test_the_backend_is_handed_over_as_a_flag(installed) -> None:
