@@ -57,7 +57,7 @@ _LACKS = tuple(
     for lack in (
         Lack(r"w?mma\.(.*\.)?bf16\b.*", "bfloat16 tensor cores", _HALF),
         Lack(r"w?mma\.(.*\.)?tf32\b.*", "tf32 tensor cores", f"{_HALF}, or ask tl.dot for input_precision='ieee'"),
-        Lack(r"w?mma\.(.*\.)?e[245]m[0-9]\b.*", "float8 tensor cores", _HALF),
+        Lack(r"w?mma\.(.*\.)?e[2-5]m[0-9]\b.*", "float8 tensor cores", _HALF),
         Lack(r"w?mma\.(.*\.)?f64\b.*", "float64 tensor cores", "use float32 without tl.dot"),
         Lack(r"w?mma\.(.*)", "such matrix instruction", f"{_HALF} or int8"),
         Lack(r"(wgmma|tcgen05)\..*", "warp-group or tensor-memory matrix instructions"),
@@ -74,7 +74,7 @@ _LACKS = tuple(
         Lack(r"(ld|st)\..*\bv8\..*|(ld|st)\.global.*\bv4\.[bufs]64", "256-bit memory accesses"),
         Lack(r"(atom|red)\..*\.(v2|v4|v8)\..*", "vector atomics"),
         Lack(r"ldmatrix\.(?!sync\.aligned\.m8n8\.x[124](\.trans)?\.shared(::cta)?\.b16$).*", "such form of ldmatrix"),
-        Lack(r"cvt\.(.*\.)?(bf16|bf16x2|tf32|ue8m0x2|e[235]m[0-9]x[24])\b.*", "bfloat16, tf32 or float8 conversions", _HALF),
+        Lack(r"cvt\.(.*\.)?(bf16|bf16x2|tf32|ue8m0x2|e[2-5]m[0-9]x[24])\b.*", "bfloat16, tf32 or float8 conversions", _HALF),
         Lack(r"cvt\..*(relu|satfinite\.f16x2).*|cvt\.rn\.f16x2\.f32|cvt\.rz\.f16x2\.f32", "packed or clamped conversions"),
         Lack(r"(min|max)\.(.*\.)?(NaN|xorsign)\b.*", "NaN-propagating minimum and maximum", "handle NaN with a select"),
         Lack(r"(min|max)\.(ftz\.)?f16(x2)?", "float16 minimum and maximum", "compare in float32"),

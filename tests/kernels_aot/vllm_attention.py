@@ -115,7 +115,13 @@ def main():
         __import__(KERNEL)
         kernel = sys.modules[KERNEL].kernel_unified_attention
         kernel = getattr(kernel, "fn", kernel) if not hasattr(kernel, "warmup") else kernel
-        result = {"source": source, "kernel": f"{KERNEL}.kernel_unified_attention", "triton": triton.__version__}
+        command = "python tests/kernels_aot/vllm_attention.py" + (f" {source}" if len(sys.argv) > 1 else "")
+        result = {
+            "command": command,
+            "source": source,
+            "kernel": f"{KERNEL}.kernel_unified_attention",
+            "triton": triton.__version__,
+        }
         plans = {
             f"{name} {'decode' if three_d else 'prefill'}": launch(kernel, *shape, three_d)
             for name, shape in GEOMETRIES.items()
