@@ -291,10 +291,12 @@ def _need(device: Device, settings: Settings, model: str | None, overrides: dict
     dtype = overrides.get("dtype") or (None if settings.dtype == "auto" else settings.dtype)
     block_size = overrides.get("block_size", settings.block_size)
     cache = overrides.get("kv_cache_dtype", settings.kv_cache_dtype)
-    _check_words(dtype, cache)
+    checked = _checked_dtype(dtype)
+    if cache not in KV_CACHE_DTYPES:
+        raise unknown_name("KV cache dtype", cache, KV_CACHE_DTYPES)
     model = model or settings.model
     if model is None:
-        spec = AttentionSpec(op=settings.op, dtype=dtype or _usual_dtype(device), kv_cache_dtype=cache, block_size=block_size)
+        spec = AttentionSpec(op=settings.op, dtype=checked or _usual_dtype(device), kv_cache_dtype=cache, block_size=block_size)
         return Need("a usual decoder (no model was given)", (spec,))
     from attnkit.models import need_from_config
 
@@ -303,11 +305,13 @@ def _need(device: Device, settings: Settings, model: str | None, overrides: dict
     return Need(model, specs, found.notes)
 
 
-def _check_words(dtype: str | None, cache: str) -> None:
-    if dtype is not None and dtype not in DTYPES:
-        raise unknown_name("dtype", dtype, DTYPES)
-    if cache not in KV_CACHE_DTYPES:
-        raise unknown_name("KV cache dtype", cache, KV_CACHE_DTYPES)
+def _checked_dtype(name: str | None) -> Dtype | None:
+    for known in DTYPES:
+        if name == known:
+            return known
+    if name is None:
+        return None
+    raise unknown_name("dtype", name, DTYPES)
 
 
 def _usual_dtype(device: Device) -> Dtype:
