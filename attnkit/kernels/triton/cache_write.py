@@ -54,7 +54,7 @@ def round_to_fp8_bits(x, MANTISSA: tl.constexpr, BIAS: tl.constexpr, LARGEST: tl
     return code.to(tl.uint8)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slot_mapping"])
 def cache_write(
     rows, cache, slot_mapping, scale,
     stride_row_token, stride_row_head, stride_block, stride_token, stride_head,

@@ -39,7 +39,10 @@ def rotation(rope_cos, rope_sin, at, HALF: tl.constexpr):
     return tl.load(rope_cos + index), tl.load(rope_sin + index)
 
 
-@triton.jit(do_not_specialize=["num_seqs", "num_tokens", "period", "chunk_size"])
+@triton.jit(
+    do_not_specialize=["num_seqs", "num_tokens", "period", "chunk_size", "stride_table"],
+    do_not_specialize_on_alignment=["table", "seq_lens", "query_start_loc"],
+)
 def dual_chunk_attention(
     out, lse, query, key, value, table, seq_lens, query_start_loc, rope_cos, rope_sin,
     num_seqs, num_tokens, scale, v_scale, period, chunk_size, original_max_position,

@@ -20,7 +20,7 @@ else:
     Tensor = Any
 
 
-@triton.jit(do_not_specialize=["num_tokens", "longest"])
+@triton.jit(do_not_specialize=["num_tokens", "longest"], do_not_specialize_on_alignment=["query_start_loc"])
 def merge_splits(
     out, lse, part_out, part_lse, query_start_loc,
     num_tokens, longest, stride_o_token, stride_o_head,

@@ -41,7 +41,10 @@ def mla_tile(
     return acc, total, top
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit(
+    do_not_specialize=["num_tokens", "stride_table"],
+    do_not_specialize_on_alignment=["table", "seq_lens", "query_start_loc"],
+)
 def mla_decode_split(
     out, lse, query, cache, table, seq_lens, query_start_loc,
     num_tokens, scale, kv_scale, stride_q_token, stride_q_head, stride_block, stride_token, stride_o_token, stride_o_head,

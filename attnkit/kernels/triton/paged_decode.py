@@ -16,7 +16,10 @@ import triton.language as tl
 from attnkit.kernels.triton.tiles import LN2, LOG2E, attend, visible_range
 
 
-@triton.jit(do_not_specialize=["window_left", "window_right", "num_nodes", "longest", "num_tokens"])
+@triton.jit(
+    do_not_specialize=["window_left", "window_right", "num_nodes", "longest", "num_tokens", "stride_table"],
+    do_not_specialize_on_alignment=["table", "seq_lens", "query_start_loc"],
+)
 def paged_decode(
     out, lse, query, key, value, table, seq_lens, query_start_loc, alibi_slopes, sinks, tree_mask,
     num_tokens, scale, softcap, v_scale, window_left, window_right, num_nodes, longest,

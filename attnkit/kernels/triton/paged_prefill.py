@@ -31,7 +31,10 @@ def find_sequence(tile, query_start_loc, num_seqs, GROUP: tl.constexpr, BLOCK_M:
     return low - 1
 
 
-@triton.jit(do_not_specialize=["num_seqs", "window_left", "window_right", "num_nodes", "shortest"])
+@triton.jit(
+    do_not_specialize=["num_seqs", "window_left", "window_right", "num_nodes", "shortest", "stride_table"],
+    do_not_specialize_on_alignment=["table", "seq_lens", "query_start_loc", "key_start_loc"],
+)
 def paged_prefill(
     out, lse, query, key, value, table, seq_lens, query_start_loc, key_start_loc, alibi_slopes, sinks, tree_mask,
     num_seqs, scale, softcap, v_scale, window_left, window_right, num_nodes, shortest,
