@@ -1,4 +1,4 @@
-"""From a model's config.json (Hugging Face) to what its attention needs. Plain JSON reading; nothing is downloaded or imported."""
+"""From a model's config.json (Hugging Face) to what its attention needs: plain JSON reading, nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -100,7 +100,8 @@ class _Reader:
     def need(self) -> ModelNeed:
         """The whole need."""
         specs = (self._mla(),) if self.text.get("kv_lora_rank") else self._layers()
-        return ModelNeed(specs, tuple(self.notes), self._vision(), self.source)
+        vision = self._vision()
+        return ModelNeed(specs, tuple(self.notes), vision, self.source)
 
     def _dtype(self, asked: str | None) -> Dtype:
         stated = _first(self.text, _DTYPE) or _first(self.whole, _DTYPE)
@@ -113,7 +114,7 @@ class _Reader:
                 raise UsageError(f"dtype {asked!r} is not allowed; allowed: auto, {', '.join(DTYPES)}")
             if stated not in (None, asked):
                 self.notes.append(f"runs in {asked}, though the model's weights are {stated}")
-            return cast(Dtype, asked)
+            return asked
         if stated is None:
             self.notes.append("the config states no dtype; bfloat16 is assumed")
         return cast(Dtype, stated or "bfloat16")

@@ -7,7 +7,7 @@ the rest.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from attnkit.backends.base import Accepted, Installed, Reason, Rejected
@@ -184,22 +184,6 @@ def _warnings(spec: AttentionSpec, workload: str | None) -> tuple[str, ...]:
     if op is None or op == spec.op:
         return ()
     return (f"workload {workload} is for {op}; this need is {spec.op}, so the workload changes nothing",)
-
-
-def fit_dtype(spec: AttentionSpec, dtype: str | None, source: str) -> tuple[AttentionSpec, tuple[str, ...]]:
-    """The need in the dtype that a profile states, and a warning where that differs from the model's.
-
-    A dtype is never changed because a device lacks it: only because somebody wrote the other one down.
-
-    Args:
-        spec: the model's need.
-        dtype: float16, bfloat16 or float32; None or "auto" leaves the model's.
-        source: who states it ("profile rtx-2080-ti"), for the warning.
-    """
-    if dtype in (None, "auto", spec.dtype):
-        return spec, ()
-    warning = f"{source} states dtype {dtype}; the model asks for {spec.dtype}"
-    return replace(spec, dtype=dtype), (warning,)  # type: ignore[arg-type]
 
 
 def installed_versions() -> Installed:

@@ -1,0 +1,199 @@
+"""Profiles: every shipped one is right, a wrong one is refused with file, line and field, a box finds its node type."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from attnkit import profiles
+from attnkit.errors import UsageError
+from attnkit.hardware import detect
+from attnkit.hardware.device import Detection, Device
+from attnkit.selftest.model import LEVELS
+
+REPO = Path(__file__).parents[2]
+NODE_TYPES = [
+    *(
+        "rtx-2080-ti",
+        "t4",
+        "rtx-3080",
+        "rtx-4090",
+        "a100",
+        "h100",
+        "h200",
+        "b200",
+        "rtx-5090",
+        "mi300x",
+        "mi250x",
+        "rx-7900-xtx",
+    ),
+    *("intel-xeon", "intel-arc", "intel-max", "tpu-v5e", "tpu-v6e", "cpu"),
+]
+WORKLOADS = ["text", "multimodal", "long-context", "mla", "speculative-tree", "research", "debug"]
+
+
+def test_the_shipped_profiles_are_all_there_and_load() -> None:
+    assert set(profiles.node_names()) == set(NODE_TYPES)
+    assert set(profiles.workload_names()) == set(WORKLOADS)
+    assert [p.name for p in profiles.all_nodes()] == sorted(NODE_TYPES)
+    for name in WORKLOADS:
+        assert profiles.load_workload(name).name == name
+
+
+@pytest.mark.parametrize("name", NODE_TYPES)
+def test_a_profile_that_states_a_dtype_tells_the_engine(name: str) -> None:
+    profile = profiles.load_node(name)
+    args = profile.engine.args
+    stated = args[args.index("--dtype") + 1] if "--dtype" in args else "auto"
+    assert stated == profile.dtype
+
+
+def test_the_words_for_levels_are_the_self_tests() -> None:
+    assert set(profiles.ProfileLevel.__args__) == set(LEVELS)
+
+
+def test_the_schema_file_is_fresh() -> None:
+    assert json.loads((REPO / "profiles" / "schema.json").read_text()) == profiles.schema()
+
+
+@pytest.mark.parametrize("tree", NODE_TYPES)
+def test_the_made_tree_of_a_node_type_is_recognised(tree: str) -> None:
+    folder = REPO / "tests" / "data" / "trees" / tree
+    found = profiles.match_node(detect(folder))
+    assert found.node == tree, found
+    assert found.candidates[0].fits and found.candidates[0].node == tree
+
+
+def box(*devices: Device) -> Detection:
+    return Detection(devices=devices, probes=())
+
+
+EPYC = Device("cpu", "cpu", "AMD EPYC 7763", "x86_64", features=("avx2",))
+
+
+def test_an_accelerator_nobody_described_is_a_clear_no() -> None:
+    found = profiles.match_node(box(Device("nvidia", "gpu", "NVIDIA L4", "sm_89", pci_id="10de:27b8"), EPYC))
+    assert found.node is None and found.device.name == "NVIDIA L4"
+    assert "no node type describes NVIDIA L4 (sm_89, 10de:27b8)" in found.why
+    assert {c.node: c.why for c in found.candidates}["rtx-4090"] == "neither the PCI id nor the name is one of its"
+
+
+def test_the_name_decides_where_the_pci_id_is_unknown() -> None:
+    found = profiles.match_node(box(Device("nvidia", "gpu", "NVIDIA GeForce RTX 3090", "sm_86", pci_id="10de:2204"), EPYC))
+    assert found.node == "rtx-3080" and "name matches" in found.why
+
+
+def test_the_pci_id_is_enough_where_the_name_is_missing() -> None:
+    found = profiles.match_node(box(Device("amd", "gpu", "unknown", "gfx942", pci_id="1002:74a1"), EPYC))
+    assert found.node == "mi300x" and "PCI id" in found.why
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "node"),
+    [
+        ("Intel(R) Xeon(R) Platinum 8480+", ("avx512f", "amx_tile"), "intel-xeon"),
+        ("Intel(R) Xeon(R) E5-2690 v4", ("avx2",), "cpu"),
+        ("AMD EPYC 9554", ("avx512f",), "cpu"),
+    ],
+)
+def test_a_xeon_needs_the_instructions_that_ipex_wants(name, features, node) -> None:
+    assert profiles.match_node(box(Device("cpu", "cpu", name, "x86_64", features=features))).node == node
+
+
+def test_an_empty_box_is_refused() -> None:
+    with pytest.raises(UsageError, match="no device was detected"):
+        profiles.match_node(box())
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(profiles.profile_dir(), tmp_path / "profiles")
+    monkeypatch.setenv("ATTNKIT_PROFILES", str(tmp_path / "profiles"))
+    return tmp_path / "profiles"
+
+
+def broken(folder: Path, old: str, new: str, name: str = "a100") -> str:
+    """The error of a profile after a change to its text."""
+    path = folder / "nodes" / f"{name}.yaml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(UsageError) as caught:
+        profiles.load_node(name)
+    return str(caught.value).removeprefix(str(path))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "at", "words"),
+    [
+        ("platform: cuda", "platfrom: cuda", "platfrom", ["unknown field 'platfrom'", "Did you mean platform", "backends"]),
+        ("cuda-ampere", "cuda-amper", "platform:", ["platform: 'cuda-amper'", "Did you mean cuda-ampere", "rocm"]),
+        ("FLASHINFER", "FLASHINFR", "backends:", ["backends.1", "unknown backend 'FLASHINFR'", "Did you mean FLASHINFER"]),
+        ("dtype: auto\n", "dtype: flaot16\n", "flaot16", ["dtype: 'flaot16'", "Did you mean float16", "bfloat16"]),
+        ("block_size: 16", "block_size: sixteen", "sixteen", ["block_size: 'sixteen'", "integer"]),
+        ("block_size: 16", "block_size: 0", "block_size", ["block_size: 0", "greater than or equal to 1"]),
+        ("  args: []", "  args: [--max-num-seqs, 8]", "args:", ["engine.args.1: 8", "string"]),
+        ("  vendor: nvidia", "  vendro: nvidia", "vendro", ["unknown field 'match.vendro'", "Did you mean vendor", "arch"]),
+        ("  vendor: nvidia", "  vendor: nvidai", "nvidai", ["match.vendor: 'nvidai'", "Did you mean nvidia?"]),
+        ("10de:20b0", "10DE:20B0", "10DE", ["match.pci_ids.0"]),
+        ("name: '\\bA100\\b'", "name: 'A100('", "A100(", ["match.name", "is not a regular expression"]),
+        ("level: standard", "level: standard\nlevel: quick", "quick", ["'level' is given twice", "first in line"]),
+        ("title: A100\n", "", "name: a100", ["field 'title' is missing"]),
+        ("backends: [", "backends: [[", None, ["not YAML"]),
+        ("name: a100", "name: a101", None, ["'a101' is not the file's name 'a100'"]),
+        ("engine:\n", "workloads: {txt: {}}\nengine:\n", None, ["unknown workload 'txt'", "Did you mean text?"]),
+        ("engine:\n", "workloads: {text: {dtpye: auto}}\nengine:\n", "dtpye", ["workloads.text.dtpye", "Did you mean dtype"]),
+    ],
+)
+def test_a_wrong_profile_is_refused_with_line_and_field(folder: Path, old, new, at, words) -> None:
+    message = broken(folder, old, new)
+    if at is not None:
+        lines = (folder / "nodes" / "a100.yaml").read_text().splitlines()
+        number = next(i for i, text in enumerate(lines, 1) if at in text)
+        assert message.startswith(f":{number}: "), message
+    for word in words:
+        assert word in message, message
+
+
+@pytest.mark.parametrize("text", ["", "- a list", "just words"])
+def test_what_is_not_a_mapping(folder: Path, text: str) -> None:
+    (folder / "nodes" / "cpu.yaml").write_text(text)
+    with pytest.raises(UsageError, match="is not a mapping"):
+        profiles.load_node("cpu")
+
+
+def test_unknown_names_and_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"unknown node type 'h10'.*Did you mean h100"):
+        profiles.load_node("h10")
+    with pytest.raises(UsageError, match=r"unknown workload 'txt'.*text"):
+        profiles.load_workload("txt")
+    with pytest.raises(UsageError, match="unknown node type"):
+        profiles.load_node("../nodes/cpu")
+    assert profiles.load_node("H100").name == "h100"
+    monkeypatch.setenv("ATTNKIT_PROFILES", str(tmp_path / "nowhere"))
+    with pytest.raises(UsageError, match="ATTNKIT_PROFILES="):
+        profiles.load_node("cpu")
+
+
+def test_spellings_in_a_profile_become_canonical(folder: Path) -> None:
+    path = folder / "nodes" / "a100.yaml"
+    path.write_text(re.sub(r"backends: .*", "backends: [flash_attn, triton]", path.read_text()))
+    assert profiles.load_node("a100").backends == ["FLASH_ATTN", "TRITON_ATTN"]
+
+
+def test_a_workload_changes_what_it_states_and_a_node_has_the_last_word(folder: Path) -> None:
+    plain = profiles.effective(profiles.load_node("h100"), None)
+    assert plain.order == ("FLASH_ATTN", "FLASHINFER", "TRITON_ATTN", "TORCH_SDPA") and plain.order_source == "profile h100"
+    debug = profiles.effective(profiles.load_node("t4"), profiles.load_workload("debug"))
+    assert (debug.order, debug.order_source, debug.level) == (("TORCH_SDPA",), "workload debug", "quick")
+    assert debug.dtype == "float16" and debug.engine_args == ("--dtype", "float16", "--enforce-eager")
+    path = folder / "nodes" / "cpu.yaml"
+    path.write_text(path.read_text() + "workloads:\n  debug: {backends: [FLEX_ATTENTION], block_size: 32}\n")
+    both = profiles.effective(profiles.load_node("cpu"), profiles.load_workload("debug"))
+    assert both.order == ("FLEX_ATTENTION",) and both.block_size == 32 and both.level == "quick"
+    assert both.order_source == "profile cpu, workload debug"
+    assert profiles.effective(None, None).order is None
