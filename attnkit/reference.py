@@ -136,7 +136,7 @@ def shaped(call: Call, seq: Sequence, s: Tensor) -> Tensor:
         distance = torch.arange(seq.k.shape[0])[None, :] - seq.q_pos[:, None]
         s = s + (_f64(softmax.alibi_slopes)[:, None, None] * distance).to(s.dtype)
     if softmax.score_mod is not None:
-        s = softmax.score_mod(s, *_positions(seq))
+        s = softmax.score_mod(s, *_positions(seq)).to(s.dtype)
     return s.masked_fill(~visible(call, seq), -math.inf)
 
 

@@ -32,6 +32,9 @@ CAPABILITY = Capability(
 
 KERNEL = "scaled_dot_product_attention"
 
+FOLD_UP_TO = 16
+"""Up to this many new tokens, the query heads of one key head become rows of one matrix: its keys are then read once."""
+
 
 class TorchSdpa(Backend):
     """Attention by torch's own scaled_dot_product_attention."""
@@ -149,16 +152,24 @@ def _dense(
         slopes = slopes if slopes.dim() == 4 else slopes[None]
         bias = slopes if bias is None else slopes.masked_fill(~bias, -math.inf)
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-    out = scaled_dot_product_attention(
-        q, k, v, attn_mask=bias, scale=softmax.softmax_scale, enable_gqa=q.shape[1] != k.shape[1]
-    ).transpose(1, 2)
+    group, new = q.shape[1] // k.shape[1], q.shape[2]
+    if group > 1 and new <= FOLD_UP_TO:
+        out = scaled_dot_product_attention(
+            q.reshape(q.shape[0], k.shape[1], group * new, q.shape[3]),
+            k,
+            v,
+            attn_mask=None if bias is None else _fold(bias, group),
+            scale=softmax.softmax_scale,
+        ).reshape(*q.shape[:3], v.shape[3])
+    else:
+        out = scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=softmax.softmax_scale, enable_gqa=group > 1)
+    out = out.transpose(1, 2)
     if mask is not None:
         # Rows that see no key are zero by contract; torch's kernels disagree among themselves there.
         out = out.masked_fill(~mask.any(-1).expand(out.shape[:2])[..., None, None], 0.0)
     out = out.to(dtype)
     if not batch.return_lse and softmax.sinks is None:
         return out, out.new_empty(out.shape[:3], dtype=torch.float32)
-    group = q.shape[1] // k.shape[1]
     scores = (
         torch.matmul(q.float().unflatten(1, (k.shape[1], group)), k.float().unsqueeze(2).transpose(-1, -2)).flatten(1, 2)
         * softmax.softmax_scale
@@ -167,6 +178,13 @@ def _dense(
         scores = scores.masked_fill(~bias, -math.inf) if bias.dtype == torch.bool else scores + bias
     lse = torch.logsumexp(scores, -1).transpose(1, 2)
     return (out, lse) if softmax.sinks is None else apply_sinks(out, lse, softmax.sinks)
+
+
+def _fold(bias: Tensor, group: int) -> Tensor:
+    """A mask or bias [B, 1 or heads, n, L] for queries whose `group` heads a key head have become rows."""
+    if bias.shape[1] == 1:
+        return bias.unsqueeze(2).expand(-1, -1, group, -1, -1).flatten(2, 3)
+    return bias.reshape(bias.shape[0], bias.shape[1] // group, group * bias.shape[2], bias.shape[3])
 
 
 BACKENDS: tuple[Backend, ...] = (TorchSdpa(),)

@@ -51,6 +51,8 @@ def build(case: Case, device: str = "cpu") -> Call:
         case.softcap,
         _slopes(case.heads).to(device) if case.alibi else None,
         (0.5 + torch.randn(case.heads, generator=draw)).to(device) if case.sinks else None,
+        score_mod=relative_bias if case.score_mod else None,
+        mask_mod=every_fifth_hidden if case.mask_mod else None,
     )
     out = _nan_output(case, query.shape[0], device)
     if case.op == "varlen":
@@ -110,6 +112,16 @@ def build(case: Case, device: str = "cpu") -> Call:
         weight = (1.0 + 0.1 * torch.randn(2 * case.head_dim, generator=draw)).to(_dtype(case)).to(device)
         return DifferentialAttention(paged, lambda_full=0.45, lambda_init=0.36, norm_weight=weight)
     return paged
+
+
+def relative_bias(score: Tensor, seq: Tensor, head: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+    """A score_mod that needs all it is given: a bias by distance, head and sequence."""
+    return score - 0.02 * (q_pos - k_pos) * (1 + head % 3) + 0.5 * ((k_pos + seq) % 2)
+
+
+def every_fifth_hidden(seq: Tensor, head: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+    """A mask_mod that needs all it is given: hides every fifth distance but the own position, where it starts by head."""
+    return (q_pos == k_pos) | ((q_pos - k_pos + head + seq) % 5 != 0)
 
 
 def softmax_scale(case: Case) -> float:

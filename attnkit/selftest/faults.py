@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attnkit.backends.base import Backend
@@ -107,7 +108,9 @@ def _softmax_field(name: str) -> Callable[[Call], bool]:
         if isinstance(batch, MlaDecode) or isinstance(call, TreeAttention):
             return False
         value = getattr(batch.softmax, name)
-        return value is not None and value not in (0.0, NO_WINDOW)
+        if isinstance(value, float | int | tuple):
+            return value not in (0.0, NO_WINDOW)
+        return value is not None
 
     return claimed
 
@@ -360,6 +363,52 @@ def _ragged_tail(call: Call) -> bool:
     return any(n and t % TILE for n, t in zip(new, totals.tolist(), strict=True))
 
 
+def _full_rows(call: Call) -> list[int]:
+    """Sequences with new tokens whose first block is full."""
+    batch = _inner(call)
+    if isinstance(batch, VarlenAttention):
+        return []
+    new = batch.query_start_loc.diff().tolist()
+    return [i for i, n in enumerate(batch.seq_lens.tolist()) if new[i] and n >= _block_size(call)]
+
+
+def _foreign_block(real: Run, call: Call) -> AttentionOutput:
+    table, (one, other, *_) = _blocks(call), _full_rows(call)
+    assert table is not None
+    table = table.clone()
+    table[one, 0], table[other, 0] = table[other, 0].clone(), table[one, 0].clone()
+    return real(_with(call, block_table=table))
+
+
+def _has_cache_scale(call: Call) -> bool:
+    batch = _inner(call)
+    return isinstance(batch, PagedAttention) and batch.k_scale != 1.0
+
+
+def _no_cache_scale(real: Run, call: Call) -> AttentionOutput:
+    return real(_with(call, k_scale=1.0))
+
+
+_calls = count()
+
+
+def _noise(real: Run, call: Call) -> AttentionOutput:
+    """Every second run moves the largest element by a unit or two in the last place."""
+    import torch
+
+    result = real(call)
+    if next(_calls) % 2:
+        flat = result.out.view(-1)
+        at = flat.abs().argmax()
+        flat[at] = flat[at] * (1.0 - torch.finfo(flat.dtype).eps)
+    return result
+
+
+def _lse_without_sinks(real: Run, call: Call) -> AttentionOutput:
+    result, bare = real(call), real(_with_softmax(_with(call, out=None), sinks=None))
+    return AttentionOutput(result.out, bare.lse, result.kernel)
+
+
 FAULTS: Mapping[str, Fault] = {
     "scale": Fault("the softmax scale is 2 % too large", _always, _scaled),
     "mask-off-by-one": Fault("the mask hides the last visible key of every row", _always, _inside(_strict_mask)),
@@ -384,6 +433,19 @@ FAULTS: Mapping[str, Fault] = {
     "softcap-ignored": Fault("softcap is not applied", _softmax_field("softcap"), _dropped("softcap", 0.0)),
     "alibi-ignored": Fault("ALiBi slopes are not applied", _softmax_field("alibi_slopes"), _dropped("alibi_slopes", None)),
     "sinks-ignored": Fault("sinks are left out of the denominator", _softmax_field("sinks"), _dropped("sinks", None)),
+    "score-mod-ignored": Fault("score_mod is not called", _softmax_field("score_mod"), _dropped("score_mod", None)),
+    "mask-mod-ignored": Fault("mask_mod is not called", _softmax_field("mask_mod"), _dropped("mask_mod", None)),
+    "window-ignored": Fault("the sliding window is not applied", _softmax_field("window"), _dropped("window", NO_WINDOW)),
+    "block-foreign": Fault(
+        "one block-table entry of one sequence is exchanged with another's", lambda c: len(_full_rows(c)) > 1, _foreign_block
+    ),
+    "cache-scale-ignored": Fault("the scale of a float8 cache is not applied to the keys", _has_cache_scale, _no_cache_scale),
+    "bits-vary": Fault("the same input gives other bits each time", _always, _noise),
+    "lse-without-sinks": Fault(
+        "the log-sum-exp leaves the sinks out",
+        lambda c: bool(_inner(c).return_lse) and _softmax_field("sinks")(c),
+        _lse_without_sinks,
+    ),
     "lse-log2": Fault("the log-sum-exp is in base 2", lambda c: bool(_inner(c).return_lse), _lse_in_log2),
     "tree-as-chain": Fault(
         "the tree is taken for a chain: siblings are visible", lambda c: isinstance(c, TreeAttention), _tree_as_chain

@@ -93,12 +93,15 @@ def run_selftest(
     if backend.name == "NO_ATTENTION":
         record(CaseResult("none", "nothing", "skipped", "NO_ATTENTION computes nothing; it is for debugging and never ready"))
         return Verdict(backend.name, name, _words(device), level, "skipped", tuple(results), UNSEEN[level], fault=fault)
-    if spec is not None:
-        for reason in capability.reject(spec, device):
+    refused = () if spec is None else capability.reject(spec, device)
+    if refused:
+        for reason in refused:
             record(CaseResult("need", "what the model asks for", "skipped", reason.message))
     for case in cases(level, capability, device, spec):
         record(_run_case(tested, name, capability, case, where))
     outcome = _outcome(results)
+    if refused and outcome == "pass":
+        outcome = "inconclusive"  # what passed is not what the model needs
     seconds = time.monotonic() - started
     return Verdict(backend.name, name, _words(device), level, outcome, tuple(results), UNSEEN[level], seconds, fault)
 
@@ -125,12 +128,12 @@ def prove(
     results: list[ProofResult] = []
     for dtype, offered in by_dtype.items():
         questions = [q for q in (_ask(case, where) for case in offered) if isinstance(q, _Question)]
-        sound = [q for q in questions if _answer(backend, name, q).outcome == "pass"]
+        sound = [q for q in questions if _examine(backend, name, capability, q, where).outcome == "pass"]
         for fault_name, fault in FAULTS.items():
             able = [q for q in sound if fault.applies(q.call)]
             if able:
                 planted = Planted(backend, fault_name)
-                by = next((q.case.name for q in able if _answer(planted, name, q).outcome == "fail"), None)
+                by = next((q.case.name for q in able if _examine(planted, name, capability, q, where).outcome == "fail"), None)
                 results.append(ProofResult(fault_name, by is not None, by, dtype))
     return tuple(results)
 
@@ -156,11 +159,7 @@ def _run_case(backend: Backend, provider: str, capability: Capability, case: Cas
     if isinstance(question, str):
         result = CaseResult(case.name, case.guards, "inconclusive", question)
     else:
-        result = _answer(backend, provider, question)
-        if result.outcome == "pass":
-            complaint = "".join(_again(backend, provider, capability, question, where))
-            if complaint:
-                result = replace(result, outcome="fail", reason=complaint)
+        result = _examine(backend, provider, capability, question, where)
     return replace(result, case=full_name(case), seconds=time.monotonic() - started)
 
 
@@ -191,21 +190,34 @@ def _ask(case: Case, where: str) -> _Question | str:
     return _Question(case, call, oracle, base)
 
 
-def _answer(backend: Backend, provider: str, question: _Question) -> CaseResult:
+def _examine(backend: Backend, provider: str, capability: Capability, question: _Question, where: str) -> CaseResult:
+    """Everything that one case asks: the right answer, the same bits again, the same under graph replay."""
     import torch
+
+    case = question.case
+    try:
+        result = _answer(backend, provider, question)
+        if result.outcome == "pass":
+            complaint = next(_again(backend, provider, capability, question, where), "")
+            if complaint:
+                result = replace(result, outcome="fail", reason=complaint)
+        return result
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        return CaseResult(case.name, case.guards, "inconclusive", f"not enough memory: {_line(error)}")
+    except ImportError as error:
+        return CaseResult(case.name, case.guards, "inconclusive", f"a library is missing: {_line(error)}")
+    except Exception as error:  # whatever a kernel library raises is its failure, and the next case still runs
+        if "can't allocate memory" in str(error):  # torch's CPU allocator has no exception class of its own
+            return CaseResult(case.name, case.guards, "inconclusive", f"not enough memory: {_line(error)}")
+        return CaseResult(case.name, case.guards, "fail", f"{type(error).__name__}: {_line(error)}")
+
+
+def _answer(backend: Backend, provider: str, question: _Question) -> CaseResult:
 
     from attnkit.selftest.tolerance import judge
 
     case = question.case
-    call = _fresh(question.call)
-    try:
-        result = backend.run(call, provider)
-    except torch.OutOfMemoryError as error:
-        return CaseResult(case.name, case.guards, "inconclusive", f"not enough device memory: {_line(error)}")
-    except ImportError as error:
-        return CaseResult(case.name, case.guards, "inconclusive", f"a library is missing: {_line(error)}")
-    except Exception as error:  # whatever a kernel library raises is its failure, and the next case still runs
-        return CaseResult(case.name, case.guards, "fail", f"{type(error).__name__}: {_line(error)}")
+    result = backend.run(_fresh(question.call), provider)
     verdict = judge(result, question.oracle, question.base, case.spec())
     return CaseResult(
         case.name,
@@ -229,8 +241,9 @@ def _again(backend: Backend, provider: str, capability: Capability, question: _Q
     from attnkit.selftest.tolerance import judge
 
     if capability.deterministic:
-        first, second = (backend.run(_fresh(question.call), provider).out for _ in range(2))
-        if not torch.equal(first, second):
+        first, second = (backend.run(_fresh(question.call), provider) for _ in range(2))
+        same_lse = first.lse is None or second.lse is None or torch.equal(first.lse, second.lse)
+        if not (same_lse and torch.equal(first.out, second.out)):
             yield "the same input gave other bits the second time, though the backend claims determinism"
             return
     if capability.graphs and where.startswith("cuda"):
