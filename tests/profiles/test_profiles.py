@@ -124,7 +124,7 @@ def broken(folder: Path, old: str, new: str, name: str = "a100") -> str:
     path.write_text(text.replace(old, new))
     with pytest.raises(UsageError) as caught:
         profiles.load_node(name)
-    return str(caught.value).removeprefix(str(path))
+    return str(caught.value).replace(str(path), "")
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,8 @@ def test_a_wrong_profile_is_refused_with_line_and_field(folder: Path, old, new, 
     if at is not None:
         lines = (folder / "nodes" / "a100.yaml").read_text().splitlines()
         number = next(i for i, text in enumerate(lines, 1) if at in text)
-        assert message.startswith(f":{number}: "), message
+        # A misspelt field that must be there is two errors: it is unknown, and the right one is missing.
+        assert any(text.startswith(f":{number}: ") for text in message.splitlines()), message
     for word in words:
         assert word in message, message
 
