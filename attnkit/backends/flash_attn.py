@@ -114,11 +114,16 @@ def _window(softmax: Softmax) -> tuple[int, int]:
 def _vllm_flash_attn(call: PagedAttention | VarlenAttention, version: int) -> AttentionOutput:
     from vllm.vllm_flash_attn import flash_attn_varlen_func
 
+    from attnkit.backends.torch_common import apply_sinks
     from attnkit.backends.torch_device import finish, heads_first_lse
 
     extra: dict[str, Any] = {"fa_version": version}
-    if call.softmax.sinks is not None:
-        extra["s_aux"] = call.softmax.sinks.to(call.query.dtype)
+    sinks = call.softmax.sinks
+    # FA3 takes sinks in bfloat16 only. Rounding them is within bfloat16's own error; for float16 they go in afterwards, exactly.
+    afterwards = sinks is not None and str(call.query.dtype) != "torch.bfloat16"
+    if sinks is not None and not afterwards:
+        extra["s_aux"] = sinks.bfloat16()
+    with_lse = call.return_lse or afterwards
     if isinstance(call, PagedAttention):
         key, value = call.key_cache, call.value_cache
         extra |= {"seqused_k": call.seq_lens, "block_table": call.block_table}
@@ -137,11 +142,13 @@ def _vllm_flash_attn(call: PagedAttention | VarlenAttention, version: int) -> At
         window_size=list(_window(call.softmax)),
         softcap=call.softmax.softcap,
         alibi_slopes=call.softmax.alibi_slopes,
-        return_softmax_lse=call.return_lse,
+        return_softmax_lse=with_lse,
         **extra,
     )
-    out, lse = (result[0], heads_first_lse(result[1])) if call.return_lse else (result, None)
-    return finish(call, out, lse, f"vllm_flash_attn.fa{version}")
+    out, lse = (result[0], heads_first_lse(result[1])) if with_lse else (result, None)
+    if afterwards:
+        out, lse = apply_sinks(out, lse, sinks)
+    return finish(call, out, lse if call.return_lse else None, f"vllm_flash_attn.fa{version}")
 
 
 def _flash_attn_2(call: PagedAttention | VarlenAttention) -> AttentionOutput:

@@ -276,7 +276,7 @@ def _fresh(call: Call) -> Call:
     paged = getattr(call, "paged", None)
     batch: Any = call if paged is None else paged
     out = batch.out.new_full(batch.out.shape, math.nan)
-    return replace(call, out=out) if paged is None else replace(call, paged=replace(paged, out=out))  # type: ignore[call-arg,union-attr]
+    return replace(call, out=out) if paged is None else replace(call, paged=replace(paged, out=out))
 
 
 def _outcome(results: list[CaseResult]) -> Outcome:
