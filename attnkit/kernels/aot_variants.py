@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -87,15 +88,38 @@ def dtypes(arch: str) -> tuple[Dtype, ...]:
     return ("float16",) if arch == "sm_75" else ("bfloat16", "float16")
 
 
-def calls(shape: Geometry, dtype: Dtype, *, block_size: int = 16, return_lse: bool = False) -> Iterator[Call]:
-    """The calls a serving node makes with this geometry: prefill, mixed batch, decode; MLA: decode."""
-    for max_blocks in (16, 17):  # a table row divisible by 16, and not: the compiler tells them apart
-        for query_lens in ((1, 1), (128, 128), (128, 1)) if not shape.latent else ((1, 1),):
-            yield _call(shape, dtype, query_lens, block_size, max_blocks, return_lse)
+def calls(
+    shape: Geometry, dtype: Dtype, *, block_size: int = 16, return_lse: bool = False, large: bool = False
+) -> Iterator[Call]:
+    """The calls a serving node makes with this geometry: prefill, mixed batch, decode; MLA: decode.
+
+    Args:
+        large: also caches of more than 2 GiB, which the AMD compiler tells apart from smaller ones.
+    """
+    for nbytes in (0, TWO_GIB) if large else (0,):
+        for max_blocks in (16, 17):  # a table row divisible by 16, and not: the compiler tells them apart
+            for query_lens in ((1, 1), (128, 128), (128, 1)) if not shape.latent else ((1, 1),):
+                yield _call(shape, dtype, query_lens, block_size, max_blocks, return_lse, nbytes)
+
+
+TWO_GIB = 1 << 31
+
+
+def _cache(shape: tuple[int, ...], kind: Any, nbytes: int) -> Any:
+    """A cache in a storage of at least `nbytes`, which is reserved and never touched."""
+    if not nbytes:
+        return torch.zeros(shape, dtype=kind)
+    return torch.empty(nbytes + 4096, dtype=torch.uint8).view(kind)[: math.prod(shape)].view(shape)
 
 
 def _call(
-    shape: Geometry, dtype: Dtype, query_lens: tuple[int, ...], block_size: int, max_blocks: int, return_lse: bool
+    shape: Geometry,
+    dtype: Dtype,
+    query_lens: tuple[int, ...],
+    block_size: int,
+    max_blocks: int,
+    return_lse: bool,
+    nbytes: int,
 ) -> Call:
     kind = getattr(torch, dtype)
     tokens, seqs, width = sum(query_lens), len(query_lens), shape.head_dim
@@ -111,9 +135,9 @@ def _call(
     }
     query = torch.zeros(tokens, shape.heads, width, dtype=kind)
     if shape.latent:
-        cache = torch.zeros(2, block_size, width, dtype=kind)
+        cache = _cache((2, block_size, width), kind, nbytes)
         return MlaDecode(query=query, kv_cache=cache, kv_lora_rank=shape.latent, softmax_scale=width**-0.5, **batch)
-    cache = torch.zeros(2, block_size, shape.kv_heads, width, dtype=kind)
+    cache = _cache((2, block_size, shape.kv_heads, width), kind, nbytes)
     softmax = Softmax(width**-0.5, softcap=shape.softcap, window=(shape.window, -1))
     return PagedAttention(query=query, key_cache=cache, value_cache=cache, softmax=softmax, **batch)
 
@@ -184,7 +208,7 @@ def variant_name(launch: Launch) -> str:
 
 def _fact(value: Any, constexpr: bool, unspecialised: bool) -> Any:
     if isinstance(value, torch.Tensor):
-        return [dtype_name(value), value.data_ptr() % 16 == 0]
+        return [dtype_name(value), value.data_ptr() % 16 == 0, value.untyped_storage().nbytes() >= TWO_GIB]
     if constexpr or value is None:
         return value
     if isinstance(value, float):

@@ -1,0 +1,98 @@
+"""The small C modules Triton compiles at the first launch, compiled ahead: an image without a compiler could not make them.
+
+Linking needs a library called libcuda.so.1. Where no driver is installed (every build machine) an empty one stands in; the real
+one is found at run time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from attnkit.errors import AttnkitError
+
+
+def bake_launchers(kernels: Iterable[Any], cache: Path) -> list[Path]:
+    """Compile the launchers of CUDA kernels, and Triton's driver module, into `cache` (Triton's active cache directory).
+
+    Args:
+        kernels: what `Launch.warmup` returned.
+
+    Returns:
+        The shared objects, all of them in `cache`.
+
+    Raises:
+        AttnkitError: the compiler failed or made nothing.
+    """
+    from triton.backends.nvidia import driver
+
+    with _libcuda(driver), _quiet():
+        _tolerating_load(driver.CudaUtils)
+        if not hasattr(vars(driver.CudaUtils).get("instance"), "load_binary"):
+            # The module cannot be loaded without a driver; the next user must not find half an object.
+            driver.CudaUtils.instance = None
+            del driver.CudaUtils.instance
+        for kernel in {str(k.src.signature): k for k in kernels}.values():
+            _tolerating_load(partial(driver.CudaLauncher, kernel.src, kernel.metadata))
+    found = sorted(cache.glob("*/*.so"))
+    if not found:
+        raise AttnkitError(f"no launcher was compiled into {cache}; is there a C compiler (gcc or clang, or CC)?")
+    return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Triton's warning that what was just compiled cannot be loaded here, which is known."""
+    logger = logging.getLogger("triton.runtime.build")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _tolerating_load(make: Any) -> None:
+    """Run `make`; what it compiles is in the cache before it is loaded, and loading may need a real driver."""
+    try:
+        make()
+    except (ImportError, OSError, AttributeError):
+        return
+    except subprocess.CalledProcessError as error:
+        raise AttnkitError(f"Triton's launcher does not compile: {error}") from None
+
+
+@contextmanager
+def _libcuda(driver: Any) -> Iterator[None]:
+    """Something to link against by the name libcuda.so.1."""
+    from triton import knobs
+
+    try:
+        ctypes.CDLL("libcuda.so.1")
+        yield
+        return
+    except OSError:
+        pass
+    with tempfile.TemporaryDirectory() as folder, knobs.nvidia.scope():
+        stand_in = Path(folder, "libcuda.so.1")
+        command = ["cc", "-shared", "-Wl,-soname,libcuda.so.1", "-o", str(stand_in), "-x", "c", "/dev/null"]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise AttnkitError(f"no C compiler for Triton's launchers: {error}") from None
+        knobs.nvidia.libcuda_path = folder
+        searches = (driver.libcuda_dirs, driver.library_dirs)
+        for search in searches:
+            search.cache_clear()
+        try:
+            yield
+        finally:
+            for search in searches:
+                search.cache_clear()
