@@ -259,6 +259,9 @@ class AttnkitMetadata:
 class AttnkitBuilder(AttentionMetadataBuilder[AttnkitMetadata]):  # type: ignore[misc]
     """Nothing is planned ahead: the call carries all."""
 
+    def __init__(self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device) -> None:
+        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
     ) -> AttnkitMetadata:

@@ -1,0 +1,244 @@
+"""Greedy tokens of vLLM's own attention and of attnkit's inside the same vLLM, side by side.
+
+    python -m attnkit.engines.equal_tokens --backend TORCH_SDPA --models llama,qwen3 --prompts 32 --tokens 128 --out FILE
+
+Models are made on the spot: random weights, wide enough that the next token depends on what is attended to (with the usual
+small weights a random model repeats one token whatever its attention does; `distinct` in the result says how many differ).
+float32, greedy, prompts of unlike lengths half of which share a prefix, prefix caching on, prefill in chunks, all prompts at once.
+Each engine runs in a process of its own; which backend it ran is read from its log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from attnkit.engines.vllm_log import backend_from_log
+from attnkit.engines.vllm_plugin import VARIABLE
+from attnkit.errors import EXIT_CHECK_FAILED, EXIT_OK, AttnkitError, unknown_name
+
+VOCABULARY, CONTEXT = 512, 1024
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "head_dim": 64,
+    "max_position_embeddings": CONTEXT,
+    "tie_word_embeddings": False,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "initializer_range": 0.2,
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 4},
+    "qwen3": {"model_type": "qwen3", "num_attention_heads": 8, "num_key_value_heads": 2},
+    "mistral-window": {"model_type": "mistral", "num_attention_heads": 4, "num_key_value_heads": 1, "sliding_window": 48},
+}
+"""config.json of each model over `_COMMON`: MHA; GQA 4:1 with normalised queries and keys; MQA with a sliding window."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One engine's answers.
+
+    Args:
+        backend: what its log says computed the attention.
+        tokens: the generated token ids of each prompt.
+        seconds: generation, without the start. vllm: its version.
+    """
+
+    backend: str | None
+    tokens: list[list[int]]
+    seconds: float
+    vllm: str
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Generated tokens a second."""
+        return sum(map(len, self.tokens)) / self.seconds
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two engines on one model.
+
+    Args:
+        equal: prompts with the very same tokens; of `prompts`.
+        distinct: different tokens in all answers. first_difference: (prompt, position) or None.
+        own, ours: backend by each engine's log. own_tokens_per_s, ours_tokens_per_s: generated tokens a second.
+    """
+
+    model: str
+    prompts: int
+    tokens: int
+    equal: int
+    distinct: int
+    own: str | None
+    ours: str | None
+    own_tokens_per_s: float
+    ours_tokens_per_s: float
+    vllm: str
+    first_difference: tuple[int, int] | None = field(default=None)
+
+
+def make_model(kind: str, folder: Path, *, seed: int = 0) -> Path:
+    """Write model `kind` with random float32 weights into `folder`, as Hugging Face files without a tokenizer.
+
+    Raises:
+        UsageError: no such model.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if kind not in MODELS:
+        raise unknown_name("model", kind, MODELS)
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(**(_COMMON | MODELS[kind]))
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    return folder
+
+
+def prompts(count: int, *, seed: int = 0) -> list[list[int]]:
+    """Token ids of `count` prompts: lengths from 3 to 250, every second one begins with the same 140 tokens."""
+    import random
+
+    draw = random.Random(seed)
+    shared = [draw.randrange(2, VOCABULARY) for _ in range(140)]
+    found = []
+    for index in range(count):
+        own = [draw.randrange(2, VOCABULARY) for _ in range(draw.randrange(3, 110))]
+        found.append(shared + own if index % 2 else own)
+    return found
+
+
+def run_engine(model: Path, *, count: int, tokens: int, backend: str | None, timeout: float = 600.0) -> Run:
+    """Generate with an offline vLLM in a process of its own.
+
+    Args:
+        backend: attnkit's backend through the plugin; None leaves vLLM's own.
+
+    Raises:
+        AttnkitError: the engine failed; the message ends with its last lines.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    environment |= {"VLLM_LOGGING_LEVEL": "INFO", "HF_HUB_OFFLINE": "1"}
+    environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    if backend is not None:
+        environment[VARIABLE] = backend
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder, "answer.json")
+        child = subprocess.run(
+            [sys.executable, "-m", "attnkit.engines.equal_tokens", "--child", str(model), str(answer), str(count), str(tokens)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        lines = child.stdout.splitlines()
+        if child.returncode or not answer.is_file():
+            last = "\n".join([line for line in lines if "Error" in line][:10] or lines[-20:])
+            raise AttnkitError(f"vLLM ended with {child.returncode} on {model.name} ({backend or 'its own backend'}):\n{last}")
+        found = json.loads(answer.read_text(encoding="utf-8"))
+    return Run(backend_from_log(lines, found["vllm"]), found["tokens"], found["seconds"], found["vllm"])
+
+
+def compare(kind: str, *, count: int, tokens: int, backend: str) -> Comparison:
+    """Both engines on one model.
+
+    Raises:
+        AttnkitError: an engine failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        model = make_model(kind, Path(folder, kind))
+        own = run_engine(model, count=count, tokens=tokens, backend=None)
+        ours = run_engine(model, count=count, tokens=tokens, backend=backend)
+    pairs = list(zip(own.tokens, ours.tokens, strict=True))
+    differing = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+    first = None
+    if differing is not None:
+        a, b = pairs[differing]
+        first = differing, next(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
+    return Comparison(
+        model=kind,
+        prompts=count,
+        tokens=tokens,
+        equal=sum(a == b for a, b in pairs),
+        distinct=len({token for answer in own.tokens for token in answer}),
+        own=own.backend,
+        ours=ours.backend,
+        own_tokens_per_s=round(own.tokens_per_s, 1),
+        ours_tokens_per_s=round(ours.tokens_per_s, 1),
+        vllm=own.vllm,
+        first_difference=first,
+    )
+
+
+def _child(model: str, answer: str, count: int, tokens: int) -> None:
+    import vllm
+    from vllm import LLM, SamplingParams
+
+    engine = LLM(
+        model=model,
+        dtype="float32",
+        skip_tokenizer_init=True,
+        enforce_eager=True,
+        max_model_len=CONTEXT,
+        max_num_seqs=16,
+        max_num_batched_tokens=128,
+        enable_prefix_caching=True,
+        enable_chunked_prefill=True,
+    )
+    sampling = SamplingParams(temperature=0.0, max_tokens=tokens, min_tokens=tokens, ignore_eos=True, detokenize=False)
+    asked = [{"prompt_token_ids": ids} for ids in prompts(count)]
+    started = time.monotonic()
+    outputs = engine.generate(asked, sampling, use_tqdm=False)
+    seconds = time.monotonic() - started
+    found = {"tokens": [list(o.outputs[0].token_ids) for o in outputs], "seconds": seconds, "vllm": vllm.__version__}
+    Path(answer).write_text(json.dumps(found), encoding="utf-8")
+
+
+def main() -> int:
+    """Compare, print, write the report; exit code 1 where any token differs or our backend did not run."""
+    if sys.argv[1:2] == ["--child"]:
+        model, answer, count, tokens = sys.argv[2:6]
+        _child(model, answer, int(count), int(tokens))
+        return EXIT_OK
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--backend", default="TORCH_SDPA")
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    results = [compare(m, count=asked.prompts, tokens=asked.tokens, backend=asked.backend) for m in asked.models.split(",")]
+    document = {
+        "kind": "demo",
+        "what": "greedy float32 tokens of vLLM's own attention and of attnkit's inside the same vLLM",
+        "command": "python -m attnkit.engines.equal_tokens " + " ".join(sys.argv[1:]),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "device": f"CPU ({platform.machine()}, {os.cpu_count()} cores)",
+        "results": [asdict(result) for result in results],
+    }
+    text = json.dumps(document, indent=2) + "\n"
+    print(text, end="")
+    if asked.out:
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
+        asked.out.write_text(text, encoding="utf-8")
+    good = all(r.equal == r.prompts and r.ours == asked.backend for r in results)
+    return EXIT_OK if good else EXIT_CHECK_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
