@@ -166,12 +166,12 @@ def mla(new: list[int], lens: list[int], heads=16, latent=64, rope=16, dtype=F16
     )
 
 
-def tree(heads: int, kv_heads: int) -> TreeAttention:
+def tree(heads: int, kv_heads: int, lens: tuple[int, ...] = (100, 50)) -> TreeAttention:
     """A binary tree of nine nodes in topological order."""
     mask = torch.eye(9, dtype=torch.bool)
     for node in range(1, 9):
         mask[node] |= mask[(node - 1) // 2]
-    return TreeAttention(paged([9, 9], [100, 50], heads=heads, kv_heads=kv_heads), mask)
+    return TreeAttention(paged([9] * len(lens), list(lens), heads=heads, kv_heads=kv_heads), mask)
 
 
 def dual(new: list[int], lens: list[int], chunk: int, local: int, original: int | None = None) -> DualChunkAttention:
@@ -194,6 +194,7 @@ case("mla-split", "TRITON_MLA", lambda: mla([1, 1], [300, 1], dtype=BF16))
 case("mla-two-tokens", "TRITON_MLA", lambda: mla([2, 2], [40, 50], heads=24))
 case("mla-fp8", "TRITON_MLA", lambda: mla([1], [50], cache=torch.float8_e4m3fn), loose=2)
 case("tree", "TREE_ATTN", lambda: tree(4, 2))
+case("tree-split", "TREE_ATTN", lambda: tree(4, 2, (300,)))
 case("tree-prefill", "TREE_ATTN", lambda: tree(16, 1))
 for chunk, local in ((40, 8), (1024, 64)):
     case(f"dual-{chunk}", "DUAL_CHUNK_FLASH_ATTN", lambda c=chunk, n=local: dual([70, 1], [90, 200], c, n), loose=1.5)

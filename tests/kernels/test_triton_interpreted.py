@@ -57,6 +57,7 @@ KERNELS = {
     "mla-two-tokens": "triton_mla_decode",
     "mla-fp8": "triton_mla_decode",
     "tree": f"triton_tree:{DECODE}",
+    "tree-split": f"triton_tree:{SPLIT}",
     "tree-prefill": f"triton_tree:{PREFILL}",
     "dual-40": "triton_dual_chunk",
     "dual-1024": "triton_dual_chunk",

@@ -80,9 +80,8 @@ TILES: dict[tuple[str, Op], dict[int, Tile]] = {
 }
 
 FULL_PRECISION: dict[Op, dict[int, Tile]] = {
-    "prefill": {64: Tile(32, 32, 4, 1), 128: Tile(32, 32, 4, 1), 256: Tile(16, 16, 4, 1)},
+    "prefill": {64: Tile(32, 32, 4, 1), 128: Tile(16, 32, 4, 1), 256: Tile(16, 16, 4, 1)},
     "decode": {64: Tile(16, 32, 4, 1), 128: Tile(16, 32, 4, 1), 256: Tile(16, 16, 4, 1)},
-    "mla": {128: Tile(16, 16, 4, 1), 512: Tile(16, 16, 8, 1)},
     "dual_chunk": {64: Tile(16, 32, 4, 1), 128: Tile(16, 16, 4, 1), 256: Tile(16, 16, 4, 1)},
 }
 """float32 inputs, every architecture: exact products run on the scalar units of most, so small tiles cost little."""
