@@ -37,7 +37,7 @@ from attnkit.outputs import Outputs, now
 from attnkit.plain import to_plain
 from attnkit.plan import Place, Plan, make_plan, place
 from attnkit.proving import Request, run_isolated
-from attnkit.report import BootReport, DecisionReport, Fallback, NeedReport, SpecReport
+from attnkit.report import BootReport, DecisionReport, Fallback, KernelCounts, NeedReport, SpecReport
 from attnkit.selftest import FAULTS
 from attnkit.selftest.model import CaseResult, Level, Outcome, Verdict
 from attnkit.serving import EngineSettings, Serving
@@ -276,7 +276,10 @@ class _Boot:
         def on_case(case: CaseResult) -> None:
             self.events.emit("selftest.case", backend=candidate.backend, provider=candidate.provider, **_fields(case))
 
-        verdicts = run_isolated(request, timeout=self.options.selftest_timeout, on_case=on_case)
+        def on_kernels(baked: int, compiled: int) -> None:
+            self._report.kernels = KernelCounts(baked=baked, jit_compiles=compiled)
+
+        verdicts = run_isolated(request, timeout=self.options.selftest_timeout, on_case=on_case, on_kernels=on_kernels)
         for verdict in verdicts:
             counts = {outcome: sum(c.outcome == outcome for c in verdict.cases) for outcome in _EXIT_BY_VERDICT}
             self.events.emit(

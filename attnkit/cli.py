@@ -273,5 +273,62 @@ def tiny_model(
     typer.echo(f"{'made' if made else 'complete already:'} {directory}")
 
 
+Targets = Annotated[
+    str | None, typer.Option("--target", help="Architectures, with commas between: sm_75,sm_80,gfx942.", show_default=False)
+]
+Bake = Annotated[
+    Path, typer.Option("--dir", envvar="ATTNKIT_KERNELS", help="The directory of compiled kernels.", show_default=False)
+]
+
+
+def _targets(text: str | None) -> list[str]:
+    if not text:
+        raise UsageError("--target is missing: architectures with commas between, e.g. sm_75,sm_80,gfx942")
+    return [target.strip() for target in text.split(",") if target.strip()]
+
+
+@kernels.command("list")
+def list_kernels(target: Targets = None, json: Json = False) -> None:
+    """The kernels that a target needs."""
+    from attnkit.kernels import aot
+
+    variants = aot.list_kernels(_targets(target))
+    if json:
+        _print_json(variants)
+        return
+    for variant in variants:
+        typer.echo(f"{variant.target:<8} {variant.name}")
+    typer.echo(f"{len(variants)} kernels")
+
+
+@kernels.command("build")
+def build_kernels(directory: Bake, target: Targets = None, json: Json = False) -> None:
+    """Compile kernels for targets that need not be here."""
+    from attnkit.kernels import aot
+
+    def say(baked: Any) -> None:
+        typer.echo(f"{baked.target:<8} {baked.name}", err=True)
+
+    manifest = aot.build(_targets(target), directory, on_kernel=say)
+    if json:
+        _print_json(manifest)
+    else:
+        typer.echo(
+            f"{len(manifest.kernels)} kernels for {', '.join(manifest.targets)} in {directory}, Triton {manifest.triton}"
+        )
+
+
+@kernels.command("verify")
+def verify_kernels(directory: Bake, target: Targets = None, json: Json = False) -> None:
+    """Check that compiled kernels are whole and cover their targets."""
+    from attnkit.kernels import aot
+
+    manifest = aot.verify(directory, _targets(target) if target else None)
+    if json:
+        _print_json(manifest)
+    else:
+        typer.echo(f"{len(manifest.kernels)} kernels for {', '.join(manifest.targets)} are whole")
+
+
 if __name__ == "__main__":
     main()

@@ -8,6 +8,7 @@ pipe of their own, and whatever libraries print goes to stderr.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import select
@@ -70,9 +71,20 @@ _PROOF = TypeAdapter(Proof)
 
 
 def run_isolated(
-    request: Request, *, timeout: float, on_case: Callable[[CaseResult], None] | None = None
+    request: Request,
+    *,
+    timeout: float,
+    on_case: Callable[[CaseResult], None] | None = None,
+    on_kernels: Callable[[int, int], None] | None = None,
 ) -> tuple[Verdict, ...]:
     """Test one candidate in a child process.
+
+    Args:
+        request: what to test.
+        timeout: seconds it may take.
+        on_case: called after each case.
+        on_kernels: called at the end with how many Triton kernels came from the bake and how many were compiled on the spot;
+            only where Triton was watched.
 
     Returns:
         A verdict per spec and device. A crash is a fail, a run over `timeout` seconds too, with the last case that was begun
@@ -93,6 +105,9 @@ def run_isolated(
         elif "verdict" in message:
             verdicts.append(_VERDICT.validate_python(message["verdict"]))
             cases.clear()
+        elif "kernels" in message:
+            if on_kernels:
+                on_kernels(message["kernels"]["baked"], message["kernels"]["jit_compiles"])
         elif "usage" in message:
             raise UsageError(message["usage"])
         elif "problem" in message:
@@ -207,6 +222,23 @@ def _torch_devices(device: Device) -> list[str | None]:
     return [f"{kind}:{index}" for index in range(count)] or [None]
 
 
+def _watches_triton(device: Device) -> bool:
+    """Whether kernels are counted: on GPUs, where Triton compiles, and where it is installed."""
+    return device.kind == "gpu" and importlib.util.find_spec("triton") is not None
+
+
+def _count_kernels(request: Request, send: Callable[[str, Any], None]) -> None:
+    """Test with Triton's kernels taken from the bake that $ATTNKIT_KERNELS names, if any, and counted."""
+    from attnkit.kernels import aot
+
+    bake = os.environ.get("ATTNKIT_KERNELS")
+    if bake:
+        aot.use(bake)
+    with aot.watch() as count:
+        _work(request, send)
+    send("kernels", {"baked": count.baked, "jit_compiles": count.jit_compiles})
+
+
 def _work(request: Request, send: Callable[[str, Any], None]) -> None:
     from attnkit import selftest
     from attnkit.backends.registry import get
@@ -241,7 +273,11 @@ def _main(descriptor: int) -> None:
             pipe.flush()
 
         try:
-            _work(_REQUEST.validate_json(sys.stdin.buffer.read()), send)
+            request = _REQUEST.validate_json(sys.stdin.buffer.read())
+            if _watches_triton(request.device) and not request.prove:
+                _count_kernels(request, send)
+            else:
+                _work(request, send)
         except AttnkitError as error:
             send("usage", str(error))
 

@@ -42,6 +42,9 @@ def test_help_names_every_command_of_the_contract(cli: Cli) -> None:
         (("selftest", "--level", "fast"), "unknown self-test level 'fast'"),
         (("selftest", "--fault", "scael"), "unknown fault 'scael'. Did you mean scale"),
         (("report", "no-such-file.json"), "cannot read report no-such-file.json: No such file"),
+        (("kernels", "list"), "--target is missing"),
+        (("kernels", "biuld"), "No such command 'biuld'. Did you mean 'build'?"),
+        (("kernels", "verify", "--dir", "nowhere"), "nowhere/manifest.json: no such file"),
         (("boot", "--level", "fast", "--report", "r.json", "--ready", "s.json"), "unknown self-test level 'fast'"),
     ],
 )
