@@ -1,0 +1,120 @@
+"""The self-test can fail: planted faults are caught, in every dtype, by cases that pass without them."""
+
+from __future__ import annotations
+
+import platform
+
+import pytest
+
+from attnkit.backends import registry
+from attnkit.backends.base import Backend
+from attnkit.errors import UsageError
+from attnkit.hardware.device import Device
+from attnkit.selftest import FAULTS, prove, run_selftest, runner
+from attnkit.selftest.building import build
+from attnkit.selftest.cases import cases
+from attnkit.spec import AttentionSpec
+
+CPU = Device("cpu", "cpu", "CPU", platform.machine())
+SMALL = AttentionSpec(dtype="bfloat16", num_heads=4, num_kv_heads=2, head_dim=64)
+
+
+@pytest.mark.slow
+def test_every_fault_of_the_quick_level_is_caught_in_every_dtype():
+    results = prove(registry.get("TORCH_SDPA"), CPU)
+    assert {r.dtype for r in results} == {"float16", "bfloat16", "float32"}
+    assert [(r.fault, r.dtype) for r in results if not r.caught] == []
+    assert all(r.by for r in results)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["TORCH_SDPA", "FLEX_ATTENTION"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_every_fault_in_a_claimed_feature_is_caught(backend, dtype):
+    found, capability = registry.get(backend), registry.get(backend).providers[0].capability
+    wanted = {"window", "softcap", "alibi", "sinks", "lse-sinks", "score-mod", "mask-mod", "decode-cache-fp8_e4m3"}
+    picked = [c for c in cases("standard", capability, CPU, None) if c.op == "paged" and c.dtype == dtype and c.name in wanted]
+    features = frozenset().union(*(c.features() for c in picked))
+    assert features == capability.features - {"non_causal"}
+    missed = []
+    for case in picked:
+        question = runner._ask(case, "cpu")
+        assert runner._examine(found, "torch", capability, question, "cpu").outcome == "pass"
+        for name in FEATURE_FAULTS:
+            if FAULTS[name].applies(question.call):
+                planted = runner.Planted(found, name)
+                if runner._examine(planted, "torch", capability, question, "cpu").outcome != "fail":
+                    missed.append((case.name, name))
+    assert missed == []
+
+
+FEATURE_FAULTS = (
+    "window-off-by-one",
+    "window-ignored",
+    "softcap-ignored",
+    "alibi-ignored",
+    "sinks-ignored",
+    "lse-log2",
+    "lse-without-sinks",
+    "score-mod-ignored",
+    "mask-mod-ignored",
+    "cache-scale-ignored",
+    "bits-vary",
+)
+
+
+def test_a_planted_fault_fails_the_verdict_and_is_named_in_it():
+    seen = []
+    verdict = run_selftest(registry.get("TORCH_SDPA"), CPU, SMALL, level="quick", fault="all-zero", on_case=seen.append)
+    assert verdict.outcome == "fail" and verdict.fault == "all-zero"
+    assert tuple(seen) == verdict.cases and verdict.unseen
+
+
+def test_an_unknown_fault_names_the_nearest():
+    with pytest.raises(UsageError, match="Did you mean scale"):
+        run_selftest(registry.get("TORCH_SDPA"), CPU, None, level="quick", fault="scael")
+
+
+def test_a_need_that_is_refused_is_never_a_pass():
+    spec = AttentionSpec(num_heads=4, num_kv_heads=2, head_dim=64, features=frozenset({"softcap"}))
+    verdict = run_selftest(registry.get("TORCH_SDPA"), CPU, spec, level="quick")
+    assert verdict.outcome == "inconclusive"
+    assert any(c.outcome == "skipped" and "softcap" in c.reason for c in verdict.cases)
+
+
+def test_no_attention_is_never_a_pass():
+    assert run_selftest(registry.get("NO_ATTENTION"), CPU, SMALL, level="quick").outcome == "skipped"
+
+
+class _Raises(Backend):
+    name, providers = "TORCH_SDPA", registry.get("TORCH_SDPA").providers
+
+    def __init__(self, error):
+        self.error = error
+
+    def run(self, call, provider=None):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (RuntimeError("illegal memory access"), "fail"),
+        (MemoryError("full"), "inconclusive"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "inconclusive"),
+        (ImportError("libfoo.so"), "inconclusive"),
+    ],
+)
+def test_what_a_backend_raises_becomes_a_result(error, outcome):
+    verdict = run_selftest(_Raises(error), CPU, SMALL, level="quick")
+    assert verdict.outcome == outcome
+    assert str(error) in verdict.cases[0].reason
+
+
+@pytest.mark.parametrize("op", ["paged", "varlen", "mla_decode", "tree", "dual_chunk", "differential"])
+def test_the_need_of_a_case_is_that_of_its_call(op):
+    capability = registry.get("NO_ATTENTION").providers[0].capability
+    made = [c for c in cases("standard", capability, CPU, None) if c.op == op and max(t for _, t in c.seqs) < 300]
+    assert made
+    for case in made:
+        assert build(case).spec() == case.spec(), case.name
