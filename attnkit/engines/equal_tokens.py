@@ -4,8 +4,8 @@
 
 Models are made on the spot: random weights, wide enough that the next token depends on what is attended to (with the usual
 small weights a random model repeats one token whatever its attention does; `distinct` in the result says how many differ).
-float32, greedy, prompts of unlike lengths half of which share a prefix, prefix caching on, prefill in chunks, all prompts at once.
-Each engine runs in a process of its own; which backend it ran is read from its log.
+float32, greedy, prompts of unlike lengths half of which share a prefix, prefix caching on, prefill in chunks, all prompts at
+once. Each engine runs in a process of its own; which backend it ran is read from its log.
 """
 
 from __future__ import annotations
