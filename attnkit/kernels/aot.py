@@ -9,6 +9,7 @@ Triton's cache, `watch` counts what was still compiled.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -65,7 +66,7 @@ class Manifest:
 
     Args:
         triton, attnkit, python, machine: what it was built with and for (`python` is the suffix of extension modules).
-        targets, geometries: what was asked for; geometries is empty where calls were given.
+        targets, geometries: what was asked for; geometries is empty where only calls were given.
         kernels: every variant.
         launchers: Triton's C modules: size and sha256 by path. Empty for AMD, whose launcher names the node's ROCm library.
     """
@@ -88,8 +89,8 @@ def list_kernels(
 
     Args:
         targets: sm_75, sm_80 … gfx942 …
-        geometries: names of `aot_variants.GEOMETRIES`; None takes the default ones.
-        calls: plan these calls (with small stand-in tensors on the CPU) instead, e.g. those of the self-test.
+        geometries: names of `aot_variants.GEOMETRIES`; None takes the default ones, or none where `calls` are given.
+        calls: plan these calls too (with small stand-in tensors on the CPU), e.g. those of the self-test.
 
     Raises:
         UsageError: an unknown target or geometry.
@@ -105,18 +106,21 @@ def list_kernels(
 def _launches(target: str, geometries: Sequence[str] | None, calls: Sequence[Call] | None) -> dict[str, Any]:
     from attnkit.kernels import aot_variants as variants
 
-    if calls is not None:
-        return variants.variants(target, calls)
-    chosen = variants.DEFAULT_GEOMETRIES if geometries is None else geometries
-    return variants.variants(
-        target,
-        (
-            call
-            for name in chosen
-            for dtype in variants.dtypes(target)
-            for call in variants.calls(variants.geometry(name), dtype, large=target.startswith("gfx"))
-        ),
+    planned = (
+        call
+        for name in _chosen(geometries, calls)
+        for dtype in variants.dtypes(target)
+        for call in variants.calls(variants.geometry(name), dtype, large=target.startswith("gfx"))
     )
+    return variants.variants(target, itertools.chain(planned, calls or ()))
+
+
+def _chosen(geometries: Sequence[str] | None, calls: Sequence[Call] | None) -> tuple[str, ...]:
+    from attnkit.kernels.aot_variants import DEFAULT_GEOMETRIES
+
+    if geometries is None:
+        return DEFAULT_GEOMETRIES if calls is None else ()
+    return tuple(geometries)
 
 
 def build(
@@ -143,7 +147,6 @@ def build(
     from triton import __version__ as triton_version
     from triton import knobs
 
-    from attnkit.kernels import aot_variants as variants
     from attnkit.kernels.aot_launcher import bake_launchers
 
     out = Path(out_dir).resolve()
@@ -151,7 +154,7 @@ def build(
         raise UsageError(f"{out} is not empty and no bake (it has no {MANIFEST})")
     out.mkdir(parents=True, exist_ok=True)
     listed = list(calls) if calls is not None else None
-    chosen = tuple(variants.DEFAULT_GEOMETRIES if geometries is None else geometries) if listed is None else ()
+    chosen = _chosen(geometries, listed)
     baked: list[Baked] = []
     native: list[Any] = []
     with _compiling_into(knobs, out):
@@ -247,7 +250,7 @@ def verify(
 
     Args:
         targets: targets that must be covered; None takes those of the manifest.
-        calls: the calls it was built from, where it was not built from geometries.
+        calls: the calls it was built from, beside its geometries.
         planned: also plan every variant anew (imports torch and Triton) and require each; needs geometries or `calls`.
 
     Raises:

@@ -18,8 +18,6 @@ _SASS_LINE = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.
 _REGISTERS = re.compile(r"Used (\d+) registers")
 _SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
 _STACK = re.compile(r"(\d+) bytes stack frame")
-FLOAT_ARITHMETIC = ("FFMA", "FMUL", "FADD", "HFMA2", "HMUL2", "HADD2")
-MATRIX = ("HMMA", "IMMA", "HGMMA", "IGMMA", "QGMMA", "UTCHMMA")
 
 
 @dataclass(frozen=True)
@@ -43,32 +41,42 @@ class Cost:
         return sum(n for op, n in self.instructions.items() if op.startswith(stems))
 
 
-def inspect_ptx(ptx: str, arch: str, *, line_info: bool = False) -> Cost:
+def inspect_ptx(ptx: str, arch: str) -> Cost:
     """Assemble `ptx` for `arch` ("sm_75") and read the result.
 
     Raises:
         UnsupportedError: ptxas refused it; the message holds ptxas's own words.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        source, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
-        source.write_text(ptx)
-        command = [_tool("ptxas"), "-v", *(["-lineinfo"] if line_info else []), f"--gpu-name={arch}"]
-        done = subprocess.run([*command, str(source), "-o", str(cubin)], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise UnsupportedError(f"ptxas refuses this code for {arch}: {done.stderr.strip()[-2000:]}")
-        log = done.stdout + done.stderr
-        listing = subprocess.run([_tool("nvdisasm"), "-c", str(cubin)], capture_output=True, text=True, check=False)
-        if listing.returncode:
-            raise UnsupportedError(f"nvdisasm cannot read the code for {arch}: {listing.stderr.strip()[-500:]}")
+    log, listing = _assemble(ptx, arch)
     registers, spills, stack = _REGISTERS.search(log), _SPILLS.search(log), _STACK.search(log)
     if not (registers and spills and stack):
         raise UnsupportedError(f"ptxas -v did not say what the kernel costs: {log.strip()[-500:]}")
-    return Cost(
-        registers=int(registers[1]),
-        spill_bytes=int(spills[1]) + int(spills[2]),
-        stack_bytes=int(stack[1]),
-        instructions=Counter(_SASS_LINE.findall(listing.stdout)),
-    )
+    return Cost(int(registers[1]), int(spills[1]) + int(spills[2]), int(stack[1]), opcodes(listing))
+
+
+def disassemble(ptx: str, arch: str) -> str:
+    """nvdisasm's listing, labels included, of `ptx` assembled for `arch`."""
+    return _assemble(ptx, arch)[1]
+
+
+def opcodes(listing: str) -> Counter[str]:
+    """How often each SASS opcode with its modifiers occurs in nvdisasm's listing."""
+    return Counter(_SASS_LINE.findall(listing))
+
+
+def _assemble(ptx: str, arch: str) -> tuple[str, str]:
+    """What ptxas -v and nvdisasm say."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
+        source.write_text(ptx)
+        command = [_tool("ptxas"), "-v", f"--gpu-name={arch}", str(source), "-o", str(cubin)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise UnsupportedError(f"ptxas refuses this code for {arch}: {done.stderr.strip()[-2000:]}")
+        listing = subprocess.run([_tool("nvdisasm"), "-c", str(cubin)], capture_output=True, text=True, check=False)
+        if listing.returncode:
+            raise UnsupportedError(f"nvdisasm cannot read the code for {arch}: {listing.stderr.strip()[-500:]}")
+    return done.stdout + done.stderr, listing.stdout
 
 
 def _tool(name: str) -> str:

@@ -97,9 +97,8 @@ def calls(
         large: also caches of more than 2 GiB, which the AMD compiler tells apart from smaller ones.
     """
     for nbytes in (0, TWO_GIB) if large else (0,):
-        for max_blocks in (16, 17):  # a table row divisible by 16, and not: the compiler tells them apart
-            for query_lens in ((1, 1), (128, 128), (128, 1)) if not shape.latent else ((1, 1),):
-                yield _call(shape, dtype, query_lens, block_size, max_blocks, return_lse, nbytes)
+        for query_lens in ((1, 1), (128, 128), (128, 1)) if not shape.latent else ((1, 1),):
+            yield _call(shape, dtype, query_lens, block_size, return_lse, nbytes)
 
 
 TWO_GIB = 1 << 31
@@ -117,7 +116,6 @@ def _call(
     dtype: Dtype,
     query_lens: tuple[int, ...],
     block_size: int,
-    max_blocks: int,
     return_lse: bool,
     nbytes: int,
 ) -> Call:
@@ -126,7 +124,7 @@ def _call(
     longest = 1 << 20  # far beyond any split: every number of splits is planned, see `launches`
     starts = torch.tensor([0, *query_lens], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     batch: dict[str, Any] = {
-        "block_table": torch.zeros(seqs, max_blocks, dtype=torch.int32),
+        "block_table": torch.zeros(seqs, 16, dtype=torch.int32),
         "seq_lens": torch.zeros(seqs, dtype=torch.int32),
         "query_start_loc": starts,
         "max_query_len": max(query_lens),
@@ -197,22 +195,21 @@ def variants(arch: str, asked: Iterable[Call]) -> dict[str, Launch]:
 
 def variant_name(launch: Launch) -> str:
     """kernel-digest: equal where the compiler would be asked for the same code."""
-    skipped = set(launch.kernel.do_not_specialize or ())
+    params = {p.name: p for p in launch.kernel.params}
     facts: list[Any] = [sorted(launch.options.items()), launch.num_warps, launch.num_stages]
-    constexprs = {p.name for p in launch.kernel.params if p.is_constexpr}
-    for name, value in sorted(launch.args.items()):
-        facts.append([name, _fact(value, name in constexprs, name in skipped)])
+    facts.extend([name, _fact(value, params[name])] for name, value in sorted(launch.args.items()))
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
     return f"{launch.kernel.fn.__name__}-{digest}"
 
 
-def _fact(value: Any, constexpr: bool, unspecialised: bool) -> Any:
+def _fact(value: Any, param: Any) -> Any:
+    """What the compiler specialises on in one argument."""
+    aligns = not (param.do_not_specialize or param.do_not_specialize_on_alignment)
     if isinstance(value, torch.Tensor):
-        return [dtype_name(value), value.data_ptr() % 16 == 0, value.untyped_storage().nbytes() >= TWO_GIB]
-    if constexpr or value is None:
+        return [dtype_name(value), aligns and value.data_ptr() % 16 == 0, value.untyped_storage().nbytes() >= TWO_GIB]
+    if param.is_constexpr or value is None:
         return value
     if isinstance(value, float):
         return "float"
-    if unspecialised:
-        return "int"
-    return ["int", 1 if value == 1 else value % 16 == 0, abs(int(value)) < 2**31]
+    one = value == 1 and not param.do_not_specialize
+    return ["int", one or (aligns and value % 16 == 0), one, abs(int(value)) < 2**31]
