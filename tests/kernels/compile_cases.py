@@ -73,7 +73,8 @@ def tree(arch: str) -> list[Launch]:
 
 def groups(arch: str) -> dict[str, Iterator[list[Launch]]]:
     """What each group compiles. "short": what a node serves with; "long": everything else that is claimed."""
-    sixteen = (F16,) if arch == "sm_75" else (F16, BF16)
+    scalar = arch == "sm_75-scalar"
+    sixteen = (F16,) if scalar else (F16, BF16)
     fp8 = torch.float8_e4m3fn
     differential_call = DifferentialAttention(paged(4, 512, 512, dim=64), 0.5, 0.3)
     store = torch.empty(4, 16, 8, 128)
@@ -85,7 +86,7 @@ def groups(arch: str) -> dict[str, Iterator[list[Launch]]]:
         decode(arch, dtype=sixteen[-1], cache=fp8),
         decode(arch, dtype=sixteen[-1], cache=torch.float8_e5m2),
         prefill(arch, window=(128, 0), softcap=30.0, sinks=torch.empty(32), alibi_slopes=torch.empty(32)),
-        *(mla(arch, t) for t in sixteen),
+        *(mla(arch, t) for t in sixteen if not scalar),
         *(dual(arch, t, d) for t in sixteen for d in (64, 128, 256)),
         tree(arch),
         differential.plan(differential_call, arch=arch)[1][-1:],
@@ -96,7 +97,7 @@ def groups(arch: str) -> dict[str, Iterator[list[Launch]]]:
 
 
 def main(arch: str, group: str) -> None:
-    for launches in groups(arch)[group]:
+    for launches in groups("sm_75-scalar" if arch == "sm_75" else arch)[group]:
         for launch in launches:
             made = compile_launch(launch, arch)
             row = {

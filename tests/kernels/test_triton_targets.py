@@ -66,19 +66,16 @@ def test_serving_kernels(arch: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("arch", TARGETS)
 def test_every_kernel(arch: str, tmp_path: Path) -> None:
     rows = compile_group(arch, "long", tmp_path)
-    assert {row["kernel"] for row in rows} == {
-        "paged_prefill",
-        "paged_decode",
-        "mla_decode_split",
-        "dual_chunk_attention",
-        *PLAIN,
-    }
+    mla = {"mla_decode_split"} if arch in TENSOR_CORES else set()  # TRITON_MLA does not claim sm_75
+    assert {row["kernel"] for row in rows} == {"paged_prefill", "paged_decode", "dual_chunk_attention", *PLAIN, *mla}
     judge(rows, arch)
 
 
 @pytest.mark.parametrize("op", ["prefill", "decode", "mla", "dual_chunk"])
 def test_every_family_has_a_tile_for_every_width(op: configs.Op) -> None:
-    for arch in (*TARGETS, "xe-hpc", "gfx1030"):
+    for arch in (*TARGETS, "sm_75-scalar", "xe-hpc", "gfx1030"):
+        if op == "mla" and arch.startswith("sm_75"):
+            continue
         for width in (512,) if op == "mla" else (16, 64, 128, 256):
             for size in (2,) if op == "mla" else (2, 4):
                 tile = configs.tile(op, arch, width, size)

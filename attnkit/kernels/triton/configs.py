@@ -26,6 +26,7 @@ class Tile:
 
 FAMILIES: tuple[tuple[str, str], ...] = (
     ("sm_75", "turing"),
+    ("sm_75-scalar", "turing-scalar"),
     ("sm_80", "ampere"),
     ("sm_87", "ampere"),
     ("sm_8?", "ada"),
@@ -40,7 +41,8 @@ FAMILIES: tuple[tuple[str, str], ...] = (
     ("gfx12*", "rdna"),
     ("xe*", "xe"),
 )
-"""First match wins. sm_86, sm_89 and sm_120 have the same shared memory and the same kind of matrix instruction (mma.sync)."""
+"""First match wins. sm_75-scalar: Triton's own code for sm_75, without the tensor cores that attnkit.kernels.turing brings.
+sm_86, sm_89 and sm_120 have the same shared memory and the same kind of matrix instruction (mma.sync)."""
 
 # Padded head size -> tile; 16-bit inputs.
 TILES: dict[tuple[str, Op], dict[int, Tile]] = {
@@ -52,6 +54,9 @@ TILES: dict[tuple[str, Op], dict[int, Tile]] = {
     ("cdna", "prefill"): {64: Tile(128, 64, 4, 2), 128: Tile(128, 64, 4, 1), 256: Tile(64, 32, 4, 1)},
     ("rdna", "prefill"): {64: Tile(64, 32, 4, 1), 128: Tile(64, 32, 4, 1), 256: Tile(32, 32, 8, 1)},
     ("xe", "prefill"): {64: Tile(128, 64, 8, 2), 128: Tile(128, 64, 16, 2), 256: Tile(64, 32, 16, 2)},
+    ("turing-scalar", "prefill"): {64: Tile(32, 32, 4, 1), 128: Tile(32, 32, 4, 1), 256: Tile(16, 32, 4, 1)},
+    ("turing-scalar", "decode"): {64: Tile(16, 64, 4, 1), 128: Tile(16, 32, 4, 1), 256: Tile(16, 16, 4, 1)},
+    ("turing-scalar", "dual_chunk"): {64: Tile(32, 32, 4, 1), 128: Tile(32, 32, 4, 1), 256: Tile(16, 32, 4, 1)},
     ("turing", "decode"): {64: Tile(16, 64, 4, 1), 128: Tile(16, 64, 4, 1), 256: Tile(16, 32, 4, 1)},
     ("ampere", "decode"): {64: Tile(16, 128, 4, 3), 128: Tile(16, 64, 4, 3), 256: Tile(16, 32, 4, 3)},
     ("ada", "decode"): {64: Tile(16, 64, 4, 3), 128: Tile(16, 32, 4, 3), 256: Tile(16, 32, 4, 2)},
@@ -61,7 +66,6 @@ TILES: dict[tuple[str, Op], dict[int, Tile]] = {
     ("rdna", "decode"): {64: Tile(16, 32, 4, 1), 128: Tile(16, 16, 4, 1), 256: Tile(16, 16, 4, 1)},
     ("xe", "decode"): {64: Tile(16, 64, 4, 2), 128: Tile(16, 64, 4, 2), 256: Tile(16, 32, 4, 2)},
     # keyed by the padded latent width
-    ("turing", "mla"): {128: Tile(16, 32, 4, 1), 512: Tile(16, 16, 4, 1)},
     ("ampere", "mla"): {128: Tile(16, 32, 4, 2), 512: Tile(16, 32, 4, 2)},
     ("ada", "mla"): {128: Tile(16, 32, 4, 2), 512: Tile(16, 16, 4, 2)},
     ("hopper", "mla"): {128: Tile(64, 64, 4, 2), 512: Tile(64, 64, 8, 2)},
@@ -94,6 +98,7 @@ SPLIT_CTAS_PER_UNIT: dict[str, int] = {
     "ampere": 4,
     "ada": 3,
     "turing": 2,
+    "turing-scalar": 2,
     "cdna": 2,
     "rdna": 2,
     "xe": 2,

@@ -84,9 +84,14 @@ def _target(kind: str, index: int) -> Target:
 
 
 def target_of(tensor: Tensor, arch: str | None = None) -> Target:
-    """The target of a tensor's device; `arch` overrides the name (sm_75 code on a newer card)."""
+    """The target of a tensor's device; `arch` overrides the name.
+
+    A device of sm_75 is "sm_75-scalar", what stock Triton compiles for it; "sm_75", with tensor cores, must be asked for.
+    """
     found = _target(tensor.device.type, tensor.device.index or 0)
-    return found if arch is None else Target(arch, found.units)
+    if arch is None:
+        arch = "sm_75-scalar" if found.arch == "sm_75" else found.arch
+    return Target(arch, found.units)
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ def cache_of(data: Tensor, target: Target) -> Cache:
     name = str(data.dtype).removeprefix("torch.")
     if name not in _BITS:
         return Cache(data, tiles.FP8_NONE.value)
-    native = target.arch.startswith("sm_") and int(target.arch[3:]) >= 89 and not name.endswith("fnuz")
+    native = target.arch.startswith("sm_") and int(target.arch[3:].partition("-")[0]) >= 89 and not name.endswith("fnuz")
     return Cache(data, tiles.FP8_NATIVE.value) if native else Cache(data.view(torch.uint8), _BITS[name])
 
 
