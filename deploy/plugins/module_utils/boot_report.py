@@ -1,0 +1,70 @@
+"""Reading a boot report as an operator does: does it let the node serve, and if not, why."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from typing import Any
+
+
+def moment(text: str) -> datetime.datetime:
+    """A RFC 3339 time; the engine's nanoseconds are cut to microseconds, which is what Python keeps."""
+    text = re.sub(r"(\.\d{6})\d+", r"\1", text.strip())
+    return datetime.datetime.fromisoformat(re.sub(r"Z$", "+00:00", text))
+
+
+def failed_cases(report: dict[str, Any], most: int = 3) -> list[str]:
+    """The first cases that did not pass, each with backend and reason."""
+    lines = []
+    for verdict in report.get("selftest") or []:
+        for case in verdict.get("cases") or []:
+            if case.get("outcome") in ("fail", "inconclusive"):
+                lines.append(f"{verdict.get('backend')} {case.get('case')}: {case.get('reason')}")
+    more = len(lines) - most
+    return lines[:most] + ([f"and {more} more"] if more > 0 else [])
+
+
+def objection(report: dict[str, Any], *, node_type: str | None, fault_ok: bool = False) -> str | None:
+    """Why this report does not let the node serve; None where it does.
+
+    Args:
+        report: the document.
+        node_type: what the fleet says this node is, None to accept any.
+        fault_ok: let a report pass that was made with a planted fault (never for a release).
+    """
+    if report.get("schema_version") != 1:
+        return f"the report has schema_version {report.get('schema_version')!r}; this fleet reads 1"
+    verdict = report.get("verdict")
+    planted = report.get("planted_fault")
+    if verdict != "pass":
+        what = {"fail": "the self-test failed", "inconclusive": "the self-test could not judge", "skipped": "no self-test ran"}
+        parts = [what.get(str(verdict), f"verdict {verdict!r}")]
+        if planted:
+            parts[0] += f" (fault {planted!r} was planted on purpose)"
+        parts += failed_cases(report)
+        if report.get("error"):
+            parts.append(str(report["error"]))
+        return "; ".join(parts)
+    if planted and not fault_ok:
+        return f"the fault {planted!r} was planted on purpose and the self-test did not see it"
+    if node_type is not None and report.get("node_type") != node_type:
+        return f"the report is of a {report.get('node_type')!r} node, the fleet says {node_type!r}"
+    return None
+
+
+def summary(report: dict[str, Any] | None) -> dict[str, Any]:
+    """What a table shows of a report."""
+    report = report or {}
+    engine = report.get("engine") or {}
+    completion = engine.get("completion") or {}
+    return {
+        "node_type": report.get("node_type"),
+        "backend": report.get("backend"),
+        "provider": report.get("provider"),
+        "verdict": report.get("verdict"),
+        "created": report.get("created"),
+        "boot_seconds": (report.get("boot_seconds") or {}).get("total"),
+        "tokens_per_s": completion.get("tokens_per_s"),
+        "fallbacks": [f"{f.get('from')} -> {f.get('to')}: {f.get('reason')}" for f in report.get("fallbacks") or []],
+        "planted_fault": report.get("planted_fault"),
+    }

@@ -1,0 +1,268 @@
+#!/usr/bin/python
+"""The gate of a rollout: waits for the boot of a node's service and judges it. Standard library only."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: attnkit_gate
+short_description: Wait for a node's boot and say whether it may serve
+version_added: 0.1.0
+description:
+  - Follows the service's container until its boot report is in, its readiness file and health check agree, and the engine behind
+    it has answered a completion; or until one of these has failed for good.
+  - A report or a readiness file from before the container's start counts for nothing.
+  - A closed gate is a value (C(ok) is false, with C(reason)), so that the play can roll back and still say why.
+options:
+  container:
+    description: Name of the service's container.
+    type: str
+    required: true
+  run_dir:
+    description: Folder on the node that holds C(report.json) and C(ready.json).
+    type: path
+    required: true
+  image:
+    description: Image with digest that must be running.
+    type: str
+  node_type:
+    description: Node type that the report must be of. It is not compared where this is not set.
+    type: str
+  url:
+    description: Base of the engine's OpenAI-compatible interface, as seen from the node. No completion is asked where this is not set.
+    type: str
+  model:
+    description: Model name for the completion. The first that the engine serves is taken where this is not set.
+    type: str
+  prompt:
+    description: Text to complete.
+    type: str
+    default: The tests pass because
+  max_tokens:
+    description: Tokens to ask for.
+    type: int
+    default: 16
+  timeout:
+    description: Seconds to wait for the boot; 0 looks once.
+    type: int
+    default: 900
+  poll:
+    description: Seconds between two looks.
+    type: float
+    default: 1.0
+  docker_socket:
+    description: The engine's socket.
+    type: path
+    default: /var/run/docker.sock
+attributes:
+  check_mode:
+    description: Looks once and does not wait; C(ok) then says how things are now.
+    support: full
+  diff_mode:
+    description: Changes nothing.
+    support: none
+author:
+  - The attnkit authors
+"""
+
+EXAMPLES = r"""
+- name: Wait for the boot report
+  attnkit.fleet.attnkit_gate:
+    container: attnkit
+    run_dir: /var/lib/attnkit/run
+    url: http://127.0.0.1:8000
+  register: gate
+"""
+
+RETURN = r"""
+ok:
+  description: Whether the node may serve.
+  returned: always
+  type: bool
+reason:
+  description: Why it may not, empty where it may.
+  returned: always
+  type: str
+summary:
+  description: Verdict, backend, boot seconds and tokens per second of the report.
+  returned: always
+  type: dict
+completion:
+  description: What the engine answered.
+  returned: where it was asked
+  type: dict
+report:
+  description: The whole boot report, null where there is none.
+  returned: always
+  type: dict
+events:
+  description: The boot's events, one JSON line each.
+  returned: always
+  type: list
+  elements: str
+log_tail:
+  description: The last lines of the container's log.
+  returned: where the gate is closed
+  type: list
+  elements: str
+"""
+
+import datetime
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils.boot_report import moment, objection, summary
+from ..module_utils.engine import Engine, EngineError
+
+
+class Look:
+    """One look at the service: is it decided, and how."""
+
+    def __init__(self, *, done: bool, ok: bool, reason: str, report: dict[str, Any] | None) -> None:
+        self.done = done
+        self.ok = ok
+        self.reason = reason
+        self.report = report
+
+
+def read_json(path: str) -> dict[str, Any] | None:
+    """The document, None where it is absent or half written."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            document = json.load(file)
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def look(inspected: dict[str, Any] | None, run_dir: str, *, image: str | None, node_type: str | None) -> Look:
+    """Judge one snapshot.
+
+    Args:
+        inspected: what `docker inspect` shows of the container.
+        run_dir: folder with the report and the readiness file.
+        image: the image that must run.
+        node_type: the node type that the report must be of.
+    """
+    if inspected is None:
+        return Look(done=True, ok=False, reason="there is no such container on the node", report=None)
+    state = inspected["State"]
+    started, created = moment(state["StartedAt"]), moment(inspected["Created"])
+    report_path, ready_path = (os.path.join(run_dir, name) for name in ("report.json", "ready.json"))
+    report, ready = read_json(report_path), read_json(ready_path)
+    written = moment(report["created"]) if report and report.get("created") else None
+    if written is None or written < created:
+        report = None
+    if image is not None and inspected["Config"]["Image"] != image:
+        return Look(done=True, ok=False, reason=f"runs {inspected['Config']['Image']}, not {image}", report=report)
+    objects = objection(report, node_type=node_type) if report else None
+    running = bool(state["Running"]) and state["Status"] != "restarting"
+    is_ready = bool(ready and ready.get("state") == "ready" and _mtime(ready_path) >= started)
+    if not running or (inspected.get("RestartCount", 0) and not is_ready):
+        why = f"the service ended with exit code {state['ExitCode']}"
+        error = (report or {}).get("error")
+        detail = objects or error or state.get("Error") or "see the log"
+        return Look(done=True, ok=False, reason=f"{why}: {detail}", report=report)
+    if objects and written is not None and written >= started:
+        return Look(done=True, ok=False, reason=objects, report=report)
+    if report is None or written is None or written < started:
+        return Look(done=False, ok=False, reason="no boot report yet", report=report)
+    if not is_ready:
+        now = ready.get("state") if ready and _mtime(ready_path) >= started else "nothing"
+        return Look(done=False, ok=False, reason=f"the self-test passed, but the engine is not ready (readiness says {now})", report=report)
+    health = (state.get("Health") or {}).get("Status", "none")
+    if health not in ("none", "healthy"):
+        return Look(done=False, ok=False, reason=f"ready, but the health check says {health}", report=report)
+    return Look(done=True, ok=True, reason="", report=report)
+
+
+def _mtime(path: str) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(os.stat(path).st_mtime, tz=datetime.timezone.utc)
+
+
+def ask(url: str, model: str | None, prompt: str, max_tokens: int, timeout: float = 120.0) -> dict[str, Any]:
+    """A completion from the engine.
+
+    Raises:
+        OSError, ValueError, KeyError: no answer, or not the answer of an OpenAI-compatible server.
+    """
+    if model is None:
+        with urllib.request.urlopen(f"{url}/v1/models", timeout=timeout) as answer:
+            model = json.load(answer)["data"][0]["id"]
+    body = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0.0, "ignore_eos": True}
+    request = urllib.request.Request(
+        f"{url}/v1/completions", data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
+    )
+    before = time.monotonic()
+    with urllib.request.urlopen(request, timeout=timeout) as answer:
+        document = json.load(answer)
+    seconds = time.monotonic() - before
+    tokens = int(document["usage"]["completion_tokens"])
+    return {
+        "model": model,
+        "prompt": prompt,
+        "text": document["choices"][0]["text"],
+        "completion_tokens": tokens,
+        "seconds": round(seconds, 3),
+        "tokens_per_s": round(tokens / seconds, 1),
+    }
+
+
+def main() -> None:
+    """The module's entry."""
+    module = AnsibleModule(
+        argument_spec={
+            "container": {"type": "str", "required": True},
+            "run_dir": {"type": "path", "required": True},
+            "image": {"type": "str"},
+            "node_type": {"type": "str"},
+            "url": {"type": "str"},
+            "model": {"type": "str"},
+            "prompt": {"type": "str", "default": "The tests pass because"},
+            "max_tokens": {"type": "int", "default": 16},
+            "timeout": {"type": "int", "default": 900},
+            "poll": {"type": "float", "default": 1.0},
+            "docker_socket": {"type": "path", "default": "/var/run/docker.sock"},
+        },
+        supports_check_mode=True,
+    )
+    p = module.params
+    engine = Engine(p["docker_socket"])
+    deadline = time.monotonic() + (0 if module.check_mode else p["timeout"])
+    result: dict[str, Any] = {"changed": False}
+    while True:
+        try:
+            seen = look(engine.container(p["container"]), p["run_dir"], image=p["image"], node_type=p["node_type"])
+        except EngineError as error:
+            seen = Look(done=False, ok=False, reason=str(error), report=None)
+        if seen.done or time.monotonic() >= deadline:
+            break
+        time.sleep(p["poll"])
+    ok, reason = seen.ok, seen.reason
+    if not seen.done and p["timeout"] and not module.check_mode:
+        reason += f" after {p['timeout']} s"
+    if ok and p["url"]:
+        try:
+            result["completion"] = ask(p["url"], p["model"], p["prompt"], p["max_tokens"])
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            ok, reason = False, f"ready, but the engine gave no completion at {p['url']}: {error!r}"
+        else:
+            if not result["completion"]["completion_tokens"]:
+                ok, reason = False, "the engine answered a completion with no tokens"
+    try:
+        result["events"] = [line for line in engine.logs(p["container"], stdout=True, stderr=False, tail=500) if line.startswith("{")]
+        if not ok:
+            result["log_tail"] = engine.logs(p["container"], stdout=True, stderr=True, tail=60)
+    except EngineError as error:
+        result.setdefault("events", [])
+        result["log_tail"] = [str(error)]
+    module.exit_json(ok=ok, reason=reason, report=seen.report, summary=summary(seen.report), **result)
+
+
+if __name__ == "__main__":
+    main()

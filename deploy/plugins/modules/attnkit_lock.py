@@ -1,0 +1,140 @@
+#!/usr/bin/python
+"""A lock on a node against two rollouts at once. Standard library only."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: attnkit_lock
+short_description: Hold a node for one rollout at a time
+version_added: 0.1.0
+description:
+  - Creates or removes a lock file on the node. Creating it is atomic; the file says who holds the node and since when.
+  - A lock is no part of a node's configuration, so that taking and freeing it is not reported as a change.
+options:
+  path:
+    description: The lock file.
+    type: path
+    required: true
+  owner:
+    description: Who takes the lock, unique to this run.
+    type: str
+    required: true
+  state:
+    description: Take the lock, or free it. Freeing a lock of somebody else does nothing.
+    type: str
+    choices: [held, free]
+    default: held
+  stale_after:
+    description: Seconds after which a lock of somebody else counts as left over from a run that died.
+    type: int
+    default: 3600
+  steal:
+    description: Take the lock whoever holds it.
+    type: bool
+    default: false
+attributes:
+  check_mode:
+    description: Fails where somebody else holds the lock, but takes none.
+    support: full
+  diff_mode:
+    description: Nothing to show.
+    support: none
+author:
+  - The attnkit authors
+"""
+
+EXAMPLES = r"""
+- name: Hold the node
+  attnkit.fleet.attnkit_lock:
+    path: /var/lib/attnkit/lock.json
+    owner: alice@bastion 20260101T120000
+"""
+
+RETURN = r"""
+holder:
+  description: Who holds the lock now, null where nobody does.
+  returned: always
+  type: str
+stolen_from:
+  description: Whose lock was taken over, null where none was.
+  returned: always
+  type: str
+"""
+
+import json
+import os
+import time
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+
+def read(path: str) -> dict[str, Any] | None:
+    """The lock that is there; None where there is none. A file that is half written counts as a lock without an owner."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        since = os.stat(path).st_mtime
+    except FileNotFoundError:
+        return None
+    try:
+        owner = str(json.loads(text)["owner"])
+    except (ValueError, KeyError, TypeError):
+        owner = "unknown"
+    return {"owner": owner, "since": since}
+
+
+def create(path: str, owner: str) -> bool:
+    """Create the lock file; False where somebody was faster."""
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    except FileExistsError:
+        return False
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump({"owner": owner}, file)
+    return True
+
+
+def main() -> None:
+    """The module's entry."""
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path", "required": True},
+            "owner": {"type": "str", "required": True},
+            "state": {"type": "str", "choices": ["held", "free"], "default": "held"},
+            "stale_after": {"type": "int", "default": 3600},
+            "steal": {"type": "bool", "default": False},
+        },
+        supports_check_mode=True,
+    )
+    p = module.params
+    path, owner = p["path"], p["owner"]
+    there = read(path)
+    ours = there is not None and there["owner"] == owner
+    if p["state"] == "free":
+        if ours and not module.check_mode:
+            os.unlink(path)
+        module.exit_json(changed=False, holder=None if ours or there is None else there["owner"], stolen_from=None)
+    if ours:
+        module.exit_json(changed=False, holder=owner, stolen_from=None)
+    stolen_from = None
+    if there is not None:
+        age = time.time() - there["since"]
+        if not p["steal"] and age < p["stale_after"]:
+            module.fail_json(
+                msg=f"{there['owner']} holds this node since {age:.0f} s ({path}). Wait for that run, "
+                "or take the node over with -e attnkit_steal_lock=true if it died."
+            )
+        stolen_from = there["owner"]
+        if not module.check_mode:
+            os.unlink(path)
+    if not module.check_mode:
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        if not create(path, owner):
+            winner = read(path)
+            module.fail_json(msg=f"{winner['owner'] if winner else 'somebody else'} took this node at the same moment ({path})")
+    module.exit_json(changed=False, holder=owner, stolen_from=stolen_from)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+#!/usr/bin/python
+"""Looks at a node before a rollout touches it. Standard library only."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: attnkit_preflight
+short_description: Say whether a node can take a release, without changing it
+version_added: 0.1.0
+description:
+  - Looks at Python, the container engine, free disk space, the service's port, the clock and the registry.
+  - A finding against the rollout is a value, not a failure, so that one table can hold the findings of all nodes.
+options:
+  container:
+    description: Name of the service's container. A port that it holds is not taken.
+    type: str
+    required: true
+  port:
+    description: Port on the node for the service.
+    type: int
+    required: true
+  bind_address:
+    description: Address that the port is bound to.
+    type: str
+    default: 0.0.0.0
+  image:
+    description: Image with digest, C(registry:5000/attnkit/cpu@sha256:...).
+    type: str
+  image_bytes:
+    description: Free space that a pull of the image takes, unpacked. Not asked for where the image is already there.
+    type: int
+    default: 0
+  devices:
+    description: Device nodes that the service must get.
+    type: list
+    elements: path
+    default: []
+  controller_time:
+    description: Seconds since the epoch on the controller.
+    type: float
+  max_clock_skew:
+    description: Seconds by which the clocks may differ.
+    type: int
+    default: 60
+  docker_socket:
+    description: The engine's socket.
+    type: path
+    default: /var/run/docker.sock
+attributes:
+  check_mode:
+    description: Only looks, so it does the same in check mode.
+    support: full
+  diff_mode:
+    description: Changes nothing.
+    support: none
+author:
+  - The attnkit authors
+"""
+
+EXAMPLES = r"""
+- name: Look before the rollout
+  attnkit.fleet.attnkit_preflight:
+    container: attnkit
+    port: 8000
+    image: registry:5000/attnkit/cpu@sha256:0c1c...
+    image_bytes: 8000000000
+"""
+
+RETURN = r"""
+findings:
+  description: One entry a check.
+  returned: always
+  type: list
+  elements: dict
+  sample:
+    - check: disk
+      ok: true
+      detail: 71.2 GiB free in /var/lib/docker, 7.5 GiB needed
+"""
+
+import errno
+import os
+import shutil
+import socket
+import ssl
+import sys
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils.engine import Engine, EngineError
+from ..module_utils.findings import finding, human_bytes
+
+
+def check_python() -> dict[str, Any]:
+    """The node's Python: 3.10 or newer, and the requests library that community.docker's modules need."""
+    version = sys.version.split()[0]
+    if sys.version_info < (3, 10):
+        return finding("python", False, f"Python {version}, 3.10 or newer needed")
+    try:
+        import requests
+    except ImportError:
+        return finding("python", False, f"Python {version} without the requests library (Debian, Ubuntu: python3-requests)")
+    return finding("python", True, f"Python {version}, requests {requests.__version__}")
+
+
+def check_engine(engine: Engine) -> tuple[dict[str, Any], str | None]:
+    """Whether the engine answers, and where it keeps its images."""
+    try:
+        info = engine.get("/info")
+    except EngineError as error:
+        return finding("engine", False, str(error)), None
+    return finding("engine", True, f"{info['ServerVersion']}, {info['Driver']}"), info["DockerRootDir"]
+
+
+def check_disk(engine: Engine, root_dir: str, image: str | None, needed: int) -> dict[str, Any]:
+    """Free space where the engine keeps images; an image that is already there needs none."""
+    if image and engine.get(f"/images/{image}/json") is not None:
+        return finding("disk", True, "image is already there")
+    free = shutil.disk_usage(root_dir).free
+    return finding("disk", free >= needed, f"{human_bytes(free)} free in {root_dir}, {human_bytes(needed)} needed")
+
+
+def check_port(engine: Engine, container: str, address: str, port: int) -> dict[str, Any]:
+    """The port is free, or it is ours."""
+    ours = engine.container(container)
+    bindings = ((ours or {}).get("HostConfig", {}).get("PortBindings") or {}).values()
+    running = bool(ours and ours["State"]["Running"])
+    if running and any(str(port) == b["HostPort"] for binding in bindings for b in binding or ()):
+        return finding("port", True, f"{port} is held by the service itself")
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            why = "taken by something else" if error.errno == errno.EADDRINUSE else os.strerror(error.errno or 0)
+            return finding("port", False, f"{port}: {why}")
+    return finding("port", True, f"{port} is free")
+
+
+def check_registry(engine: Engine, image: str | None) -> dict[str, Any]:
+    """The registry of the image answers the node. 401 is an answer: the engine has its own credentials."""
+    if not image:
+        return finding("registry", False, "no image is stated for this platform (attnkit_images)")
+    if engine.get(f"/images/{image}/json") is not None:
+        return finding("registry", True, "not needed: image is already there")
+    host = image.split("/", 1)[0]
+    if "/" not in image or not ("." in host or ":" in host or host == "localhost"):
+        host = "registry-1.docker.io"
+    ca = f"/etc/docker/certs.d/{host}/ca.crt"
+    context = ssl.create_default_context(cafile=ca if os.path.exists(ca) else None)
+    reasons = []
+    for scheme in ("https", "http"):
+        url = f"{scheme}://{host}/v2/"
+        try:
+            with urllib.request.urlopen(url, timeout=10, context=context if scheme == "https" else None):
+                return finding("registry", True, url)
+        except urllib.error.HTTPError as error:
+            if error.code == 401:
+                return finding("registry", True, f"{url} (wants credentials)")
+            reasons.append(f"{url}: {error}")
+        except OSError as error:
+            reasons.append(f"{url}: {error}")
+    return finding("registry", False, "; ".join(reasons))
+
+
+def check_clock(controller_time: float | None, allowed: int) -> dict[str, Any]:
+    """The clocks agree: the gate compares times of reports and containers, and TLS needs it."""
+    if controller_time is None:
+        return finding("clock", True, "not compared")
+    skew = time.time() - controller_time
+    return finding("clock", abs(skew) <= allowed, f"{skew:+.0f} s against the controller, {allowed} s allowed")
+
+
+def check_devices(devices: list[str]) -> dict[str, Any]:
+    """The device nodes that the service must get are there."""
+    missing = [d for d in devices if not os.path.exists(d)]
+    return finding("devices", not missing, f"missing: {', '.join(missing)}" if missing else ", ".join(devices) or "none needed")
+
+
+def main() -> None:
+    """The module's entry."""
+    module = AnsibleModule(
+        argument_spec={
+            "container": {"type": "str", "required": True},
+            "port": {"type": "int", "required": True},
+            "bind_address": {"type": "str", "default": "0.0.0.0"},
+            "image": {"type": "str"},
+            "image_bytes": {"type": "int", "default": 0},
+            "devices": {"type": "list", "elements": "path", "default": []},
+            "controller_time": {"type": "float"},
+            "max_clock_skew": {"type": "int", "default": 60},
+            "docker_socket": {"type": "path", "default": "/var/run/docker.sock"},
+        },
+        supports_check_mode=True,
+    )
+    p = module.params
+    engine = Engine(p["docker_socket"])
+    engine_finding, root_dir = check_engine(engine)
+    findings = [check_python(), engine_finding]
+    if root_dir is not None:
+        findings += [
+            check_disk(engine, root_dir, p["image"], p["image_bytes"]),
+            check_port(engine, p["container"], p["bind_address"], p["port"]),
+            check_registry(engine, p["image"]),
+        ]
+    findings += [check_devices(p["devices"]), check_clock(p["controller_time"], p["max_clock_skew"])]
+    module.exit_json(changed=False, findings=findings)
+
+
+if __name__ == "__main__":
+    main()
