@@ -11,7 +11,7 @@ in its place.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -25,7 +25,7 @@ from vllm.v1.attention.backend import (
     MultipleOf,
 )
 
-from attnkit.backends.base import Backend, Rejected
+from attnkit.backends.base import Backend, Capability, Rejected
 from attnkit.backends.installed import lookup, requirement_names
 from attnkit.backends.registry import get
 from attnkit.backends.torch_device import device_of
@@ -114,6 +114,11 @@ class AttnkitBackend(AttentionBackend):  # type: ignore[misc]
     supported_kv_cache_dtypes: ClassVar[list[str]] = ["auto", "float16", "bfloat16", *_FP8]
 
     @staticmethod
+    def attnkit_capability() -> Capability:
+        """What the chosen backend's first provider can do."""
+        return chosen().providers[0].capability
+
+    @staticmethod
     def get_impl_cls() -> type[AttentionImpl]:
         """The implementation."""
         return AttnkitImpl
@@ -126,7 +131,7 @@ class AttnkitBackend(AttentionBackend):  # type: ignore[misc]
     @staticmethod
     def get_supported_kernel_block_sizes(kv_cache_spec: Any = None) -> list[int | MultipleOf]:
         """The block sizes of the backend's first provider."""
-        capability = chosen().providers[0].capability
+        capability = AttnkitBackend.attnkit_capability()
         if capability.block_sizes is not None:
             return sorted(capability.block_sizes)
         return [MultipleOf(max(capability.block_multiple, capability.min_block_size))]
@@ -244,9 +249,13 @@ class AsCustom(AttnkitBackend):
 
 @dataclass
 class AttnkitMetadata:
-    """One batch, as vLLM describes it. Names and shapes as in `PagedAttention`."""
+    """One batch, as vLLM describes it. Names and shapes as in `PagedAttention`.
+
+    The first `num_decodes` sequences have one new token each.
+    """
 
     num_actual_tokens: int
+    num_decodes: int
     max_query_len: int
     max_seq_len: int
     query_start_loc: torch.Tensor
@@ -256,8 +265,66 @@ class AttnkitMetadata:
     causal: bool
 
 
+@dataclass(frozen=True)
+class Part:
+    """The decodes of a batch, or the rest. `tokens`: its rows; the other names as in `PagedAttention`."""
+
+    tokens: slice
+    query_start_loc: torch.Tensor
+    seq_lens: torch.Tensor
+    block_table: torch.Tensor
+    max_query_len: int
+    max_seq_len: int
+    causal: bool
+
+
+def parts(batch: AttnkitMetadata) -> tuple[Part, ...]:
+    """Decodes and the rest of a batch apart: one kernel is made for the one, another for the other."""
+    sequences, n = batch.seq_lens.shape[0], batch.num_decodes
+    found = []
+    for first, last, tokens, longest in (
+        (0, n, slice(0, n), 1),
+        (n, sequences, slice(n, batch.num_actual_tokens), batch.max_query_len),
+    ):
+        if first < last:
+            starts = batch.query_start_loc[first : last + 1]
+            found.append(
+                Part(
+                    tokens,
+                    starts - tokens.start if first else starts,
+                    batch.seq_lens[first:last],
+                    batch.block_table[first:last],
+                    longest,
+                    batch.max_seq_len,
+                    batch.causal,
+                )
+            )
+    return tuple(found)
+
+
+def behind_window(part: Part, left: int, block_size: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Leave out the blocks that no query's window reaches: only distances matter, so the sequences may begin later.
+
+    Args:
+        left: tokens visible before a query's own.
+
+    Returns:
+        block_table [n, reached blocks], seq_lens [n] and max_seq_len without them.
+    """
+    reach = left + part.max_query_len
+    blocks = min(part.block_table.shape[1], -(-reach // block_size) + 1)
+    first_key = (part.seq_lens - part.query_start_loc.diff() - left).clamp(min=0)
+    skipped = first_key // block_size
+    columns = skipped[:, None].long() + torch.arange(blocks, device=skipped.device)
+    table = part.block_table.gather(1, columns.clamp(max=part.block_table.shape[1] - 1))
+    lens = (part.seq_lens - skipped * block_size).to(part.seq_lens.dtype)
+    return table, lens, min(part.max_seq_len, blocks * block_size)
+
+
 class AttnkitBuilder(AttentionMetadataBuilder[AttnkitMetadata]):  # type: ignore[misc]
-    """Nothing is planned ahead: the call carries all."""
+    """Counts the decodes, which vLLM is asked to put first; nothing else is planned ahead: the call carries all."""
+
+    reorder_batch_threshold: int | None = 1
 
     def __init__(self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
@@ -269,8 +336,10 @@ class AttnkitBuilder(AttentionMetadataBuilder[AttnkitMetadata]):  # type: ignore
         common = common_attn_metadata
         if not isinstance(common.causal, bool):
             raise UnsupportedError("attnkit's backends take one causal flag for a batch, not one a sequence")
+        longer = torch.nonzero(common.query_start_loc_cpu.diff() > 1)
         return AttnkitMetadata(
             num_actual_tokens=common.num_actual_tokens,
+            num_decodes=int(longer[0]) if len(longer) else common.num_reqs,
             max_query_len=common.max_query_len,
             max_seq_len=common.max_seq_len,
             query_start_loc=common.query_start_loc,
@@ -381,25 +450,32 @@ class AttnkitImpl(AttentionImpl[AttnkitMetadata]):  # type: ignore[misc]
                 )
             )
             return output
+        for part in parts(batch):
+            self._run(layer, query, kv_cache, part, out)
+        return output
+
+    def _run(self, layer: Any, query: torch.Tensor, kv_cache: torch.Tensor, part: Part, out: torch.Tensor) -> None:
         key_cache, value_cache = self._halves(kv_cache)
-        softmax = self.softmax if batch.causal else Softmax(**{**vars(self.softmax), "causal": False})
+        softmax = self.softmax if part.causal else replace(self.softmax, causal=False)
+        table, lens, longest = part.block_table, part.seq_lens, part.max_seq_len
+        if softmax.window[0] >= 0 and softmax.alibi_slopes is None:
+            table, lens, longest = behind_window(part, softmax.window[0], kv_cache.shape[2])
         self.backend.run(
             PagedAttention(
-                query,
+                query[part.tokens],
                 key_cache,
                 value_cache,
-                batch.block_table,
-                batch.seq_lens,
-                batch.query_start_loc,
-                batch.max_query_len,
-                batch.max_seq_len,
+                table,
+                lens,
+                part.query_start_loc,
+                part.max_query_len,
+                longest,
                 softmax,
                 k_scale=layer._k_scale_float,
                 v_scale=layer._v_scale_float,
-                out=out,
+                out=out[part.tokens],
             )
         )
-        return output
 
     def do_kv_cache_update(
         self, layer: Any, key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor

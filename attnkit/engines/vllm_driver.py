@@ -49,6 +49,9 @@ _UNCLAIMED: dict[str, frozenset[Feature]] = {
 }
 """Features that vLLM's class has no method to claim, though its implementation takes and honours them."""
 
+_CONFLICTS: tuple[frozenset[Feature], ...] = (frozenset({"non_causal", "window"}),)
+"""vLLM's window is one number: so many tokens back."""
+
 _numbers = itertools.count()
 
 
@@ -118,7 +121,8 @@ class EngineBackend(Backend):
 def engine_backend(name: str) -> EngineBackend:
     """vLLM's backend `name` ("CPU_ATTN" or "vllm:CPU_ATTN") as a backend of attnkit.
 
-    Its capability is read from what the vLLM class says about itself.
+    Its capability is read from what the vLLM class says about itself. Where attnkit's plugin is switched on and takes that
+    backend's place, it is the plugin's classes that are driven.
 
     Raises:
         EngineMovedError: vLLM is absent or its registry moved.
@@ -128,6 +132,9 @@ def engine_backend(name: str) -> EngineBackend:
     with _interface("its registry of attention backends"):
         from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
+        from attnkit.engines import vllm_plugin
+
+        vllm_plugin.register()
         known = [member.name for member in AttentionBackendEnum]
         if engine_name not in known:
             raise unknown_name(f"attention backend of vLLM {vllm_version()}", engine_name, known)
@@ -146,6 +153,10 @@ def engine_backend(name: str) -> EngineBackend:
 
 def _capability(name: str, backend: Any) -> Capability:
     """The vLLM class's claims in attnkit's words."""
+    if hasattr(backend, "attnkit_capability"):  # our own classes, put there by the plugin
+        ours: Capability = backend.attnkit_capability()
+        features = ours.features - {"lse", "score_mod", "mask_mod"}  # no words for them in vLLM's interface
+        return replace(ours, ops=frozenset({"paged"}), features=features, conflicts=_CONFLICTS, graphs=False)
     dtypes = {dtype.removeprefix("torch.") for dtype in map(str, backend.supported_dtypes)}
     caches: dict[str, KvCacheDtype] = {"auto": "auto", "fp8": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
     sizes = backend.get_supported_kernel_block_sizes()
@@ -169,7 +180,7 @@ def _capability(name: str, backend: Any) -> Capability:
         block_multiple=min(bases, default=1),
         kv_cache_dtypes=frozenset(caches[c] for c in backend.supported_kv_cache_dtypes if c in caches),
         features=frozenset(features),
-        conflicts=(frozenset({"non_causal", "window"}),),  # vLLM's window is one number: so many tokens back
+        conflicts=_CONFLICTS,
     )
 
 
