@@ -111,9 +111,9 @@ def show(line: str) -> None:
     if heading and heading[1] == "PLAY":
         console.print(f"   [bold]{heading[2]}[/]", highlight=False)
     elif heading:
-        console.print(f"     [dim]{heading[2].removeprefix('attnkit.fleet.attnkit : ')}[/]", highlight=False)
+        console.print(f"     [dim]{heading[2].removeprefix('attnkit.fleet.attnkit : ')}[/]", highlight=False, soft_wrap=True)
     elif re.match(r"^\s+- ", line) or re.match(r"^(fatal|\[ERROR\]|ERROR|.*UNREACHABLE)", line):
-        console.print(f"     {line.strip()}", highlight=False, markup=False, no_wrap=False)
+        console.print(f"     {line.strip()}", highlight=False, markup=False, soft_wrap=True)
 
 
 def changed(recap: str) -> dict[str, int]:

@@ -128,7 +128,10 @@ def certificates() -> tuple[Path, Path]:
 
 
 def running(name: str) -> bool:
-    """Whether the container is up; one that is stopped is started again."""
+    """Whether the container is up; one that is stopped is started again, one of another image is removed."""
+    if docker("inspect", "--format", "{{.Image}}", name, check=False) not in ("", build.inspect(NODE_IMAGE, "{{.Id}}")):
+        docker("rm", "-f", name)
+        return False
     state = docker("inspect", "--format", "{{.State.Running}}", name, check=False)
     if state == "false":
         docker("start", name)

@@ -16,7 +16,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 SERVICES = {
     "node": (
         ["/usr/sbin/sshd", "-D", "-e"],
-        ["/usr/bin/dockerd", "--host", "unix:///var/run/docker.sock", "--log-level", "warn"],
+        ["/usr/sbin/dockerd", "--host", "unix:///var/run/docker.sock", "--log-level", "warn"],
     ),
     "registry": (["/usr/bin/docker-registry", "serve", "/etc/attnkit-registry.yml"],),
 }

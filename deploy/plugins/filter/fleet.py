@@ -41,9 +41,65 @@ def fleet_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> li
     return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells]
 
 
+NO_ANSWER = {"check": "reachable", "ok": False, "detail": "no answer"}
+NO_OUTCOME = {"ok": False, "reason": "no outcome (unreachable?)", "summary": {}, "went_back": False}
+
+
+def finding_rows(hostvars: Mapping[str, Mapping[str, Any]], hosts: Sequence[str]) -> list[dict[str, Any]]:
+    """Every finding of every host, a host that gave none included."""
+    return [{"node": host, **found} for host in hosts for found in _of(hostvars, host, "attnkit_findings") or [NO_ANSWER]]
+
+
+def objections(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The findings that speak against a rollout, a line each."""
+    return [f"{row['node']}: {row['check']}: {row['detail']}" for row in rows if not row["ok"]]
+
+
+def outcome_rows(hostvars: Mapping[str, Mapping[str, Any]], hosts: Sequence[str]) -> list[dict[str, Any]]:
+    """How every host ended; a host without an outcome did not serve."""
+    rows = []
+    for host in hosts:
+        outcome = _of(hostvars, host, "attnkit_outcome") or NO_OUTCOME
+        summary = outcome.get("summary") or {}
+        rows.append(
+            {
+                "node": host,
+                "type": summary.get("node_type"),
+                "backend": summary.get("backend"),
+                "verdict": summary.get("verdict"),
+                "boot_s": summary.get("boot_seconds"),
+                "tokens_per_s": summary.get("tokens_per_s"),
+                "created": summary.get("created"),
+                "serves": bool(outcome["ok"]),
+                "reason": outcome["reason"],
+                "went_back": outcome.get("went_back") or "",
+            }
+        )
+    return rows
+
+
+def failures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The rows of hosts that do not serve, a line each with the reason and whether the host went back."""
+    return [
+        f"{row['node']}: {row['reason']}" + (f" | went back: {row['went_back']}" if row["went_back"] else "")
+        for row in rows
+        if not row["serves"]
+    ]
+
+
+def _of(hostvars: Mapping[str, Mapping[str, Any]], host: str, name: str) -> Any:
+    return hostvars[host].get(name) if host in hostvars else None
+
+
 class FilterModule:
     """The filters of this collection."""
 
     def filters(self) -> dict[str, Any]:
         """Names and functions."""
-        return {"fleet_table": fleet_table}
+        return {
+            "fleet_table": fleet_table,
+            "finding_rows": finding_rows,
+            "objections": objections,
+            "outcome_rows": outcome_rows,
+            "failures": failures,
+        }
