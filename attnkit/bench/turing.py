@@ -46,11 +46,13 @@ DECODES = (
 MIXED = Shape("mixed 2x512@2048+14dec@2048", (512,) * 2 + (1,) * 14, (2560,) * 2 + (2048,) * 14)
 
 SWEEP = {
-    64: (Tile(64, 64, 4, 1), Tile(128, 64, 8, 1), Tile(128, 32, 4, 1), Tile(64, 32, 4, 1)),
-    128: (Tile(64, 32, 4, 1), Tile(64, 64, 4, 1), Tile(128, 32, 8, 1), Tile(64, 64, 8, 1), Tile(32, 64, 4, 1)),
+    64: (Tile(64, 64, 4, 1), Tile(64, 64, 4, 2), Tile(128, 64, 8, 1), Tile(128, 64, 8, 2), Tile(64, 32, 4, 2)),
+    128: (Tile(128, 32, 8, 1), Tile(128, 32, 8, 2), Tile(64, 32, 4, 1), Tile(64, 64, 8, 1), Tile(32, 64, 4, 1)),
     256: (Tile(32, 32, 4, 1), Tile(64, 32, 8, 1), Tile(64, 16, 8, 1)),
 }
-DECODE_SWEEP = (Tile(16, 64, 4, 1), Tile(16, 32, 4, 1), Tile(16, 128, 4, 1), Tile(16, 64, 2, 1), Tile(16, 32, 2, 1))
+"""num_stages 2 is double buffering through registers."""
+
+DECODE_SWEEP = (Tile(16, 64, 4, 1), Tile(16, 64, 4, 2), Tile(16, 32, 4, 1), Tile(16, 32, 4, 2), Tile(16, 32, 2, 2))
 
 
 def on_sm75(*, stock: bool = False) -> AbstractContextManager[Device]:

@@ -3,8 +3,8 @@
 Stock Triton compiles `tl.dot` for sm_75 to scalar multiply-adds. `enable()` installs a hook through Triton's public knob
 `triton.knobs.runtime.add_stages_inspection_hook` that, for compute capability 7.5 alone,
 
-1. lays the kernel out as for 8.0, without software pipelining, so that the dot becomes matrix instructions and no copy is
-   asynchronous;
+1. lays the kernel out as for 8.0, so that the dot becomes matrix instructions, but without its software pipelining, which
+   is made of asynchronous copies; a kernel launched with num_stages=2 is double-buffered through registers instead;
 2. rewrites the PTX to the instructions of sm_75 and refuses what sm_75 lacks (`turing_ptx`);
 3. refuses kernels that need more than 64 KB of shared memory, before anything is launched.
 
@@ -31,6 +31,9 @@ from attnkit.kernels import turing_ptx
 CAPABILITY = 75
 LAYOUT_CAPABILITY = 80
 """The capability whose layouts and dot lowering are borrowed: the first with m16n8k16."""
+
+REGISTER_STAGES = 2
+"""The num_stages that asks for double buffering through registers. Triton's default of 3 does not: it costs registers."""
 
 TESTED_TRITON = ("3.6.0", "3.7.1", "3.8.0", "3.9.0")
 """The versions the tests of this module were run on. The hook works on compiler internals: others are refused."""
@@ -166,7 +169,8 @@ def _turn(backend: Any, stages: dict[str, Callable[..., Any]], options: Any) -> 
     if "ttir" in stages:  # not for Gluon, whose layouts are the author's own
 
         def ttgir(module: Any, metadata: dict[str, Any]) -> Any:
-            return backend.make_ttgir(_unpipelined(module), metadata, plain, LAYOUT_CAPABILITY)
+            laid_out = backend.make_ttgir(_edited(module, _loop_stages(1)), metadata, plain, LAYOUT_CAPABILITY)
+            return _stage_through_registers(laid_out) if options.num_stages == REGISTER_STAGES else laid_out
 
         stages["ttgir"] = ttgir
 
@@ -185,22 +189,53 @@ def _turn(backend: Any, stages: dict[str, Callable[..., Any]], options: Any) -> 
     stages.update(llir=llir, ptx=ptx)
 
 
-_LOOP_STAGES = re.compile(r"tt\.num_stages = \d+ : i32")
+_LOOP_STAGES = r"tt\.num_stages = \d+ : i32"
+_TARGET = r'ttg\.target = "[^"]*"'
+_REGISTER_PIPELINE_TARGET = "hip:gfx90a"
+"""Any AMD target without asynchronous copies; Triton >= 3.8 lets its AMD passes run for no other."""
 
 
-def _unpipelined(module: Any) -> Any:
-    """The module without the loops' own stage counts, which would bring asynchronous copies back."""
-    text = str(module)
-    if not _LOOP_STAGES.search(text):
+def _edited(module: Any, *edits: tuple[str, str]) -> Any:
+    """The module with attributes replaced in its text: (pattern, replacement) each. The same object where nothing matches."""
+    before = text = str(module)
+    for pattern, replacement in edits:
+        text = re.sub(pattern, replacement, text)
+    if text == before:
         return module
     from triton._C.libtriton import ir
 
-    with tempfile.NamedTemporaryFile("w", suffix=".ttir") as file:
-        file.write(_LOOP_STAGES.sub("tt.num_stages = 1 : i32", text))
+    with tempfile.NamedTemporaryFile("w", suffix=".mlir") as file:
+        file.write(text)
         file.flush()
         turned = ir.parse_mlir_module(file.name, module.context)
     turned.context = module.context
     return turned
+
+
+def _loop_stages(stages: int) -> tuple[str, str]:
+    """The edit that sets the loops' own stage counts (`tl.range(num_stages=…)`), which win over the kernel's."""
+    return _LOOP_STAGES, f"tt.num_stages = {stages} : i32"
+
+
+def _stage_through_registers(laid_out: Any) -> Any:
+    """Load the next tile into registers while this one is computed, and store it to shared memory after.
+
+    Triton has a pass that does this for AMD's cards, many of which lack asynchronous copies as well; it works on the common
+    dialect, whatever the target is.
+    """
+    from triton._C.libtriton import amd, ir, passes
+
+    target = re.search(_TARGET, str(laid_out))
+    if target is None:
+        raise UnsupportedError("Turing code generation: the module names no target")
+    module = _edited(laid_out, _loop_stages(REGISTER_STAGES), (_TARGET, f'ttg.target = "{_REGISTER_PIPELINE_TARGET}"'))
+    manager = ir.pass_manager(module.context)
+    amd.passes.ttgpuir.add_schedule_loops(manager, REGISTER_STAGES)
+    amd.passes.ttgpuir.add_pipeline(manager, False, False)
+    passes.common.add_canonicalizer(manager)
+    passes.common.add_cse(manager)
+    manager.run(module, "stage_through_registers")
+    return _edited(module, (_TARGET, target[0]))
 
 
 _NEWER_OPERATIONS = re.compile(r"(?:^|=)\s*\"?(ttg\.async_\w+|ttng\.\w+|ttg\.warp_specialize)\b", re.MULTILINE)

@@ -17,9 +17,11 @@ import attnkit
 from attnkit.backends.turing import CAPABILITY, TuringAttn
 from attnkit.errors import UnsupportedError
 from attnkit.kernels import turing, turing_ptx
-from attnkit.kernels.aot_inspect import inspect_ptx
+from attnkit.kernels.aot_inspect import disassemble, inspect_ptx
 from attnkit.kernels.triton import attention
+from attnkit.kernels.triton.configs import Tile
 from attnkit.kernels.triton.targets import compile_launch, compiling_for
+from attnkit.kernels.turing_model import main_loop
 from attnkit.spec import AttentionSpec, PagedAttention, Softmax, VarlenAttention
 
 HERE = Path(__file__).parent
@@ -78,6 +80,8 @@ def test_every_form_of_dot(python):
     assert made["int8"] == {"IMMA.8816.S8.S8.SAT": 64}
     assert made["fp8e5"] == {"HMMA.1688.F32": 64}
     assert set(made["fp32-ieee"]) == {"FFMA"}
+    assert found["staged"]["load_before_dot"] and found["staged"]["store_after_dot"], "no double buffering through registers"
+    assert set(found["staged"]["sass"]) == {"HMMA.1688.F32"}
     for refused, what in {"bf16": "bfloat16", "tf32": "tf32", "fp64": "float64"}.items():
         assert f"sm_75 has no {what} tensor cores" in found["turing"][refused]["error"]
     assert "shared memory on sm_75" in found["hungry"]["error"]
@@ -90,7 +94,7 @@ def test_other_capabilities_keep_code_and_key(python):
     assert found["other"]["80"] == found["stock"]["80"]
     assert found["turing"]["fp16-fp32"]["hash"] != found["stock"]["75"]["hash"]
     assert found["after"]["75"] == found["stock"]["75"], "disable() leaves something behind"
-    assert found["chained_calls"] == len(found["turing"]) + len(found["other"]) + 1, "the hook found first no longer runs"
+    assert found["chained_calls"] == len(found["turing"]) + len(found["other"]) + 3, "the hook found first no longer runs"
 
 
 def test_enable_is_idempotent_and_disable_restores():
@@ -199,6 +203,29 @@ def test_machine_code(name, hook):
             assert cost.count("HMMA") == cost.count("HMMA.1688.F32"), label
             assert scalar < 0.05 * tensor, f"{label}: {scalar} scalar multiply-adds a warp beside {tensor} on tensor cores"
     assert seen
+
+
+STAGED = {
+    "prefill d64": (paged(64, 128), {"prefill_tile": Tile(64, 64, 4, 2)}),
+    "prefill d128": (paged(128, 128), {"prefill_tile": Tile(128, 32, 8, 2)}),
+    "decode d128": (paged(128, 1), {"decode_tile": Tile(16, 64, 4, 2), "splits": 4}),
+}
+
+
+@pytest.mark.parametrize("name", STAGED)
+def test_double_buffering_through_registers(name, hook):
+    """num_stages=2: fewer barriers a step, no asynchronous copy, no spill."""
+    call, tiles = STAGED[name]
+    barriers = {}
+    for stages in (1, 2):
+        chosen = {k: replace(v, num_stages=stages) if isinstance(v, Tile) else v for k, v in tiles.items()}
+        compiled = compile_launch(attention.plan_paged(call, arch="sm_75", **chosen)[2][0], "sm_75")
+        cost = inspect_ptx(compiled.asm["ptx"], "sm_75")
+        assert cost.spill_bytes == 0
+        assert cost.count("LDGSTS") == 0
+        assert compiled.shared <= turing_ptx.SHARED_MEMORY_LIMIT
+        barriers[stages] = main_loop(disassemble(compiled.asm["ptx"], "sm_75"))["BAR.SYNC"]
+    assert barriers[2] <= barriers[1]
 
 
 def test_emulation_loads_ptx_under_a_key_of_its_own(hook):

@@ -58,10 +58,10 @@ def source(operand, acc, out, precision, stages):
     return ASTSource(dots, signature=signature, constexprs=constants, attrs=aligned)
 
 
-def compiled(what, arch=75):
+def compiled(what, arch=75, options=None):
     """Matrix instructions and scalar multiply-adds of the machine code, or the error."""
     try:
-        kernel = triton.compile(what, target=GPUTarget("cuda", arch, 32))
+        kernel = triton.compile(what, target=GPUTarget("cuda", arch, 32), options=options)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
     cost = inspect_ptx(kernel.asm["ptx"], f"sm_{arch}")
@@ -79,6 +79,14 @@ def main():
     turing.enable()
     turing.enable()
     result["turing"] = {name: compiled(source(*kind)) for name, kind in KINDS.items()}
+    staged = triton.compile(plain, target=GPUTarget("cuda", 75, 32), options={"num_stages": 2})
+    ttgir = staged.asm["ttgir"]
+    loop = ttgir[ttgir.index("scf.for") :]
+    result["staged"] = {
+        **compiled(plain, options={"num_stages": 2}),
+        "load_before_dot": loop.index("tt.load") < loop.index("tt.dot"),
+        "store_after_dot": loop.index("ttg.local_store") > loop.index("tt.dot"),
+    }
     result["other"] = {"80": compiled(plain, 80)}
     signature = {"a": "*fp16", "c": "*fp16", "N": "constexpr"}
     result["hungry"] = compiled(ASTSource(hungry, signature=signature, constexprs={"N": 256}))
