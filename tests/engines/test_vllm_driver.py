@@ -131,6 +131,20 @@ def test_the_self_test_passes_cpu_attn_with_a_model_s_geometry(dtype: Any) -> No
     assert all("page128" in case.case for case in seen), "vLLM's own block size where it cannot use the one asked"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_self_test_passes_cpu_mla(dtype: Any) -> None:
+    need = AttentionSpec("mla_decode", dtype, num_heads=16, num_kv_heads=1, head_dim=576, head_dim_v=512, block_size=64)
+    verdict = driver.validate_engine_backend("CPU_MLA", need, "quick", device=DEVICE)
+    assert verdict.outcome == "pass", [(c.case, c.reason) for c in verdict.cases if c.outcome != "pass"]
+    assert {case.kernel for case in verdict.cases} == {"vllm.CPUMLAImpl"}
+    assert all("page16" in case.case for case in verdict.cases)
+
+
+def test_the_self_test_fails_cpu_mla_with_a_planted_fault() -> None:
+    need = AttentionSpec("mla_decode", "bfloat16", num_heads=16, num_kv_heads=1, head_dim=576, head_dim_v=512, block_size=16)
+    assert driver.validate_engine_backend("CPU_MLA", need, "quick", device=DEVICE, fault="scale").outcome == "fail"
+
+
 def test_the_self_test_fails_cpu_attn_with_a_planted_fault() -> None:
     spec = AttentionSpec(dtype="bfloat16", num_heads=4, num_kv_heads=2, head_dim=64, block_size=32)
     verdict = driver.validate_engine_backend("CPU_ATTN", spec, "quick", device=DEVICE, fault="scale")

@@ -77,8 +77,26 @@ print("ANSWER", AsCustom.validate_configuration(**asked))
     assert (answer == "[]") if reason is None else (reason in answer), answer + done.stderr
 
 
+def test_our_backend_passes_the_self_test_through_vllm_s_interface() -> None:
+    code = """
+import platform
+from attnkit.engines.vllm_driver import validate_engine_backend
+from attnkit.hardware.device import Device
+from attnkit.spec import AttentionSpec
+device = Device(vendor="cpu", kind="cpu", name="CPU", arch=platform.machine())
+spec = AttentionSpec(dtype="bfloat16", num_heads=8, num_kv_heads=2, head_dim=64, block_size=16, features=frozenset({"window"}))
+for fault in (None, "window-off-by-one"):
+    verdict = validate_engine_backend("CPU_ATTN", spec, "quick", device=device, fault=fault)
+    print("VERDICT", verdict.outcome, len(verdict.cases), {case.kernel for case in verdict.cases})
+"""
+    done = in_child(code, ATTNKIT_VLLM_BACKEND="TORCH_SDPA")
+    found = [line.split() for line in done.stdout.splitlines() if line.startswith("VERDICT")]
+    assert [line[1] for line in found] == ["pass", "fail"], done.stdout + done.stderr
+    assert "vllm.AttnkitImpl" in found[0][3]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["llama", "qwen3"])
+@pytest.mark.parametrize("model", ["llama", "qwen3", "mistral-window"])
 def test_greedy_tokens_are_those_of_vllm_s_own_attention(model: str) -> None:
     found = equal_tokens.compare(model, count=8, tokens=64, backend="TORCH_SDPA")
     assert (found.own, found.ours) == ("CPU_ATTN", "TORCH_SDPA")
