@@ -5,8 +5,8 @@ Turing's matrix instructions; the speed is this card's and no Turing card's. On 
 
 1. dot products of every form that the hook rewrites, against exact results;
 2. the self-test of TURING_ATTN (quick and standard), with the kernel names it reports;
-3. throughput of TURING_ATTN beside the same kernel with stock Triton's sm_75 code and beside torch's efficient kernel
-   (torch's has code for this very card, which cannot be taken away from it).
+3. throughput of TURING_ATTN beside the same kernel with stock Triton's sm_75 code (in tiles chosen for that) and beside torch's
+   efficient kernel (which has code for this very card, and that cannot be taken away from it).
 
 Writes DIR/turing.json. --checks stops after the quick self-test (for compute-sanitizer). --sweep times other tile sizes.
 """
@@ -86,7 +86,7 @@ def ours(shape: Shape, *, stock: bool = False, **tiles: Any) -> dict[str, Any]:
     with on_sm75(stock=stock):
 
         def run() -> str:
-            return attention.paged(call, arch="sm_75", **tiles)[2]
+            return attention.paged(call, arch="sm_75-scalar" if stock else "sm_75", **tiles)[2]
 
         kernel = run()
         assert call.out is not None
