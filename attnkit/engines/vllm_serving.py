@@ -27,12 +27,16 @@ class Expected:
     log: str
 
 
-def expected(now: str | None, platform: str, environment: Mapping[str, str]) -> Expected | None:
+def expected(
+    now: str | None, platform: str, environment: Mapping[str, str], *, mla: bool = False, amx: bool = False
+) -> Expected | None:
     """What a vLLM started with `environment` will run.
 
     Args:
         now: `vllm_names.Resolution.now`: what this version of vLLM runs for the backend that was chosen.
         platform: vLLM's word: cpu, cuda, rocm, xpu.
+        mla: the layer is multi-head latent attention, which has backends of its own and no place for the plugin.
+        amx: the CPU has AMX tiles ("amx_tile" among its features).
 
     Returns:
         None where it is not known.
@@ -41,6 +45,8 @@ def expected(now: str | None, platform: str, environment: Mapping[str, str]) -> 
         UsageError: the plugin's variable names no backend.
     """
     ours = environment.get(VARIABLE, "").strip()
-    if ours and platform in PLACES:
+    if mla and platform == "cpu":
+        now = "AMX_MLA" if amx else "CPU_MLA"
+    elif ours and platform in PLACES and not mla:
         return Expected(PREFIX + PLACES[platform], canonical(ours))
     return None if now is None else Expected(PREFIX + now, now)

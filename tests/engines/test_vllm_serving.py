@@ -24,6 +24,13 @@ def test_elsewhere_it_is_the_backend_that_was_handed_over() -> None:
     assert expected("FLASH_ATTN", "cuda", {"ATTNKIT_VLLM_BACKEND": " "}) == Expected("vllm:FLASH_ATTN", "FLASH_ATTN")
 
 
+@pytest.mark.parametrize(("amx", "name"), [(False, "CPU_MLA"), (True, "AMX_MLA")])
+def test_mla_layers_have_backends_of_their_own_on_cpu(amx: bool, name: str) -> None:
+    variables = {"ATTNKIT_VLLM_BACKEND": "sdpa"}
+    assert expected("CPU_ATTN", "cpu", variables, mla=True, amx=amx) == Expected(f"vllm:{name}", name)
+    assert expected("TRITON_MLA", "cuda", variables, mla=True) == Expected("vllm:TRITON_MLA", "TRITON_MLA")
+
+
 def test_nothing_known_is_nothing_expected() -> None:
     assert expected(None, "tpu", {}) is None
 
