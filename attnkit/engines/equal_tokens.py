@@ -70,7 +70,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two engines on one model.
+    """Two engines on one model. The speeds mean something only on a machine that does nothing else (see `load_before`).
 
     Args:
         equal: prompts with the very same tokens; of `prompts`.
@@ -222,6 +222,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
+    load = os.getloadavg()[0]
     results = [compare(m, count=asked.prompts, tokens=asked.tokens, backend=asked.backend) for m in asked.models.split(",")]
     document = {
         "kind": "demo",
@@ -229,6 +230,7 @@ def main() -> int:
         "command": "python -m attnkit.engines.equal_tokens " + " ".join(sys.argv[1:]),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "device": f"CPU ({platform.machine()}, {os.cpu_count()} cores)",
+        "load_before": round(load, 1),
         "results": [asdict(result) for result in results],
     }
     text = json.dumps(document, indent=2) + "\n"
