@@ -162,9 +162,9 @@ def _flash_attn_2(call: PagedAttention | VarlenAttention) -> AttentionOutput:
     else:
         key, value, block_table, key_start_loc = call.key, call.value, None, call.key_start_loc
     result = flash_attn_varlen_func(
-        call.query,
-        key,
-        value,
+        q=call.query,
+        k=key,
+        v=value,
         cu_seqlens_q=call.query_start_loc,
         cu_seqlens_k=key_start_loc,
         max_seqlen_q=call.max_query_len,
@@ -196,9 +196,9 @@ def _flash_attn_4(call: PagedAttention | VarlenAttention) -> AttentionOutput:
         keys = {"cu_seqlens_k": call.key_start_loc}
     sinks = call.softmax.sinks
     result = flash_attn_varlen_func(
-        call.query,
-        key,
-        value,
+        q=call.query,
+        k=key,
+        v=value,
         cu_seqlens_q=call.query_start_loc,
         max_seqlen_q=call.max_query_len,
         max_seqlen_k=call.max_seq_len,

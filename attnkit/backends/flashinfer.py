@@ -162,14 +162,14 @@ def _run_prefill(call: PagedAttention, query: Any, seqs: list[int], query_lens: 
         _workspace(query.device), "NHD", backend="fa2" if call.key_cache.element_size() == 1 else "auto"
     )
     wrapper.plan(
-        query_indptr.to(query.device),
-        indptr.to(query.device),
-        indices,
-        last.to(query.device),
-        query.shape[1],
-        call.key_cache.shape[2],
-        query.shape[2],
-        call.key_cache.shape[1],
+        qo_indptr=query_indptr.to(query.device),
+        paged_kv_indptr=indptr.to(query.device),
+        paged_kv_indices=indices,
+        paged_kv_last_page_len=last.to(query.device),
+        num_qo_heads=query.shape[1],
+        num_kv_heads=call.key_cache.shape[2],
+        head_dim_qk=query.shape[2],
+        page_size=call.key_cache.shape[1],
         causal=call.softmax.causal,
         sm_scale=call.softmax.softmax_scale,
         window_left=call.softmax.window[0],
@@ -187,13 +187,13 @@ def _run_decode(call: PagedAttention, query: Any, seqs: list[int], query_lens: l
     # Tensor cores are the prefill kernel on one row: any ratio of heads, and faster from a ratio of 4 on.
     wrapper = BatchDecodeWithPagedKVCacheWrapper(_workspace(query.device), "NHD", use_tensor_cores=True)
     wrapper.plan(
-        indptr.to(query.device),
-        indices,
-        last.to(query.device),
-        query.shape[1],
-        call.key_cache.shape[2],
-        query.shape[2],
-        call.key_cache.shape[1],
+        indptr=indptr.to(query.device),
+        indices=indices,
+        last_page_len=last.to(query.device),
+        num_qo_heads=query.shape[1],
+        num_kv_heads=call.key_cache.shape[2],
+        head_dim=query.shape[2],
+        page_size=call.key_cache.shape[1],
         sm_scale=call.softmax.softmax_scale,
         window_left=call.softmax.window[0],
         logits_soft_cap=call.softmax.softcap or None,
@@ -208,11 +208,11 @@ def _ragged(call: VarlenAttention) -> tuple[Any, Any, str]:
 
     wrapper = BatchPrefillWithRaggedKVCacheWrapper(_workspace(call.query.device), "NHD")
     wrapper.plan(
-        call.query_start_loc,
-        call.key_start_loc,
-        call.query.shape[1],
-        call.key.shape[1],
-        call.query.shape[2],
+        qo_indptr=call.query_start_loc,
+        kv_indptr=call.key_start_loc,
+        num_qo_heads=call.query.shape[1],
+        num_kv_heads=call.key.shape[1],
+        head_dim_qk=call.query.shape[2],
         causal=call.softmax.causal,
         sm_scale=call.softmax.softmax_scale,
         window_left=call.softmax.window[0],
@@ -231,19 +231,20 @@ def _mla_wrapper(call: MlaDecode) -> tuple[Any, Any]:
     seq_lens = call.seq_lens.tolist()
     indptr, indices, _ = _pages(call, block_size, list(range(len(seq_lens))), seq_lens)
     wrapper = BatchMLAPagedAttentionWrapper(_workspace(call.query.device))
+    # By name: FlashInfer 0.7 warns of positional arguments here, which it is about to drop.
     wrapper.plan(
-        call.query_start_loc,
-        indptr.to(call.query.device),
-        indices,
-        call.seq_lens,
-        call.query.shape[1],
-        rank,
-        call.query.shape[2] - rank,
-        block_size,
-        True,  # causal
-        call.softmax_scale,
-        call.query.dtype,
-        call.kv_cache.dtype,
+        qo_indptr=call.query_start_loc,
+        kv_indptr=indptr.to(call.query.device),
+        kv_indices=indices,
+        kv_len_arr=call.seq_lens,
+        num_heads=call.query.shape[1],
+        head_dim_ckv=rank,
+        head_dim_kpe=call.query.shape[2] - rank,
+        page_size=block_size,
+        causal=True,
+        sm_scale=call.softmax_scale,
+        q_data_type=call.query.dtype,
+        kv_data_type=call.kv_cache.dtype,
     )
     out, lse = wrapper.run(
         call.query[..., :rank].contiguous(),

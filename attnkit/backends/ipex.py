@@ -77,18 +77,18 @@ def _ipex(call: PagedAttention) -> AttentionOutput:
 
     out = call.query.new_zeros(*call.query.shape[:2], call.value_cache.shape[-1])
     _IPEXPagedAttentionCPU.flash_attn_varlen_func(
-        out,
-        call.query.contiguous(),
+        output=out,
+        query=call.query.contiguous(),
         # IPEX keeps a block's heads outside its tokens.
-        call.key_cache.transpose(1, 2).contiguous(),
-        call.value_cache.transpose(1, 2).contiguous(),
-        call.query_start_loc,
-        prefix_sum(call.seq_lens),
-        call.max_query_len,
-        call.max_seq_len,
-        call.softmax.softmax_scale,
-        True,  # is_causal
-        call.block_table,
+        k_cache=call.key_cache.transpose(1, 2).contiguous(),
+        v_cache=call.value_cache.transpose(1, 2).contiguous(),
+        cu_seq_lens_q=call.query_start_loc,
+        cu_seq_lens_kv=prefix_sum(call.seq_lens),
+        max_seq_len_q=call.max_query_len,
+        max_seq_len_kv=call.max_seq_len,
+        scale=call.softmax.softmax_scale,
+        is_causal=True,
+        block_table=call.block_table,
     )
     return finish(call, out, None, "torch_ipex.flash_attn_varlen_func")
 

@@ -83,13 +83,13 @@ class FlashMla(Backend):
         new_tokens, heads = query.shape[1], query.shape[2]
         metadata, splits = get_mla_metadata(call.seq_lens, new_tokens * heads, 1)
         out, lse = flash_mla_with_kvcache(
-            query,
-            call.kv_cache.unsqueeze(2),
-            call.block_table,
-            call.seq_lens,
-            call.kv_lora_rank,
-            metadata,
-            splits,
+            q=query,
+            k_cache=call.kv_cache.unsqueeze(2),
+            block_table=call.block_table,
+            cache_seqlens=call.seq_lens,
+            head_dim_v=call.kv_lora_rank,
+            tile_scheduler_metadata=metadata,
+            num_splits=splits,
             softmax_scale=call.softmax_scale,
             causal=True,
         )
@@ -153,18 +153,20 @@ def _vllm_cutlass(call: MlaDecode, query: Any, table: Any) -> Any:
     padded = torch.nn.functional.pad(query, (0, 0, 0, _CUTLASS_HEADS - heads))
     out = query.new_empty(num_seqs, _CUTLASS_HEADS, call.kv_lora_rank)
     units = torch.cuda.get_device_properties(query.device).multi_processor_count
-    size = ops.sm100_cutlass_mla_get_workspace_size(table.shape[1] * call.kv_cache.shape[1], num_seqs, units, num_kv_splits=-1)
+    size = ops.sm100_cutlass_mla_get_workspace_size(
+        max_seq_len=table.shape[1] * call.kv_cache.shape[1], num_batches=num_seqs, sm_count=units, num_kv_splits=-1
+    )
     ops.sm100_cutlass_mla_decode(
-        out,
-        torch.empty(0, device=query.device),
-        padded[..., : call.kv_lora_rank].contiguous(),
-        padded[..., call.kv_lora_rank : width].contiguous(),
-        call.kv_cache,
-        call.seq_lens,
-        table,
-        torch.empty(max(size, 1), dtype=torch.uint8, device=query.device),
-        call.softmax_scale,
-        -1,  # the kernel chooses how often to split the keys
+        out=out,
+        lse=torch.empty(0, device=query.device),
+        q_nope=padded[..., : call.kv_lora_rank].contiguous(),
+        q_pe=padded[..., call.kv_lora_rank : width].contiguous(),
+        kv_c_and_k_pe_cache=call.kv_cache,
+        seq_lens=call.seq_lens,
+        page_table=table,
+        workspace=torch.empty(max(size, 1), dtype=torch.uint8, device=query.device),
+        scale=call.softmax_scale,
+        num_kv_splits=-1,  # the kernel chooses how often to split the keys
     )
     return out[:, :heads]
 
@@ -173,16 +175,18 @@ def _sgl_cutlass(call: MlaDecode, query: Any, table: Any) -> Any:
     import torch
     from sgl_kernel import cutlass_mla_decode, cutlass_mla_get_workspace_size
 
-    size = cutlass_mla_get_workspace_size(table.shape[1] * call.kv_cache.shape[1], query.shape[0], num_kv_splits=-1)
+    size = cutlass_mla_get_workspace_size(
+        max_seq_len=table.shape[1] * call.kv_cache.shape[1], num_batches=query.shape[0], num_kv_splits=-1
+    )
     return cutlass_mla_decode(
-        query[..., : call.kv_lora_rank].contiguous(),
-        query[..., call.kv_lora_rank :].contiguous(),
-        call.kv_cache,
-        call.seq_lens,
-        table,
-        torch.empty(max(size, 1), dtype=torch.uint8, device=query.device),
-        call.softmax_scale,
-        -1,
+        q_nope=query[..., : call.kv_lora_rank].contiguous(),
+        q_pe=query[..., call.kv_lora_rank :].contiguous(),
+        kv_c_and_k_pe_cache=call.kv_cache,
+        seq_lens=call.seq_lens,
+        page_table=table,
+        workspace=torch.empty(max(size, 1), dtype=torch.uint8, device=query.device),
+        sm_scale=call.softmax_scale,
+        num_kv_splits=-1,
     )
 
 

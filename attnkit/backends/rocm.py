@@ -127,9 +127,9 @@ def _varlen(
         key, value, key_start_loc = call.key, call.value, call.key_start_loc
     left, right = call.softmax.window
     result = function(
-        call.query,
-        key,
-        value,
+        q=call.query,
+        k=key,
+        v=value,
         cu_seqlens_q=call.query_start_loc,
         cu_seqlens_k=key_start_loc,
         max_seqlen_q=call.max_query_len,
@@ -174,14 +174,14 @@ class RocmAiterMla(Backend):
         tokens = slots(call.block_table, call.seq_lens.tolist(), call.kv_cache.shape[1]).to(torch.int32)
         out = call.query.new_empty(*call.query.shape[:2], call.kv_lora_rank)
         mla_decode_fwd(
-            call.query,
-            call.kv_cache.reshape(-1, 1, 1, call.kv_cache.shape[-1]),
-            out,
-            call.query_start_loc,
-            prefix_sum(call.seq_lens),
-            tokens,
-            torch.ones_like(call.seq_lens),
-            call.max_query_len,
+            q=call.query,
+            kv_buffer=call.kv_cache.reshape(-1, 1, 1, call.kv_cache.shape[-1]),
+            o=out,
+            qo_indptr=call.query_start_loc,
+            kv_indptr=prefix_sum(call.seq_lens),
+            kv_indices=tokens,
+            kv_last_page_lens=torch.ones_like(call.seq_lens),
+            max_seqlen_q=call.max_query_len,
             sm_scale=call.softmax_scale,
         )
         return finish(call, out, None, "aiter.mla_decode_fwd")

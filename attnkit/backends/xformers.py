@@ -82,21 +82,30 @@ def _xformers(call: PagedAttention | VarlenAttention, key: Any, value: Any, key_
     from xformers.ops import memory_efficient_attention_forward
     from xformers.ops.fmha.attn_bias import BlockDiagonalMask
 
-    query_lens, key_lens = call.query_start_loc.diff().tolist(), key_start_loc.diff().tolist()
+    starts, key_lens = call.query_start_loc.tolist(), key_start_loc.diff().tolist()
+    ends = starts[1:]
+    if call.softmax.causal:  # xformers refuses queries that no key precedes; their output is zero
+        starts = [max(start, end - keys) for start, end, keys in zip(starts, ends, key_lens, strict=False)]
     out = call.query.new_zeros(*call.query.shape[:2], value.shape[-1])
-    used = [i for i, (q, k) in enumerate(zip(query_lens, key_lens, strict=True)) if q and k]
+    queries = list(zip(starts, ends, strict=False))
+    used = [i for i, (start, end) in enumerate(queries) if end > start and key_lens[i]]
     if used:
-        rows = _rows_of(query_lens, used, call.query.device)
-        bias = BlockDiagonalMask.from_seqlens([query_lens[i] for i in used], [key_lens[i] for i in used])
+        key_starts = key_start_loc.tolist()
+        rows = _rows([queries[i] for i in used], call.query.device)
+        bias = BlockDiagonalMask.from_seqlens(
+            q_seqlen=[queries[i][1] - queries[i][0] for i in used],
+            kv_seqlen=[key_lens[i] for i in used],
+            device=call.query.device,  # its default is the current CUDA device, which need not be the call's
+        )
         if call.softmax.causal:
             bias = bias.make_causal_from_bottomright()
             if call.softmax.window[0] >= 0:
                 bias = bias.make_local_attention_from_bottomright(call.softmax.window[0] + 1)
-        kept = _rows_of(key_lens, used, key.device)
+        kept = _rows([(key_starts[i], key_starts[i + 1]) for i in used], key.device)
         result = memory_efficient_attention_forward(
-            call.query[rows].unsqueeze(0),
-            key[kept].unsqueeze(0),
-            value[kept].unsqueeze(0),
+            query=call.query[rows].unsqueeze(0),
+            key=key[kept].unsqueeze(0),
+            value=value[kept].unsqueeze(0),
             attn_bias=bias,
             p=0.0,
             scale=call.softmax.softmax_scale,
@@ -105,14 +114,11 @@ def _xformers(call: PagedAttention | VarlenAttention, key: Any, value: Any, key_
     return out, None, "xformers.memory_efficient_attention_forward"
 
 
-def _rows_of(lens: list[int], used: list[int], device: Any) -> Any:
-    """Row numbers of the sequences `used` in a packed tensor of sequences of length `lens`."""
+def _rows(ranges: list[tuple[int, int]], device: Any) -> Any:
+    """Row numbers of several half-open ranges, one after another."""
     import torch
 
-    starts = [0]
-    for length in lens:
-        starts.append(starts[-1] + length)
-    return torch.cat([torch.arange(starts[i], starts[i + 1], device=device) for i in used])
+    return torch.cat([torch.arange(start, end, device=device) for start, end in ranges])
 
 
 def _torch_efficient(call: PagedAttention | VarlenAttention, key: Any, value: Any, key_start_loc: Any) -> tuple[Any, Any, str]:
