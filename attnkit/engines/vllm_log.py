@@ -68,6 +68,11 @@ def is_known(version: str) -> bool:
         return False
 
 
+def matters(line: str) -> bool:
+    """True for a line that `read_log` reads: what a supervisor that cannot keep the whole output has to keep."""
+    return bool(_OURS.search(line) or _CANNOT.search(line) or _ON_CPU.search(line) or _said(line))
+
+
 def read_log(lines: Iterable[str], version: str) -> Running:
     """What the log of a vLLM of this version says about its attention backend. Later lines win; ours win over vLLM's."""
     if not is_known(version):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from attnkit.engines.vllm_log import LOG_LINE, assert_chosen, backend_from_log, read_log
+from attnkit.engines.vllm_log import LOG_LINE, assert_chosen, backend_from_log, matters, read_log
 
 CONFIG = (
     "(EngineCore pid=7) INFO 11-24 [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: "
@@ -74,3 +74,10 @@ def test_lines_of_an_unknown_version_are_not_guessed_at(version: str) -> None:
 
 def test_a_log_that_names_none_is_not_taken_for_agreement() -> None:
     assert "cannot tell" in (assert_chosen("FLASH_ATTN", [LOADING], "0.32.0") or "")
+
+
+def test_the_lines_that_matter_are_enough() -> None:
+    lines = [LOADING, CONFIG, LOADING, REPLACED, LOADING]
+    kept = [line for line in lines if matters(line)]
+    assert kept == [CONFIG, REPLACED]
+    assert read_log(kept, "0.32.0") == read_log(lines, "0.32.0")
