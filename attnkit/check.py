@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import platform
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from attnkit import __version__
-from attnkit.backends.base import Accepted, Rejected
-from attnkit.backends.registry import canonical
+from attnkit.backends.base import Accepted, Reason, Rejected, missing
+from attnkit.backends.registry import all_backends, canonical, get
 from attnkit.errors import EXIT_CHECK_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, NoBackendError, UsageError, unknown_name
+from attnkit.hardware.device import Device
 from attnkit.outputs import now
 from attnkit.plain import to_json, to_plain
 from attnkit.plan import Plan, make_plan, place
 from attnkit.proving import Proof, Request, prove_isolated, run_isolated
 from attnkit.report import write_atomically
+from attnkit.select import installed_versions
 from attnkit.selftest import FAULTS
 from attnkit.selftest.model import LEVELS, Level, Verdict
+from attnkit.spec import AttentionSpec
 
 TIMEOUT_SECONDS = 3600.0
 
@@ -27,7 +31,7 @@ class CheckOptions:
     """What `attnkit selftest` was asked.
 
     Args:
-        backend: a name, or "all" for everything that selection accepts here.
+        backend: a name, or "all": with a model everything that selection accepts for it, else everything that runs here.
         level: None takes the profile's.
         prove: plant every fault and see which case catches it.
         json_file: where to write the report; "-" is stdout; None prints tables.
@@ -57,14 +61,17 @@ def run_checks(options: CheckOptions) -> int:
     if not where.here:
         raise UsageError(f"--node {options.node}: {where.why}")
     asked = check_level(options.level)
-    plan = make_plan(where, model=options.model, explicit=explicit)
+    plan = make_plan(where, model=options.model, explicit=explicit if options.model else None)
     level = asked or plan.settings.level
-    candidates = _candidates(plan, explicit)
+    if options.model:
+        specs, candidates = plan.need.specs, _candidates(plan, explicit)
+    else:
+        specs, candidates = (), _runnable(where.device, explicit)
     if options.prove:
-        return _prove(candidates, plan, level, options)
+        return _prove(candidates, plan, specs, level, options)
     verdicts: list[Verdict] = []
     for candidate in candidates:
-        found = run_isolated(_request(candidate, plan, level, options.fault), timeout=TIMEOUT_SECONDS)
+        found = run_isolated(_request(candidate, plan, specs, level, options.fault), timeout=TIMEOUT_SECONDS)
         verdicts.extend(found)
         if options.json_file is None:
             from attnkit.terminal import show_verdicts
@@ -109,14 +116,41 @@ def _candidates(plan: Plan, explicit: str | None) -> tuple[Accepted, ...]:
     return plan.decision.accepted
 
 
-def _request(candidate: Accepted, plan: Plan, level: Level, fault: str | None = None) -> Request:
-    return Request(candidate.backend, candidate.provider, plan.place.device, plan.need.specs, level, fault)
+def _runnable(device: Device, explicit: str | None) -> tuple[Accepted, ...]:
+    """Without a model: every backend (or the one asked for) with a provider that is installed and claims this device, whatever
+    its operation."""
+    installed = installed_versions()
+    found, against = [], []
+    for backend in all_backends() if explicit is None else [get(explicit)]:
+        if explicit is None and not backend.automatic:
+            continue
+        reasons: list[Reason] = []
+        for provider in backend.providers:
+            here = provider.capability.device_reasons(device) or missing(provider, installed)
+            if not here:
+                found.append(Accepted(backend.name, provider.name, provider.why))
+                break
+            reasons.extend(here)
+        else:
+            against.append(Rejected(backend.name, tuple(dict.fromkeys(reasons))))
+    if not found:
+        raise NoBackendError(no_backend_text(tuple(against), f"{device.name} ({device.arch})", explicit))
+    return tuple(found)
 
 
-def _prove(candidates: tuple[Accepted, ...], plan: Plan, level: Level, options: CheckOptions) -> int:
+def _request(
+    candidate: Accepted, plan: Plan, specs: tuple[AttentionSpec, ...], level: Level, fault: str | None = None
+) -> Request:
+    return Request(candidate.backend, candidate.provider, plan.place.device, specs, level, fault)
+
+
+def _prove(
+    candidates: tuple[Accepted, ...], plan: Plan, specs: tuple[AttentionSpec, ...], level: Level, options: CheckOptions
+) -> int:
     by_backend: dict[str, tuple[Proof, ...]] = {}
     for candidate in candidates:
-        proofs = by_backend[candidate.backend] = prove_isolated(_request(candidate, plan, level), timeout=TIMEOUT_SECONDS)
+        proofs = prove_isolated(_request(candidate, plan, specs, level), timeout=TIMEOUT_SECONDS)
+        by_backend[candidate.backend] = proofs
         if options.json_file is None:
             from attnkit.terminal import show_proofs
 
@@ -133,7 +167,9 @@ def _head(kind: str, plan: Plan) -> dict[str, Any]:
         "attnkit_version": __version__,
         "created": now(),
         "host": {"hostname": platform.node(), **(detection.host if detection else {})},
+        "command": ["attnkit", *sys.argv[1:]],
         "device": to_plain(plan.place.device),
+        "versions": {name: found for name, found in installed_versions().items() if found is not None},
         "need": to_plain(plan.need),
     }
 

@@ -108,9 +108,10 @@ class Capability:
 
     def reject(self, spec: AttentionSpec, device: Device) -> tuple[Reason, ...]:
         """Every reason why this cannot serve `spec` on `device`; empty where it can."""
-        return tuple(self._device_reasons(device)) or tuple(self._spec_reasons(spec, device))
+        return tuple(self.device_reasons(device)) or tuple(self._spec_reasons(spec, device))
 
-    def _device_reasons(self, device: Device) -> list[Reason]:
+    def device_reasons(self, device: Device) -> list[Reason]:
+        """Why this does not run on `device` at all; empty where it does."""
         if device.vendor not in self.archs:
             return [Reason("device", f"runs on {', '.join(sorted(self.archs))}, not on {device.vendor} ({device.name})")]
         if not arch_matches(device, self.archs):

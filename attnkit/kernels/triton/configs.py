@@ -46,10 +46,10 @@ sm_86, sm_89 and sm_120 have the same shared memory and the same kind of matrix 
 
 # Padded head size -> tile; 16-bit inputs.
 TILES: dict[tuple[str, Op], dict[int, Tile]] = {
-    ("turing", "prefill"): {64: Tile(64, 64, 4, 1), 128: Tile(128, 32, 8, 1), 256: Tile(32, 32, 4, 1)},
+    ("turing", "prefill"): {64: Tile(128, 64, 8, 2), 128: Tile(128, 32, 8, 2), 256: Tile(32, 32, 4, 1)},
     ("ampere", "prefill"): {64: Tile(128, 64, 4, 3), 128: Tile(128, 64, 8, 3), 256: Tile(64, 32, 4, 2)},
     ("ada", "prefill"): {64: Tile(128, 64, 4, 2), 128: Tile(64, 64, 4, 2), 256: Tile(64, 16, 4, 2)},
-    ("hopper", "prefill"): {64: Tile(128, 128, 8, 3), 128: Tile(128, 128, 8, 2), 256: Tile(128, 64, 8, 2)},
+    ("hopper", "prefill"): {64: Tile(64, 64, 4, 3), 128: Tile(128, 64, 8, 3), 256: Tile(128, 64, 8, 2)},
     ("blackwell", "prefill"): {64: Tile(128, 128, 8, 3), 128: Tile(128, 64, 8, 3), 256: Tile(128, 64, 8, 2)},
     ("cdna", "prefill"): {64: Tile(128, 64, 4, 2), 128: Tile(128, 64, 4, 1), 256: Tile(64, 32, 4, 1)},
     ("rdna", "prefill"): {64: Tile(64, 32, 4, 1), 128: Tile(64, 32, 4, 1), 256: Tile(32, 32, 8, 1)},
@@ -60,7 +60,7 @@ TILES: dict[tuple[str, Op], dict[int, Tile]] = {
     ("turing", "decode"): {64: Tile(16, 64, 4, 1), 128: Tile(16, 64, 4, 1), 256: Tile(16, 32, 4, 1)},
     ("ampere", "decode"): {64: Tile(16, 128, 4, 3), 128: Tile(16, 64, 4, 3), 256: Tile(16, 32, 4, 3)},
     ("ada", "decode"): {64: Tile(16, 64, 4, 3), 128: Tile(16, 32, 4, 3), 256: Tile(16, 32, 4, 2)},
-    ("hopper", "decode"): {64: Tile(16, 128, 4, 3), 128: Tile(16, 64, 4, 3), 256: Tile(16, 32, 4, 3)},
+    ("hopper", "decode"): {64: Tile(16, 64, 4, 3), 128: Tile(16, 32, 4, 3), 256: Tile(16, 32, 4, 3)},
     ("blackwell", "decode"): {64: Tile(16, 128, 4, 3), 128: Tile(16, 64, 4, 3), 256: Tile(16, 32, 4, 3)},
     ("cdna", "decode"): {64: Tile(16, 64, 4, 2), 128: Tile(16, 64, 4, 1), 256: Tile(16, 32, 4, 1)},
     ("rdna", "decode"): {64: Tile(16, 32, 4, 1), 128: Tile(16, 16, 4, 1), 256: Tile(16, 16, 4, 1)},
@@ -93,7 +93,7 @@ FULL_PRECISION: dict[Op, dict[int, Tile]] = {
 INTERPRETER = Tile(32, 32, 4, 1)
 
 SPLIT_CTAS_PER_UNIT: dict[str, int] = {
-    "hopper": 4,
+    "hopper": 2,
     "blackwell": 4,
     "ampere": 4,
     "ada": 3,
