@@ -119,7 +119,7 @@ def _vllm_flash_attn(call: PagedAttention | VarlenAttention, version: int) -> At
 
     extra: dict[str, Any] = {"fa_version": version}
     sinks = call.softmax.sinks
-    # FA3 takes sinks in bfloat16 only. Rounding them is within bfloat16's own error; for float16 they go in afterwards, exactly.
+    # FA3 takes sinks in bfloat16 only. Rounding them is within bfloat16's own error; for float16 they go in afterwards.
     afterwards = sinks is not None and str(call.query.dtype) != "torch.bfloat16"
     if sinks is not None and not afterwards:
         extra["s_aux"] = sinks.bfloat16()

@@ -18,10 +18,13 @@ from attnkit.spec import AttentionOutput, Call, PagedAttention, VarlenAttention
 _CPU = Capability(
     ops=frozenset({"paged"}),
     archs={"cpu": ("x86_64",)},
-    dtypes=frozenset({"bfloat16", "float32"}),
+    dtypes=frozenset({"float16", "bfloat16", "float32"}),
     head_dims=HeadDims(low=32, high=256, multiple_of=16),
     min_block_size=16,
     block_multiple=16,
+    # The signature has more than the kernel does: it refuses ALiBi, leaves out a float8 cache's scales, and takes such a cache
+    # with float32 and bfloat16 queries only.
+    features=frozenset({"non_causal", "window", "softcap"}),
 )
 _XPU_KERNELS = Capability(
     ops=frozenset({"paged", "varlen"}),
@@ -76,21 +79,46 @@ def _ipex(call: PagedAttention) -> AttentionOutput:
     from attnkit.backends.torch_device import finish, prefix_sum
 
     out = call.query.new_zeros(*call.query.shape[:2], call.value_cache.shape[-1])
-    _IPEXPagedAttentionCPU.flash_attn_varlen_func(
-        output=out,
-        query=call.query.contiguous(),
-        # IPEX keeps a block's heads outside its tokens.
-        k_cache=call.key_cache.transpose(1, 2).contiguous(),
-        v_cache=call.value_cache.transpose(1, 2).contiguous(),
-        cu_seq_lens_q=call.query_start_loc,
-        cu_seq_lens_kv=prefix_sum(call.seq_lens),
-        max_seq_len_q=call.max_query_len,
-        max_seq_len_kv=call.max_seq_len,
-        scale=call.softmax.softmax_scale,
-        is_causal=True,
-        block_table=call.block_table,
-    )
+    key_cache, value_cache, block_table = _heads_outside(call)
+    if key_cache.shape[0]:
+        left, right = call.softmax.window
+        _IPEXPagedAttentionCPU.flash_attn_varlen_func(
+            output=out,
+            query=call.query.contiguous(),
+            k_cache=key_cache,
+            v_cache=value_cache,
+            cu_seq_lens_q=call.query_start_loc,
+            cu_seq_lens_kv=prefix_sum(call.seq_lens),
+            max_seq_len_q=call.max_query_len,
+            max_seq_len_kv=call.max_seq_len,
+            scale=call.softmax.softmax_scale,
+            is_causal=call.softmax.causal,
+            block_table=block_table,
+            window_size_left=left,
+            window_size_right=min(right, 0) if call.softmax.causal else right,
+            softcap=call.softmax.softcap or -1.0,
+        )
     return finish(call, out, None, "torch_ipex.flash_attn_varlen_func")
+
+
+def _heads_outside(call: PagedAttention) -> tuple[Any, Any, Any]:
+    """The blocks in use in IPEX's layout, which keeps a block's heads outside its tokens, and the block table into them.
+
+    Copied, because IPEX reads its own layout whatever the strides say; in use only, because a cache fills most of the memory.
+
+    Returns:
+        keys and values [blocks in use, num_kv_heads, block_size, head_dim]; block table [num_seqs, max_blocks] int32.
+    """
+    import torch
+
+    block_size = call.key_cache.shape[1]
+    counts = (call.seq_lens + block_size - 1) // block_size
+    in_use = torch.arange(call.block_table.shape[1])[None, :] < counts[:, None]
+    blocks = call.block_table[in_use].long()
+    table = torch.zeros_like(call.block_table)
+    table[in_use] = torch.arange(blocks.shape[0], dtype=table.dtype)
+    key, value = (cache[blocks].transpose(1, 2).contiguous() for cache in (call.key_cache, call.value_cache))
+    return key, value, table
 
 
 def _xpu_kernels(call: PagedAttention | VarlenAttention) -> AttentionOutput:

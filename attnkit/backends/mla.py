@@ -113,7 +113,7 @@ class CutlassMla(Backend):
     aliases: ClassVar[tuple[str, ...]] = ("CUTLASS_MLA_VLLM_V1",)
     summary: ClassVar[str] = "CUTLASS MLA decode (sm_100)"
     providers: ClassVar[tuple[Provider, ...]] = (
-        Provider("vllm-cutlass-mla", _CUTLASS, ("torch>=2.8", "vllm._C"), "vLLM's sm100_cutlass_mla_decode"),
+        Provider("vllm-cutlass-mla", _CUTLASS, ("torch>=2.8", "vllm._C_stable_libtorch"), "vLLM's sm100_cutlass_mla_decode"),
         Provider("sgl-kernel", _CUTLASS, ("torch>=2.8", "sgl-kernel"), "sgl-kernel's cutlass_mla_decode"),
     )
 
