@@ -191,6 +191,7 @@ class PagedAttention:
         return "mixed"
 
     def spec(self) -> AttentionSpec:
+        """What a backend must support to compute this call."""
         return AttentionSpec(
             op=self.op,
             dtype=dtype_name(self.query),  # type: ignore[arg-type]
@@ -228,6 +229,7 @@ class VarlenAttention:
     out: Tensor | None = None
 
     def spec(self) -> AttentionSpec:
+        """What a backend must support to compute this call."""
         return AttentionSpec(
             op=self.op,
             dtype=dtype_name(self.query),  # type: ignore[arg-type]
@@ -270,6 +272,7 @@ class MlaDecode:
     out: Tensor | None = None
 
     def spec(self) -> AttentionSpec:
+        """What a backend must support to compute this call."""
         return AttentionSpec(
             op=self.op,
             dtype=dtype_name(self.query),  # type: ignore[arg-type]
@@ -302,6 +305,7 @@ class TreeAttention:
     tree_mask: Tensor
 
     def spec(self) -> AttentionSpec:
+        """What a backend must support to compute this call."""
         return _replace_op(self.paged.spec(), self.op, frozenset({"mixed"}))
 
 
@@ -325,6 +329,7 @@ class DualChunkAttention:
     original_max_position: int | None = None
 
     def spec(self) -> AttentionSpec:
+        """What a backend must support to compute this call."""
         return _replace_op(self.paged.spec(), self.op, None)
 
 
@@ -353,12 +358,11 @@ class DifferentialAttention:
     eps: float = 1e-5
 
     def spec(self) -> AttentionSpec:
+        """What a backend must support to compute this call."""
         return _replace_op(self.paged.spec(), self.op, None)
 
 
-Call: TypeAlias = (
-    PagedAttention | VarlenAttention | MlaDecode | TreeAttention | DualChunkAttention | DifferentialAttention
-)
+Call: TypeAlias = PagedAttention | VarlenAttention | MlaDecode | TreeAttention | DualChunkAttention | DifferentialAttention
 
 
 def _replace_op(spec: AttentionSpec, op: Op, phases: frozenset[Phase] | None) -> AttentionSpec:

@@ -28,8 +28,8 @@ from attnkit.spec import (
 Content: TypeAlias = Literal["random", "sharp", "large", "dominant", "equal", "balanced"]
 """What the tensors hold. random: N(0, 1). sharp: scores with a deviation of 3. large: |q.k| in the hundreds. dominant: one key
 takes nearly all. equal: all keys the same and large values, so that a sum in float16 overflows. balanced: two kinds of keys,
-scores +2 and -2, whose shares cancel: the output moves visibly with a scale that is 2 % off even in bfloat16 (float32 needs no such
-help, and there the cancellation would leave nothing but rounding)."""
+scores +2 and -2, whose shares cancel: the output moves visibly with a scale that is 2 % off even in bfloat16 (float32 needs no
+such help, and there the cancellation would leave nothing but rounding)."""
 
 SPECIAL_BLOCKS = (16, 32, 64, 128)
 SPECIAL_DIMS = (64, 80, 96, 128, 256)
