@@ -3,9 +3,12 @@ PYTHON ?= python3
 PLATFORM ?= cpu
 FAULT ?= scale
 VENV := .venv
+TESTS := .venv-test
+BIN := $(TESTS)/bin
+PYTEST := $(BIN)/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv engine image images demo demo-fault demo-down lock
+.PHONY: help venv engine image images demo demo-fault demo-down lock test-venv test lint docs
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,3 +36,31 @@ demo-down: venv ## remove everything that the demo made
 
 lock: venv ## the hash-locked requirement files, from their .in files
 	@$(VENV)/bin/python images/lock.py
+
+test-venv: venv
+	@rm -rf .cache/test-wheel
+	@$(VENV)/bin/python -m hatchling build -t wheel -d .cache/test-wheel >/dev/null
+	@$(PYTHON) images/venv.py $(TESTS) tests/requirements.txt .cache/test-wheel/attnkit-*.whl
+	@echo '*' > $(TESTS)/.gitignore
+
+lint: test-venv ## style, types, layers, YAML, Dockerfiles, playbooks, generated files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	git ls-files '*.yml' '*.yaml' | xargs $(BIN)/yamllint --strict
+	git ls-files '*Dockerfile' | xargs $(BIN)/hadolint
+	$(BIN)/python docs/generate.py --check
+	$(BIN)/python tests/data/trees/make_trees.py --check
+	$(BIN)/python tests/packaging/machine_words.py
+	cd deploy && PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ANSIBLE_HOME="$(CURDIR)/.cache/ansible" ansible-lint
+
+test: lint ## everything that this machine can run, against the installed wheel (ATTNKIT_REQUIRE_DOCKER=1: no skipped docker tests)
+	$(PYTEST) -m 'not docker and not slow' --ignore=tests/kernels --ignore=tests/kernels_aot --durations=15
+	$(PYTEST) -m 'not docker and slow' --ignore=tests/kernels --ignore=tests/kernels_aot --durations=15
+	$(PYTEST) -m 'not docker' tests/kernels tests/kernels_aot --durations=15
+	@$(PYTHON) images/engine.py ensure || test "$$ATTNKIT_REQUIRE_DOCKER" != 1
+	$(PYTEST) -m docker --durations=15
+
+docs: test-venv ## the generated files: tables of backends, schemas, evidence
+	@$(BIN)/python docs/generate.py
