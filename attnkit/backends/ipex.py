@@ -25,6 +25,7 @@ _CPU = Capability(
     # The signature has more than the kernel does: it refuses ALiBi, leaves out a float8 cache's scales, and takes such a cache
     # with float32 and bfloat16 queries only.
     features=frozenset({"non_causal", "window", "softcap"}),
+    deterministic=True,
 )
 _XPU_KERNELS = Capability(
     ops=frozenset({"paged", "varlen"}),

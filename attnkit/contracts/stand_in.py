@@ -235,7 +235,7 @@ def _check_kind(function: str, parameter: inspect.Parameter, value: Any) -> None
     if text not in _KINDS or (optional and value is None):
         return
     if not _KINDS[text](value):
-        raise ContractError(f"{function}: {parameter.name} is a {parameter.annotation}, not {type(value).__name__}")
+        raise ContractError(f"{function}: {parameter.name} is a {parameter.annotation} there and gets a {type(value).__name__}")
 
 
 def _is_tensor(value: Any) -> bool:

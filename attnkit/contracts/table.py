@@ -185,7 +185,8 @@ def _vllm(version: str) -> tuple[Contract, ...]:
 
 
 def _flashinfer(version: str) -> tuple[Contract, ...]:
-    common: dict[str, Any] = {"package": "flashinfer-python", "version": version, "roots": ("flashinfer",), "small": True}
+    small = version == _FLASHINFER_VERSIONS[-1]
+    common: dict[str, Any] = {"package": "flashinfer-python", "version": version, "roots": ("flashinfer",), "small": small}
     softmax = {"sm_scale": _SCALE}
     return (
         Contract(

@@ -125,7 +125,7 @@ def test_flashinfers_page_table() -> None:
 
 
 def test_xformers_rows_of_the_sequences_in_use() -> None:
-    assert xformers._rows_of([2, 0, 3, 1], [0, 2], "cpu").tolist() == [0, 1, 2, 3, 4]
+    assert xformers._rows([(0, 2), (3, 5)], "cpu").tolist() == [0, 1, 3, 4]
 
 
 @pytest.mark.parametrize(
