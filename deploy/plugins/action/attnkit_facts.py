@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import zipfile
 from collections.abc import Mapping
@@ -68,20 +69,22 @@ def classify(raw: Mapping[str, Any], given: str | None) -> dict[str, Any]:
         UsageError: `given` names no profile.
     """
     detection = as_detection(raw)
-    match = profiles.match_node(detection)
-    name = given or match.node
+    match = profiles.match_node(detection) if detection.devices else None
+    found = match.node if match else None
+    why = match.why if match else f"no device was detected under {detection.root}, not even a CPU"
+    device = match.device if match else None
+    name = given or found
     node = profiles.load_node(name) if name else None
-    device = match.device or (detection.devices[0] if detection.devices else None)
     return {
         "node_type": name,
         "node_type_source": "given" if given else "detected" if name else None,
-        "detected_node_type": match.node,
+        "detected_node_type": found,
         "platform": node.platform if node else None,
         "vendor": device.vendor if device else None,
         "device": device.name if device else None,
         "driver": device.driver if device else None,
-        "why": f"given in the inventory; detection says {match.node or 'nothing that a profile knows'}" if given else match.why,
-        "candidates": list(match.candidates),
+        "why": f"given in the inventory; detection says {found or 'nothing that a profile knows'}" if given else why,
+        "candidates": [dataclasses.asdict(candidate) for candidate in match.candidates] if match else [],
         "detection": dict(raw),
     }
 

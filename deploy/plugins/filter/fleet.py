@@ -70,6 +70,7 @@ def outcome_rows(hostvars: Mapping[str, Mapping[str, Any]], hosts: Sequence[str]
                 "boot_s": summary.get("boot_seconds"),
                 "tokens_per_s": summary.get("tokens_per_s"),
                 "created": summary.get("created"),
+                "image": outcome.get("image"),
                 "serves": bool(outcome["ok"]),
                 "reason": outcome["reason"],
                 "went_back": outcome.get("went_back") or "",

@@ -68,7 +68,10 @@ ansible_facts:
         vendor: nvidia
         device: NVIDIA H100 80GB HBM3
         why: pci id 10de:2330
-        candidates: [h100]
+        candidates:
+          - node: h100
+            fits: true
+            why: pci id 10de:2330
         detection: {}
 """
 

@@ -164,10 +164,8 @@ def look(inspected: dict[str, Any] | None, run_dir: str, *, image: str | None, n
     running = bool(state["Running"]) and state["Status"] != "restarting"
     is_ready = bool(ready and ready.get("state") == "ready" and _mtime(ready_path) >= started)
     if not running or (inspected.get("RestartCount", 0) and not is_ready):
-        why = f"the service ended with exit code {state['ExitCode']}"
-        error = (report or {}).get("error")
-        detail = objects or error or state.get("Error") or "see the log"
-        return Look(done=True, ok=False, reason=f"{why}: {detail}", report=report)
+        detail = objects or (report or {}).get("error") or state.get("Error") or "see the log"
+        return Look(done=True, ok=False, reason=f"{_how_it_ended(inspected, report)}: {detail}", report=report)
     if objects and written is not None and written >= started:
         return Look(done=True, ok=False, reason=objects, report=report)
     if report is None or written is None or written < started:
@@ -179,6 +177,13 @@ def look(inspected: dict[str, Any] | None, run_dir: str, *, image: str | None, n
     if health not in ("none", "healthy"):
         return Look(done=False, ok=False, reason=f"ready, but the health check says {health}", report=report)
     return Look(done=True, ok=True, reason="", report=report)
+
+
+def _how_it_ended(inspected: dict[str, Any], report: dict[str, Any] | None) -> str:
+    """In words. Once the engine has started a container again, its state no longer holds the exit code; the report may."""
+    state = inspected["State"]
+    code = (report or {}).get("exit_code") if state["Running"] else state["ExitCode"]
+    return f"the service ended with exit code {code}" if code or not state["Running"] else "the service ended and was started again"
 
 
 def _mtime(path: str) -> datetime.datetime:
