@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from attnkit.contracts.check import check
-from attnkit.contracts.fetch import fetch
 from attnkit.contracts.table import CONTRACTS
 from attnkit.errors import EXIT_CHECK_FAILED
 from attnkit.outputs import now
@@ -26,7 +25,7 @@ def main(
     for contract in CONTRACTS:
         if small and not contract.small:
             continue
-        done = check(contract, fetch(contract.package, contract.version, cache))
+        done = check(contract, cache)
         typer.echo(f"{'ok  ' if done.ok else 'FAIL'} {contract.id}: {done.detail}", err=True)
         checks.append(done)
     document = {

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +14,14 @@ from typing import Any
 from attnkit.backends.base import Provider, split_requirement
 from attnkit.backends.registry import get
 from attnkit.contracts.calls import calls
+from attnkit.contracts.fetch import fetch
 from attnkit.contracts.package import Package
 from attnkit.contracts.stand_in import Bound, ContractError, Recorder, standing_in
 from attnkit.contracts.table import Contract
 from attnkit.hardware.device import Device
 from attnkit.spec import AttentionOutput, Call
 
+_ROUNDING = 2**-6  # two roundings to bfloat16
 _VENDORS = {"sm_": "nvidia", "gfx": "amd", "xe-": "intel", "x86": "cpu"}
 
 
@@ -38,7 +41,39 @@ class Check:
     detail: str
 
 
-def check(contract: Contract, file: Path) -> Check:
+def check(contract: Contract, cache: Path) -> Check:
+    """Check `contract` against its package, downloaded to `cache` where it is not there; the installed one where it says so.
+
+    Raises:
+        UsageError: the package cannot be downloaded.
+    """
+    if contract.installed:
+        return _check_installed(contract)
+    return check_file(contract, fetch(contract.package, contract.version, cache))
+
+
+def _check_installed(contract: Contract) -> Check:
+    import torch
+
+    backend = get(contract.backend)
+    provider = next(p for p in backend.providers if p.name == contract.provider)
+    count, worst = 0, 0.0
+    problem = None
+    with _on(contract.arch) as device:
+        made = tuple(calls(provider.capability, device))
+        found = [backend.run(call, provider.name).out for _, call in made]
+    for (name, call), out in zip(made, found, strict=True):
+        expected = get("TORCH_SDPA").run(call).out
+        error = (out.float() - expected.float()).abs().max().item() if out.shape == expected.shape else float("inf")
+        count, worst = count + 1, max(worst, error)
+        if not error <= _ROUNDING * expected.float().abs().max().item() + 1e-5:
+            problem = problem or f"{name}: off by {error} from TORCH_SDPA"
+    version = metadata.version(contract.package)
+    detail = problem or f"{count} calls run on CPU tensors on torch {torch.__version__}, at most {worst:.2g} from TORCH_SDPA"
+    return Check(contract.backend, contract.provider, contract.package, version, problem is None, detail)
+
+
+def check_file(contract: Contract, file: Path) -> Check:
     """Check `contract` against the wheel or source distribution `file`."""
     package = Package(file, contract.roots)
     try:

@@ -28,6 +28,8 @@ class Contract:
         facts: by module, lines of the package's source that `run` relies on, white space apart.
         operators: by compiled module and torch operator, the schema it registers.
         small: quick to download, so that the test suite checks it.
+        installed: the package is the installed one, which can run the calls anywhere: they run, on CPU tensors, and their
+            results are compared with TORCH_SDPA's. `version`, `roots`, `returns` and `lands` say nothing then.
     """
 
     backend: str
@@ -41,11 +43,12 @@ class Contract:
     facts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     operators: Mapping[tuple[str, str], str] = field(default_factory=dict)
     small: bool = False
+    installed: bool = False
 
     @property
     def id(self) -> str:
         """Backend, provider, package and version in one word."""
-        return f"{self.backend}-{self.provider}-{self.package}-{self.version}"
+        return "-".join(part for part in (self.backend, self.provider, self.package, self.version) if part)
 
 
 def _heads_first(query: Any) -> Any:
@@ -355,6 +358,18 @@ CONTRACTS: tuple[Contract, ...] = (
         returns={"flash_attn_varlen_func": _flash("return_softmax_lse")},
         lands={"flash_attn_varlen_func": {**_FLASH_COMMON, **_FLASH_PAGED, **_FLASH_VARLEN}},
         facts={"vllm_xpu_kernels.flash_attn_interface": ("(out, softmax_lse) if return_softmax_lse else (out)",)},
+    ),
+    Contract(
+        backend="IPEX",
+        provider="torch-xpu",
+        package="torch",
+        version="",
+        roots=(),
+        arch="xe-hpc",
+        returns={},
+        lands={},
+        small=True,
+        installed=True,
     ),
     Contract(
         backend="IPEX",

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from attnkit.backends import mla
-from attnkit.contracts.check import Check, check
+from attnkit.contracts.check import Check, check, check_file
 from attnkit.contracts.package import Definition, Package
 from attnkit.contracts.stand_in import ContractError, Recorder, standing_in
 from attnkit.contracts.table import CONTRACTS
@@ -41,7 +41,7 @@ def wheel(folder: Path, name: str, **modules: str) -> Path:
 
 
 def checked(folder: Path, attention: str, export: str = EXPORT) -> Check:
-    return check(SGL, wheel(folder, "sgl_kernel", sgl_kernel=export, sgl_kernel__attention=attention))
+    return check_file(SGL, wheel(folder, "sgl_kernel", sgl_kernel=export, sgl_kernel__attention=attention))
 
 
 def test_a_package_as_we_call_it_passes_through_a_star_import(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_wrong_call_of_ours_is_seen(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_fact_that_is_gone_is_seen(tmp_path: Path) -> None:
     file = wheel(tmp_path, "sgl_kernel", sgl_kernel=EXPORT, sgl_kernel__attention=GOOD)
-    done = check(replace(SGL, facts={"sgl_kernel.attention": ("return out[:, :H]",)}), file)
+    done = check_file(replace(SGL, facts={"sgl_kernel.attention": ("return out[:, :H]",)}), file)
     assert not done.ok
     assert "return out[:, :H]" in done.detail
 
@@ -100,8 +100,8 @@ def test_an_operator_schema_is_read_from_the_compiled_module_and_compared(tmp_pa
         archive.writestr("sgl_kernel/ops.abi3.so", b"\0\1decode\0decode(Tensor q,     float scale) -> ()\0\2")
     assert Package(path, ("sgl_kernel",)).operator("sgl_kernel.ops", "decode") == "decode(Tensor q, float scale) -> ()"
     key = ("sgl_kernel.ops", "decode")
-    assert check(replace(SGL, operators={key: "(Tensor q, float scale) -> ()"}), path).ok
-    done = check(replace(SGL, operators={key: "(Tensor q, Tensor k, float scale) -> ()"}), path)
+    assert check_file(replace(SGL, operators={key: "(Tensor q, float scale) -> ()"}), path).ok
+    done = check_file(replace(SGL, operators={key: "(Tensor q, Tensor k, float scale) -> ()"}), path)
     assert not done.ok
     assert "decode(Tensor q, float scale) -> ()" in done.detail
 
@@ -210,3 +210,19 @@ def test_xformers_never_sees_the_queries_that_no_key_precedes(tmp_path: Path) ->
     made = next(c.arguments for c in recorder.calls if c.function == "BlockDiagonalMask.from_seqlens")
     assert (made["q_seqlen"], made["kv_seqlen"]) == ([3, 2], [3, 6])
     assert out[:, 0, 0].tolist() == [0, 0, 1, 1, 1, 1, 1]
+
+
+def test_a_wrong_result_of_the_installed_package_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from attnkit.backends import ipex
+
+    contract = next(c for c in CONTRACTS if c.installed)
+    assert check(contract, tmp_path).ok
+    right = ipex._torch_xpu
+
+    def wrong(call: Any) -> Any:
+        return right(replace(call, softmax=replace(call.softmax, softmax_scale=2 * call.softmax.softmax_scale)))
+
+    monkeypatch.setattr(ipex, "_torch_xpu", wrong)
+    done = check(contract, tmp_path)
+    assert not done.ok
+    assert "from TORCH_SDPA" in done.detail

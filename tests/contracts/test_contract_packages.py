@@ -10,7 +10,6 @@ import pytest
 
 from attnkit.backends.registry import get
 from attnkit.contracts.check import check
-from attnkit.contracts.fetch import fetch
 from attnkit.contracts.table import CONTRACTS, Contract
 from attnkit.evidence import collect
 
@@ -20,16 +19,18 @@ SMALL = [contract for contract in CONTRACTS if contract.small]
 @pytest.mark.slow
 @pytest.mark.parametrize("contract", SMALL, ids=lambda contract: contract.id)
 def test_run_calls_what_the_published_package_offers(contract: Contract, repo_root: Path) -> None:
-    file = fetch(contract.package, contract.version, repo_root / ".cache" / "contracts")
-    done = check(contract, file)
+    done = check(contract, repo_root / ".cache" / "contracts")
     assert done.ok, done.detail
 
 
 def test_the_committed_report_is_of_this_table_and_clean(repo_root: Path) -> None:
     report = json.loads((repo_root / "docs" / "reports" / "contracts.json").read_text(encoding="utf-8"))
-    found = {(c["backend"], c["provider"], c["package"], c["version"]): c["ok"] for c in report["checks"]}
-    assert set(found) == {(c.backend, c.provider, c.package, c.version) for c in CONTRACTS}
-    assert all(found.values())
+    assert [(c["backend"], c["provider"], c["package"]) for c in report["checks"]] == [
+        (c.backend, c.provider, c.package) for c in CONTRACTS
+    ]
+    for contract, found in zip(CONTRACTS, report["checks"], strict=True):
+        assert found["ok"], found["detail"]
+        assert contract.installed or found["version"] == contract.version
 
 
 def test_every_contract_is_of_a_provider_for_its_architecture() -> None:
@@ -42,5 +43,5 @@ def test_every_contract_is_of_a_provider_for_its_architecture() -> None:
 
 def test_evidence_reads_the_report(repo_root: Path, tmp_path: Path) -> None:
     shutil.copy(repo_root / "docs" / "reports" / "contracts.json", tmp_path)
-    found = {(e.backend, e.provider, e.target) for e in collect(tmp_path, tmp_path) if e.word == "contract"}
-    assert found == {(c.backend, c.provider, f"{c.package} {c.version}") for c in CONTRACTS}
+    found = {(e.backend, e.provider, e.target.split()[0]) for e in collect(tmp_path, tmp_path) if e.word == "contract"}
+    assert found == {(c.backend, c.provider, c.package) for c in CONTRACTS}
