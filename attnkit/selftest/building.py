@@ -173,6 +173,11 @@ def _contents(case: Case, new: int, total: int, scale: float, draw: torch.Genera
         q = signs.expand_as(q).clone()
         k = (side * width * signs).expand_as(k).clone()
         v = side.expand(total, case.kv_heads, case.head_dim_v).clone()
+        if case.op == "differential":
+            # The norm hides a common factor: the second softmax is level, and the two kinds of keys carry unlike directions.
+            q[:, 1::2] = 0.0
+            two = [torch.sign(normal(case.kv_heads, case.head_dim_v)) for _ in range(2)]
+            v = torch.where(high[:, None, None], two[0], two[1])
     return q, k, v
 
 

@@ -196,10 +196,12 @@ def _quick(g: Case) -> Iterator[Case]:
     if g.op == "dual_chunk":
         yield case("one-chunk", "plain rotary attention within one chunk", (30, 30), (1, 37))
         yield case("chunks", "positions across chunk borders", (70, 150), (1, 133), (0, 0), content="sharp")
+        yield case("chunks-balanced", "the softmax scale", (1, 133), (1, 60), content="balanced")
         return
     if g.op == "differential":
         yield case("prefill", "the difference of two softmaxes", (37, 37), (1, 1), content="sharp")
         yield case("decode", "the difference of two softmaxes over a cache", (1, 97), (1, 33), content="sharp")
+        yield case("decode-balanced", "the softmax scale", (1, 97), (1, 127), content="balanced")
         return
     yield case("prefill", "prefill, causal, several sequences", (37, 37), (37, 37))
     yield case("prefill-ragged", "sequences of unlike length in one batch", (33, 33), (1, 1), (18, 18))

@@ -33,6 +33,7 @@ else:
     Tensor = Any
 
 Run: TypeAlias = Callable[[Call], AttentionOutput]
+NOISE = "bits-vary"
 TILE = 16
 """Keys a tile in the faults that mimic a kernel's loop."""
 
@@ -440,7 +441,7 @@ FAULTS: Mapping[str, Fault] = {
         "one block-table entry of one sequence is exchanged with another's", lambda c: len(_full_rows(c)) > 1, _foreign_block
     ),
     "cache-scale-ignored": Fault("the scale of a float8 cache is not applied to the keys", _has_cache_scale, _no_cache_scale),
-    "bits-vary": Fault("the same input gives other bits each time", _always, _noise),
+    NOISE: Fault("the same input gives other bits each time", _always, _noise),
     "lse-without-sinks": Fault(
         "the log-sum-exp leaves the sinks out",
         lambda c: bool(_inner(c).return_lse) and _softmax_field("sinks")(c),

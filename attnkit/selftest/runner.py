@@ -12,7 +12,7 @@ from attnkit.backends.base import Backend, Capability
 from attnkit.errors import UnsupportedError
 from attnkit.hardware.device import Device
 from attnkit.selftest.cases import Case, cases
-from attnkit.selftest.faults import FAULTS, Planted, find_fault
+from attnkit.selftest.faults import FAULTS, NOISE, Planted, find_fault
 from attnkit.selftest.model import CaseResult, Level, Outcome, Verdict
 from attnkit.spec import AttentionOutput, AttentionSpec, Call
 
@@ -117,7 +117,8 @@ def prove(
 ) -> tuple[ProofResult, ...]:
     """Plant every fault in `backend` and see whether a case of `level` catches it, for every dtype.
 
-    A fault counts as caught only through a case that passes without it.
+    A fault counts as caught only through a case that passes without it. Bits that vary are a fault only of a backend that
+    claims determinism.
     """
     name, capability = _provider(backend, device, provider)
     where = torch_device or default_torch_device(device)
@@ -131,7 +132,7 @@ def prove(
         sound = [q for q in questions if _examine(backend, name, capability, q, where).outcome == "pass"]
         for fault_name, fault in FAULTS.items():
             able = [q for q in sound if fault.applies(q.call)]
-            if able:
+            if able and (capability.deterministic or fault_name != NOISE):
                 planted = Planted(backend, fault_name)
                 by = next((q.case.name for q in able if _examine(planted, name, capability, q, where).outcome == "fail"), None)
                 results.append(ProofResult(fault_name, by is not None, by, dtype))
@@ -176,18 +177,19 @@ def _ask(case: Case, where: str) -> _Question | str:
 
     from attnkit.reference import reference
     from attnkit.selftest.building import build
-    from attnkit.selftest.eager import eager
+    from attnkit.selftest.eager import base
 
     try:
         call = build(case, where)
-        oracle, base = reference(call), eager(call)
+        oracle = reference(call)
+        yardstick = base(call, oracle)
     except (torch.OutOfMemoryError, MemoryError) as error:
         return f"not enough memory for this case: {_line(error)}"
     except (RuntimeError, ValueError, TypeError) as error:
         return f"the question itself could not be worked out: {_line(error)}"
-    if not (torch.isfinite(oracle.out).all() and torch.isfinite(base.out).all()):
+    if not (torch.isfinite(oracle.out).all() and torch.isfinite(yardstick.out).all()):
         return "the oracle or the base is not finite"
-    return _Question(case, call, oracle, base)
+    return _Question(case, call, oracle, yardstick)
 
 
 def _examine(backend: Backend, provider: str, capability: Capability, question: _Question, where: str) -> CaseResult:
