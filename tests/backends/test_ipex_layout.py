@@ -40,7 +40,7 @@ def test_what_a_table_holds_past_the_end_of_a_sequence_is_never_looked_up() -> N
     key, _, table = ipex._heads_outside(call)
     assert key.shape[0] == 3
     assert table.dtype == torch.int32
-    assert 0 <= int(table.min()) and int(table.max()) < 3
+    assert set(table.flatten().tolist()) <= {0, 1, 2}
 
 
 def test_a_batch_of_empty_sequences_needs_no_block() -> None:
