@@ -32,7 +32,7 @@ def console() -> Console:
 def _table(*columns: str, **options: Any) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", **options)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in ("error", "bound"))
     return table
 
 

@@ -45,12 +45,12 @@ class ProofResult:
 
 @dataclass(frozen=True)
 class _Question:
-    """A case with its call, oracle and base, worked out once."""
+    """A case with its call, oracle and bases, worked out once."""
 
     case: Case
     call: Call
     oracle: AttentionOutput
-    base: AttentionOutput
+    bases: tuple[AttentionOutput, ...]
 
 
 def run_selftest(
@@ -177,19 +177,19 @@ def _ask(case: Case, where: str) -> _Question | str:
 
     from attnkit.reference import reference
     from attnkit.selftest.building import build
-    from attnkit.selftest.eager import base
+    from attnkit.selftest.eager import bases
 
     try:
         call = build(case, where)
         oracle = reference(call)
-        yardstick = base(call, oracle)
+        yardsticks = bases(call)
     except (torch.OutOfMemoryError, MemoryError) as error:
         return f"not enough memory for this case: {_line(error)}"
     except (RuntimeError, ValueError, TypeError) as error:
         return f"the question itself could not be worked out: {_line(error)}"
-    if not (torch.isfinite(oracle.out).all() and torch.isfinite(yardstick.out).all()):
+    if not (torch.isfinite(oracle.out).all() and all(torch.isfinite(base.out).all() for base in yardsticks)):
         return "the oracle or the base is not finite"
-    return _Question(case, call, oracle, yardstick)
+    return _Question(case, call, oracle, yardsticks)
 
 
 def _examine(backend: Backend, provider: str, capability: Capability, question: _Question, where: str) -> CaseResult:
@@ -220,7 +220,7 @@ def _answer(backend: Backend, provider: str, question: _Question) -> CaseResult:
 
     case = question.case
     result = backend.run(_fresh(question.call), provider)
-    verdict = judge(result, question.oracle, question.base, case.spec())
+    verdict = judge(result, question.oracle, question.bases, case.spec())
     return CaseResult(
         case.name,
         case.guards,
@@ -250,7 +250,7 @@ def _again(backend: Backend, provider: str, capability: Capability, question: _Q
             return
     if capability.graphs and where.startswith("cuda"):
         replayed = _replay(backend, provider, _fresh(question.call))
-        verdict = judge(replayed, question.oracle, question.base, question.case.spec())
+        verdict = judge(replayed, question.oracle, question.bases, question.case.spec())
         if verdict.reason:
             yield f"under graph replay: {verdict.reason}"
 
