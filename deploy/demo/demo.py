@@ -1,9 +1,9 @@
 """`make demo`: from nothing to a fleet of three that serves, each node proven by its own boot report.
 
-    demo.py               build, start the fleet, roll out, ask every node, show the table; a second run changes nothing
-    demo.py --fault NAME  rehearse a failing node: roll out with that self-test fault planted, and check that the rollout
-                          stopped, the canary runs again what it ran before, and the others were not touched
-    demo.py --down        remove all of it
+demo.py               build, start the fleet, roll out, ask every node, show the table; a second run changes nothing
+demo.py --fault NAME  rehearse a failing node: roll out with that self-test fault planted, and check that the rollout
+                      stopped, the canary runs again what it ran before, and the others were not touched
+demo.py --down        remove all of it
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ import subprocess
 import sys
 import time
 import urllib.request
+import venv
 from pathlib import Path
 from typing import Any
 
+import build
+import engine
 import fleet
+import platforms
 from fleet import DemoError, Node
 from rich.console import Console
 from rich.table import Table
-
-import build
-import engine
-import platforms
-import venv
 
 OUT = fleet.ROOT / "out" / "demo"
 DEPLOY = fleet.ROOT / "deploy"
@@ -132,7 +131,9 @@ def read_node(node: Node) -> dict[str, Any]:
         if text:
             (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
         found[name] = json.loads(text) if text else None
-    found["started"] = fleet.docker("exec", container, "docker", "inspect", "--format", "{{.State.StartedAt}}", "attnkit", check=False)
+    found["started"] = fleet.docker(
+        "exec", container, "docker", "inspect", "--format", "{{.State.StartedAt}}", "attnkit", check=False
+    )
     log = subprocess.run(
         [engine.client(), "exec", container, "docker", "logs", "attnkit"], capture_output=True, text=True, check=False
     )
@@ -207,11 +208,17 @@ def demo() -> int:
     table, good = result_table(nodes)
     console.print(table)
     changes = changed(text)
-    console.print(f"changed tasks: {sum(changes.values())}; {time.monotonic() - progress.started:.0f} s in all", highlight=False)
+    console.print(
+        f"changed tasks: {sum(changes.values())}; {time.monotonic() - progress.started:.0f} s in all", highlight=False
+    )
     console.print(f"reports, events and logs: {OUT.relative_to(fleet.ROOT)}/", highlight=False)
-    console.print("next: make demo again (nothing changes), make demo-fault (a node that fails), make demo-down", highlight=False)
+    console.print(
+        "next: make demo again (nothing changes), make demo-fault (a node that fails), make demo-down", highlight=False
+    )
     if code != 0 or not good or len(changes) != len(nodes):
-        console.print(f"[red]the demo failed[/] (ansible-playbook ended with {code}); see {OUT.relative_to(fleet.ROOT)}/rollout.log")
+        console.print(
+            f"[red]the demo failed[/] (ansible-playbook ended with {code}); see {OUT.relative_to(fleet.ROOT)}/rollout.log"
+        )
         return 1
     return 0
 
@@ -239,7 +246,8 @@ def rehearse(fault: str) -> int:
         "the rollout failed": code != 0,
         "the reason is in view": bool(reason),
         f"{canary} is recorded with, and runs, what it ran before": after[canary]["release"] == before[canary]["release"],
-        f"{canary}'s report is of the good release, newer than before": (after[canary]["report"] or {}).get("planted_fault") is None
+        f"{canary}'s report is of the good release, newer than before": (after[canary]["report"] or {}).get("planted_fault")
+        is None
         and (after[canary]["report"] or {}).get("created") != (before[canary]["report"] or {}).get("created"),
         f"{', '.join(others)} were not touched": all(after[n]["started"] == before[n]["started"] for n in others),
         "every node serves": serving,

@@ -31,6 +31,8 @@ NETWORK = PREFIX
 REGISTRY = f"{PREFIX}-registry"
 REGISTRY_PORT = 5000
 NODES = ("node-1", "node-2", "node-3")
+TRUSTED = f"/etc/docker/certs.d/registry:{REGISTRY_PORT}"
+"""Where a node's engine looks for the registry's authority."""
 # A container with an engine inside. Plain --privileged would do where the machine's own capability set is complete; this also
 # works where it is not, and gives less.
 ENGINE_FLAGS = (
@@ -120,9 +122,7 @@ def certificates() -> tuple[Path, Path]:
     certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
     key.touch(mode=0o600)
     key.write_bytes(
-        private.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return certificate, key
 
@@ -172,7 +172,7 @@ def up() -> list[Node]:
             docker(
                 "run", "-d", "--name", container, "--hostname", name, "--network", NETWORK, "--network-alias", name,
                 "--restart", "unless-stopped", *ENGINE_FLAGS, "-v", f"{container}:/var/lib/docker",
-                "--mount", f"type=bind,source={certificate},target=/etc/docker/certs.d/registry:{REGISTRY_PORT}/ca.crt,readonly",
+                "--mount", f"type=bind,source={certificate},target={TRUSTED}/ca.crt,readonly",
                 "--mount", f"type=bind,source={key}.pub,target=/root/.ssh/authorized_keys,readonly", NODE_IMAGE,
             )  # fmt: skip
     nodes = [Node(name, address(f"{PREFIX}-{name}")) for name in NODES]
@@ -195,7 +195,9 @@ def wait_for(node: Node, seconds: float = 60.0) -> None:
         if docker("exec", container, "docker", "info", "--format", "{{.ServerVersion}}", check=False):
             return
         if time.monotonic() > deadline:
-            log = subprocess.run([engine.client(), "logs", "--tail", "15", container], capture_output=True, text=True, check=False)
+            log = subprocess.run(
+                [engine.client(), "logs", "--tail", "15", container], capture_output=True, text=True, check=False
+            )
             raise DemoError(f"{node.name}: its container engine did not start in {seconds:.0f} s:\n{log.stdout}{log.stderr}")
         time.sleep(0.3)
 
@@ -214,7 +216,7 @@ def known_hosts(nodes: list[Node]) -> Path:
 def push(tag: str) -> str:
     """Push an image of the outer engine to the registry; returns its name by digest, as the nodes pull it."""
     repository = tag.replace(":", "/", 1).split("-")[0]  # attnkit:cpu-0.1.0 -> attnkit/cpu
-    local = f"127.0.0.1:{REGISTRY_PORT}/{repository}:{tag.split('-')[-1]}"
+    local = f"127.0.0.1:{REGISTRY_PORT}/{repository}:{tag.rsplit('-', maxsplit=1)[-1]}"
     docker("tag", tag, local)
     docker("push", local)
     digests = json.loads(docker("image", "inspect", "--format", "{{json .RepoDigests}}", local))

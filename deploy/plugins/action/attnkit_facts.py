@@ -51,7 +51,8 @@ def as_detection(raw: Mapping[str, Any]) -> Detection:
     return Detection(
         devices=tuple(device(d) for d in raw["devices"]),
         probes=tuple(
-            ProbeResult(p["probe"], tuple(device(d) for d in p["devices"]), p["error"], tuple(p["notes"])) for p in raw["probes"]
+            ProbeResult(p["probe"], tuple(device(d) for d in p["devices"]), p["error"], tuple(p["notes"]))
+            for p in raw["probes"]
         ),
         root=raw["root"],
         host=dict(raw["host"]),
@@ -114,6 +115,6 @@ class ActionModule(ActionBase):
         if facts["node_type"] is None and str(require_known).lower() not in ("false", "no", "0"):
             result.update(
                 failed=True,
-                msg=f"unknown hardware: {facts['why']}. Add a profile for it, or set attnkit_node_type for this host after a look at it.",
+                msg=f"unknown hardware: {facts['why']}. Add a profile for it, or set attnkit_node_type for this host.",
             )
         return result

@@ -88,8 +88,13 @@ from ansible.module_utils.basic import AnsibleModule
 _DETECT = """
 import dataclasses, json, sys
 sys.path.insert(0, sys.argv[1])
+from attnkit.errors import AttnkitError
 from attnkit.hardware import detect
-print(json.dumps(dataclasses.asdict(detect(sys.argv[2]))))
+try:
+    found = detect(sys.argv[2])
+except AttnkitError as error:
+    sys.exit(str(error))
+print(json.dumps(dataclasses.asdict(found)))
 """
 
 
@@ -129,7 +134,9 @@ def main() -> None:
     if sys.version_info < (3, 10):
         module.fail_json(msg=f"hardware detection needs Python 3.10 or newer on the node; found {sys.version.split()[0]}")
     if not module.params["payload"]:
-        module.fail_json(msg="no payload: attnkit_facts must run through its action plugin (use the full name attnkit.fleet.attnkit_facts)")
+        module.fail_json(
+            msg="no payload: attnkit_facts must run through its action plugin (use the full name attnkit.fleet.attnkit_facts)"
+        )
     if not os.path.isdir(module.params["root"]):
         module.fail_json(msg=f"root: {module.params['root']} is no directory on this node")
     try:

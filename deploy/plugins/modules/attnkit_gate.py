@@ -8,8 +8,8 @@ module: attnkit_gate
 short_description: Wait for a node's boot and say whether it may serve
 version_added: 0.1.0
 description:
-  - Follows the service's container until its boot report is in, its readiness file and health check agree, and the engine behind
-    it has answered a completion; or until one of these has failed for good.
+  - Follows the service's container until its boot report is in, its readiness file and health check agree, and the engine
+    behind it has answered a completion; or until one of these has failed for good.
   - A report or a readiness file from before the container's start counts for nothing.
   - A closed gate is a value (C(ok) is false, with C(reason)), so that the play can roll back and still say why.
 options:
@@ -28,7 +28,7 @@ options:
     description: Node type that the report must be of. It is not compared where this is not set.
     type: str
   url:
-    description: Base of the engine's OpenAI-compatible interface, as seen from the node. No completion is asked where this is not set.
+    description: Base of the engine's OpenAI-compatible interface, as the node sees it; no completion is asked without it.
     type: str
   model:
     description: Model name for the completion. The first that the engine serves is taken where this is not set.
@@ -172,7 +172,12 @@ def look(inspected: dict[str, Any] | None, run_dir: str, *, image: str | None, n
         return Look(done=False, ok=False, reason="no boot report yet", report=report)
     if not is_ready:
         now = ready.get("state") if ready and _mtime(ready_path) >= started else "nothing"
-        return Look(done=False, ok=False, reason=f"the self-test passed, but the engine is not ready (readiness says {now})", report=report)
+        return Look(
+            done=False,
+            ok=False,
+            reason=f"the self-test passed, but the engine is not ready (readiness says {now})",
+            report=report,
+        )
     health = (state.get("Health") or {}).get("Status", "none")
     if health not in ("none", "healthy"):
         return Look(done=False, ok=False, reason=f"ready, but the health check says {health}", report=report)
@@ -183,7 +188,11 @@ def _how_it_ended(inspected: dict[str, Any], report: dict[str, Any] | None) -> s
     """In words. Once the engine has started a container again, its state no longer holds the exit code; the report may."""
     state = inspected["State"]
     code = (report or {}).get("exit_code") if state["Running"] else state["ExitCode"]
-    return f"the service ended with exit code {code}" if code or not state["Running"] else "the service ended and was started again"
+    return (
+        f"the service ended with exit code {code}"
+        if code or not state["Running"]
+        else "the service ended and was started again"
+    )
 
 
 def _mtime(path: str) -> datetime.datetime:
@@ -260,7 +269,9 @@ def main() -> None:
             if not result["completion"]["completion_tokens"]:
                 ok, reason = False, "the engine answered a completion with no tokens"
     try:
-        result["events"] = [line for line in engine.logs(p["container"], stdout=True, stderr=False, tail=500) if line.startswith("{")]
+        result["events"] = [
+            line for line in engine.logs(p["container"], stdout=True, stderr=False, tail=500) if line.startswith("{")
+        ]
         if not ok:
             result["log_tail"] = engine.logs(p["container"], stdout=True, stderr=True, tail=60)
     except EngineError as error:

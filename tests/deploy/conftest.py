@@ -1,0 +1,131 @@
+"""What the fleet's tests share: the collection's Python code as modules, Ansible on this machine, an engine's socket."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import socketserver
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import attnkit
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy"
+TOOLS = ROOT / ".venv"
+"""Ansible is a tool of the controller and not of the tests' environment, so it is taken from where `make venv` puts it."""
+
+# At the end: whatever the tests' environment has of its own, the attnkit under test above all, comes first.
+sys.path += [*map(str, TOOLS.glob("lib/python*/site-packages")), str(ROOT)]
+
+
+@pytest.fixture(scope="session")
+def deploy_dir() -> Path:
+    """The collection."""
+    return DEPLOY
+
+
+@pytest.fixture(scope="session")
+def ansible(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run one of Ansible's commands in deploy/, with the attnkit that is under test on the controller's side."""
+    home = tmp_path_factory.mktemp("ansible")
+    package = home / "under-test"
+    package.mkdir()
+    (package / "attnkit").symlink_to(Path(attnkit.__file__).parent)
+
+    def run(command: str, *args: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        environment = {
+            **os.environ,
+            "ANSIBLE_HOME": str(home),
+            "ANSIBLE_LOCAL_TEMP": str(home / "tmp"),
+            "ANSIBLE_REMOTE_TEMP": str(home / "remote"),
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
+            "PYTHONPATH": str(package),
+            **(env or {}),
+        }
+        return subprocess.run(
+            [str(TOOLS / "bin" / command), *args], cwd=DEPLOY, env=environment, capture_output=True, text=True, check=False
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def module(ansible: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[..., dict[str, Any]]:
+    """Run a module of the collection on this machine, through Ansible; its result, failed or not."""
+
+    def run(name: str, args: Mapping[str, Any], *, check: bool = False) -> dict[str, Any]:
+        interpreter = json.dumps({"ansible_python_interpreter": sys.executable})
+        command = ["-i", "localhost,", "-c", "local", "-e", interpreter, "localhost", "-m", f"attnkit.fleet.{name}", "-o"]
+        done = ansible("ansible", *command, "-a", json.dumps(dict(args)), *(["--check"] if check else []))
+        head, arrow, result = done.stdout.partition("=> ")
+        assert arrow, done.stdout + done.stderr
+        return {"failed": "FAILED" in head, **json.loads(result)}
+
+    return run
+
+
+class _Answers(http.server.BaseHTTPRequestHandler):
+    """Answers from the server's `answers`: path -> (status, body)."""
+
+    def do_GET(self) -> None:
+        status, body = self.server.answers.get(self.path, (404, b'{"message": "no such thing"}'))  # type: ignore[attr-defined]
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        asked = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.posted.append(json.loads(asked))  # type: ignore[attr-defined]
+        self.do_GET()
+
+    def address_string(self) -> str:
+        return "client"
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing on stderr."""
+
+
+class _UnixServer(socketserver.ThreadingUnixStreamServer):
+    answers: dict[str, tuple[int, bytes]]
+
+
+class HttpServer(http.server.ThreadingHTTPServer):
+    """A web server with recorded answers; keeps what was posted."""
+
+    answers: dict[str, tuple[int, bytes]]
+    posted: list[dict[str, Any]]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+@pytest.fixture
+def engine_socket(tmp_path: Path) -> Iterator[tuple[str, dict[str, tuple[int, bytes]]]]:
+    """A Unix socket that answers as a container engine does: (path, answers to fill)."""
+    path = str(tmp_path / "engine.sock")
+    with _UnixServer(path, _Answers) as server:
+        server.answers = {}
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield path, server.answers
+        server.shutdown()
+
+
+@pytest.fixture
+def web() -> Iterator[HttpServer]:
+    """A web server on this machine."""
+    with HttpServer(("127.0.0.1", 0), _Answers) as server:
+        server.answers, server.posted = {}, []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()

@@ -1,0 +1,213 @@
+"""The chain for real: `make demo`, again, every playbook in check mode, rollouts that must stop, `make demo-fault`.
+
+Each test says in what state the fleet must be afterwards; the next one starts from there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+INVENTORY = ROOT / ".cache" / "demo" / "inventory.json"
+NODES = ("node-1", "node-2", "node-3")
+SECOND_RUN_SECONDS = 90
+
+pytestmark = [pytest.mark.docker, pytest.mark.slow]
+
+
+def _make(target: str, *variables: str) -> subprocess.CompletedProcess[str]:
+    # The demo runs on the Python that the tests run on, as `make test` does.
+    done = subprocess.run(["make", target, *variables], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"make {target}:\n{(done.stdout + done.stderr)[-6000:]}"
+    return done
+
+
+def _on(node: str, *command: str) -> str:
+    done = subprocess.run(["docker", "exec", f"attnkit-demo-{node}", *command], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def _state() -> dict[str, tuple[str, str, str]]:
+    """What every node runs: start of the service, what is recorded, containers."""
+    return {
+        node: (
+            _on(node, "docker", "inspect", "--format", "{{.Id}} {{.State.StartedAt}}", "attnkit"),
+            _on(node, "cat", "/var/lib/attnkit/release.json"),
+            _on(node, "docker", "ps", "-a", "--format", "{{.Names}}"),
+        )
+        for node in NODES
+    }
+
+
+def _play(playbook: str, *options: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "ANSIBLE_HOME": str(ROOT / ".cache" / "demo" / "ansible"), "ANSIBLE_NOCOLOR": "1"}
+    command = [str(ROOT / ".venv" / "bin" / "ansible-playbook"), "-i", str(INVENTORY), f"playbooks/{playbook}.yml", *options]
+    return subprocess.run(command, cwd=ROOT / "deploy", env=environment, capture_output=True, text=True, check=False)
+
+
+def _changed(output: str) -> dict[str, int]:
+    return {m[1]: int(m[2]) for m in re.finditer(r"^(\S+)\s*:\s*ok=\d+\s+changed=(\d+)", output, re.MULTILINE)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fleet() -> Iterator[None]:
+    """The demo fleet; removed afterwards where it was not there before."""
+    there = subprocess.run(["docker", "inspect", "attnkit-demo-node-1"], capture_output=True, check=False).returncode == 0
+    shown = _make("demo").stdout
+    print(shown[-2500:], file=sys.stderr)
+    yield
+    if not there:
+        _make("demo-down")
+
+
+def test_every_node_proved_its_backend_and_serves() -> None:
+    for node in NODES:
+        report = json.loads((ROOT / "out" / "demo" / node / "report.json").read_text(encoding="utf-8"))
+        assert report["verdict"] == "pass"
+        assert report["node_type_source"] in ("detected", "given")
+        cases = [case for verdict in report["selftest"] for case in verdict["cases"]]
+        assert len([c for c in cases if c["outcome"] == "pass"]) >= 10
+        assert report["engine"]["name"] == "vllm"
+        assert report["engine"]["completion"]["completion_tokens"] > 0
+        events = (ROOT / "out" / "demo" / node / "events.jsonl").read_text(encoding="utf-8").splitlines()
+        names = [json.loads(line)["event"] for line in events]
+        assert {"boot", "detect", "select", "selftest.verdict", "report", "engine.completion", "ready"} <= set(names)
+
+
+def test_the_service_runs_locked_down() -> None:
+    shown = json.loads(_on("node-1", "docker", "inspect", "attnkit"))[0]
+    assert shown["HostConfig"]["ReadonlyRootfs"] is True
+    assert shown["HostConfig"]["CapDrop"] == ["ALL"]
+    assert shown["HostConfig"]["Privileged"] is False
+    assert "no-new-privileges" in shown["HostConfig"]["SecurityOpt"]
+    assert shown["Config"]["User"].split(":")[0] == "10001"
+    assert re.fullmatch(r"registry:5000/attnkit/cpu@sha256:[0-9a-f]{64}", shown["Config"]["Image"])
+
+
+def test_a_second_run_changes_nothing() -> None:
+    before, began = _state(), time.monotonic()
+    shown = _make("demo").stdout
+    seconds = time.monotonic() - began
+    assert "changed tasks: 0;" in shown, shown[-3000:]
+    assert seconds < SECOND_RUN_SECONDS
+    assert _state() == before
+
+
+@pytest.mark.parametrize("playbook", ["rollout", "verify", "status"])
+def test_check_mode_finds_nothing_to_change(playbook: str) -> None:
+    before = _state()
+    done = _play(playbook, "--check")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr
+    assert _changed(done.stdout) == dict.fromkeys(NODES, 0)
+    assert _state() == before
+
+
+def test_check_mode_shows_a_change_and_makes_none() -> None:
+    before = _state()
+    done = _play("rollout", "--check", "-e", json.dumps({"attnkit_env": {"ATTNKIT_LEVEL": "standard"}}))
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr
+    assert set(_changed(done.stdout).values()) == {2}, "the container and the record"
+    assert _state() == before
+
+
+def _must_stop(reason: str, *options: str) -> str:
+    """A rollout that must fail with this reason in view, and must leave every service as it is."""
+    before = _state()
+    done = _play("rollout", *options)
+    assert done.returncode != 0, done.stdout[-4000:]
+    assert reason in " ".join((done.stdout + done.stderr).split()), done.stdout[-4000:]
+    assert _state() == before
+    return done.stdout
+
+
+def test_an_unreachable_node_stops_it_before_anything_changes() -> None:
+    subprocess.run(["docker", "pause", "attnkit-demo-node-3"], check=True, capture_output=True)
+    before = {node: state for node, state in _state().items() if node != "node-3"}
+    try:
+        done = _play("rollout", "-e", json.dumps({"attnkit_env": {}}))
+    finally:
+        subprocess.run(["docker", "unpause", "attnkit-demo-node-3"], check=True, capture_output=True)
+    assert done.returncode != 0
+    assert "node-3: reachable: no answer" in " ".join(done.stdout.split()), done.stdout[-4000:]
+    assert "Canaries" not in done.stdout
+    assert {node: state for node, state in _state().items() if node != "node-3"} == before
+
+
+def test_a_node_that_another_run_holds_stops_it() -> None:
+    lock = "/var/lib/attnkit/lock.json"
+    _on("node-1", "sh", "-c", f'echo \'{{"owner": "bob"}}\' > {lock}')
+    try:
+        _must_stop("bob holds this node", "-e", json.dumps({"attnkit_env": {}}))
+        assert json.loads(_on("node-1", "cat", lock)) == {"owner": "bob"}
+    finally:
+        _on("node-1", "rm", lock)
+
+
+def test_an_image_that_is_not_there_leaves_what_runs() -> None:
+    missing = "registry:5000/attnkit/cpu@sha256:" + "0" * 64
+    output = _must_stop("0000", "-e", json.dumps({"attnkit_images": {"cpu": missing, "ipex": missing}}))
+    assert "went back: yes, and it serves again" in " ".join(output.split())
+
+
+def test_a_first_installation_that_fails_leaves_nothing_half_running() -> None:
+    trial = {
+        "attnkit_container": "trial",
+        "attnkit_state_dir": "/var/lib/attnkit-trial",
+        "attnkit_port": 8001,
+        "attnkit_command": [],
+        "attnkit_init_command": [],
+        "attnkit_env": {"ATTNKIT_FAULT": "scale", "ATTNKIT_LEVEL": "quick"},
+    }
+    try:
+        output = _must_stop("the service was removed", "-l", "node-2", "-e", json.dumps(trial))
+        assert "fault 'scale' was planted on purpose" in " ".join(output.split()).replace("''", "'")
+        assert _on("node-2", "ls", "/var/lib/attnkit-trial/release.json") == ""
+    finally:
+        _on("node-2", "rm", "-rf", "/var/lib/attnkit-trial")
+
+
+def test_a_failing_canary_goes_back_and_stops_the_rollout() -> None:
+    before = _state()
+    shown = " ".join(_make("demo-fault").stdout.split())
+    assert shown.count(" yes ") >= 6 and " NO " not in shown
+    after = _state()
+    assert {n: after[n] for n in NODES[1:]} == {n: before[n] for n in NODES[1:]}, "the others are untouched"
+    assert after["node-1"][1] == before["node-1"][1], "the record is of the good release"
+    environment = _on("node-1", "docker", "inspect", "--format", "{{json .Config.Env}}", "attnkit")
+    assert "ATTNKIT_FAULT" not in environment
+    report = json.loads(_on("node-1", "cat", "/var/lib/attnkit/run/report.json"))
+    assert (report["verdict"], report["planted_fault"]) == ("pass", None)
+    failed = " ".join((ROOT / "out" / "demo" / "fault.log").read_text(encoding="utf-8").split())
+    assert "the self-test failed (fault 'scale' was planted on purpose)" in failed
+
+
+def test_verify_after_all_that() -> None:
+    done = _play("verify")
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+def test_one_node_goes_back_a_release_and_forward_again() -> None:
+    """A harmless change of configuration, taken back on one node; the others keep it."""
+    inventory = json.loads(INVENTORY.read_text(encoding="utf-8"))["attnkit"]["vars"]
+    changed = json.dumps({"attnkit_env": {**inventory["attnkit_env"], "ATTNKIT_LEVEL": "quick"}})
+    done = _play("rollout", "-l", "node-2", "-e", changed)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert json.loads(_on("node-2", "cat", "/var/lib/attnkit/release.json"))["release"]["env"]["ATTNKIT_LEVEL"] == "quick"
+    checked = _play("rollback", "-l", "node-2", "--check")
+    assert checked.returncode == 0, checked.stdout[-4000:]
+    assert json.loads(_on("node-2", "cat", "/var/lib/attnkit/release.json"))["release"]["env"]["ATTNKIT_LEVEL"] == "quick"
+    back = _play("rollback", "-l", "node-2")
+    assert back.returncode == 0, back.stdout[-4000:]
+    record: dict[str, Any] = json.loads(_on("node-2", "cat", "/var/lib/attnkit/release.json"))
+    assert "ATTNKIT_LEVEL" not in record["release"]["env"] and record["previous"]["env"]["ATTNKIT_LEVEL"] == "quick"
+    assert _changed(_play("rollout", "--check").stdout) == dict.fromkeys(NODES, 0), "the fleet is as the inventory says again"
