@@ -16,17 +16,20 @@ import subprocess
 import sys
 import time
 import urllib.request
-import venv
 from pathlib import Path
 from typing import Any
 
-import build
-import engine
-import fleet
-import platforms
+import fleet  # puts images/ on the path, for the modules after the split
 from fleet import DemoError, Node
 from rich.console import Console
 from rich.table import Table
+
+# isort: split
+import venv
+
+import build
+import engine
+import platforms
 
 OUT = fleet.ROOT / "out" / "demo"
 DEPLOY = fleet.ROOT / "deploy"
