@@ -115,6 +115,17 @@ def _selftest(document: dict[str, Any], report: str) -> list[Evidence]:
     return items
 
 
+def _turing(document: dict[str, Any], report: str) -> list[Evidence]:
+    """Turing's code, run on a newer card: emulated, whatever the outcome of its timings."""
+    return [
+        Evidence(
+            v["backend"], v["provider"], "sm_75", "emulated", f"sm_75 code on {document['device']}", document["created"], report
+        )
+        for v in document["selftest"]
+        if v["outcome"] == "pass" and v["level"] != "quick"
+    ]
+
+
 def _compiled(document: dict[str, Any], report: str) -> list[Evidence]:
     """Backends of which every kernel was compiled for a target with matrix instructions in it."""
     by_key: dict[tuple[str, str], bool] = {}
@@ -145,7 +156,7 @@ def _contract(document: dict[str, Any], report: str) -> list[Evidence]:
 
 
 def _nothing(document: dict[str, Any], report: str) -> list[Evidence]:
-    """Benchmarks and demo runs are evidence for docs, not for a backend being right."""
+    """Benchmarks, proofs and demo runs are evidence for docs, not for a backend being right."""
     return []
 
 
@@ -153,6 +164,9 @@ _READERS = {
     "selftest": _selftest,
     "cross-compile": _compiled,
     "contract": _contract,
+    "turing": _turing,
+    "turing-compile": _nothing,
+    "prove": _nothing,
     "bench": _nothing,
     "demo": _nothing,
     "images": _nothing,

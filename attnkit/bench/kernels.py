@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -237,6 +238,8 @@ def main() -> None:
     import triton
 
     document = {
+        "kind": "bench",
+        "created": time.strftime("%Y-%m-%d", time.gmtime()),
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "triton": triton.__version__,

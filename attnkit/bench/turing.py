@@ -201,6 +201,8 @@ def main() -> int:
     tests = selftests(("quick",) if args.checks else ("quick", "standard"))
     rows = [] if args.checks else throughput(args.sweep, started + args.seconds)
     result = {
+        "kind": "turing",
+        "created": time.strftime("%Y-%m-%d", time.gmtime()),
         "command": "python -m attnkit.bench.turing" + (" --checks" if args.checks else "") + (" --sweep" if args.sweep else ""),
         "device": torch.cuda.get_device_name(),
         "code": "sm_75 PTX, translated by the driver of this card",
