@@ -117,6 +117,7 @@ def _selftest(document: dict[str, Any], report: str) -> list[Evidence]:
 
 def _turing(document: dict[str, Any], report: str) -> list[Evidence]:
     """Turing's code, run on a newer card: emulated, whatever the outcome of its timings."""
+    subject = f"sm_75 code on {document['device']}"
     return [
         Evidence(
             v["backend"], v["provider"], "sm_75", "emulated", f"sm_75 code on {document['device']}", document["created"], report
