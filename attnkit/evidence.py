@@ -119,9 +119,7 @@ def _turing(document: dict[str, Any], report: str) -> list[Evidence]:
     """Turing's code, run on a newer card: emulated, whatever the outcome of its timings."""
     subject = f"sm_75 code on {document['device']}"
     return [
-        Evidence(
-            v["backend"], v["provider"], "sm_75", "emulated", f"sm_75 code on {document['device']}", document["created"], report
-        )
+        Evidence(v["backend"], v["provider"], "sm_75", "emulated", subject, document["created"], report)
         for v in document["selftest"]
         if v["outcome"] == "pass" and v["level"] != "quick"
     ]
