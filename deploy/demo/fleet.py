@@ -7,6 +7,7 @@ Everything is named attnkit-demo-*; `down` removes exactly that. Keys, certifica
 from __future__ import annotations
 
 import datetime
+import hashlib
 import ipaddress
 import json
 import os
@@ -127,8 +128,22 @@ def certificates() -> tuple[Path, Path]:
     return certificate, key
 
 
+def identity() -> str:
+    """What tells this checkout's demo from another's: its SSH key and the registry's certificate."""
+    parts = [ssh_key().with_suffix(".pub").read_bytes(), certificates()[0].read_bytes()]
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+
+
 def running(name: str) -> bool:
-    """Whether the container is up; one that is stopped is started again, one of another image is removed."""
+    """Whether the container is up; one that is stopped is started again.
+
+    One of another image is removed, and one of another checkout (whose keys this one does not have) with all that it holds.
+    """
+    owner = docker("inspect", "--format", '{{index .Config.Labels "attnkit.demo"}}', name, check=False)
+    if owner not in ("", identity()):
+        docker("rm", "-f", "-v", name)
+        docker("volume", "rm", "-f", name)
+        return False
     if docker("inspect", "--format", "{{.Image}}", name, check=False) not in ("", build.inspect(NODE_IMAGE, "{{.Id}}")):
         docker("rm", "-f", name)
         return False
@@ -161,7 +176,8 @@ def up() -> list[Node]:
             encoding="utf-8",
         )
         docker(
-            "run", "-d", "--name", REGISTRY, "--hostname", "registry", "--network", NETWORK, "--network-alias", "registry",
+            "run", "-d", "--label", f"attnkit.demo={identity()}",
+            "--name", REGISTRY, "--hostname", "registry", "--network", NETWORK, "--network-alias", "registry",
             "--restart", "unless-stopped", "-p", f"127.0.0.1:{REGISTRY_PORT}:{REGISTRY_PORT}",
             "-v", f"{config}:/etc/attnkit-registry.yml:ro", "-v", f"{certificate}:/tls/registry.crt:ro",
             "-v", f"{private}:/tls/registry.key:ro", "-v", f"{REGISTRY}:/var/lib/registry", NODE_IMAGE, "registry",
@@ -170,7 +186,8 @@ def up() -> list[Node]:
         container = f"{PREFIX}-{name}"
         if not running(container):
             docker(
-                "run", "-d", "--name", container, "--hostname", name, "--network", NETWORK, "--network-alias", name,
+                "run", "-d", "--label", f"attnkit.demo={identity()}",
+                "--name", container, "--hostname", name, "--network", NETWORK, "--network-alias", name,
                 "--restart", "unless-stopped", *ENGINE_FLAGS, "-v", f"{container}:/var/lib/docker",
                 "--mount", f"type=bind,source={certificate},target={TRUSTED}/ca.crt,readonly",
                 "--mount", f"type=bind,source={key}.pub,target=/root/.ssh/authorized_keys,readonly", NODE_IMAGE,
