@@ -139,7 +139,7 @@ def test_an_unreachable_node_stops_it_before_anything_changes() -> None:
         subprocess.run(["docker", "unpause", "attnkit-demo-node-3"], check=True, capture_output=True)
     assert done.returncode != 0
     assert "node-3: reachable: no answer" in " ".join(done.stdout.split()), done.stdout[-4000:]
-    assert "Canaries" not in done.stdout
+    assert "Hold the node for this run" not in done.stdout
     assert {node: state for node, state in _state().items() if node != "node-3"} == before
 
 
