@@ -139,8 +139,8 @@ def running(name: str) -> bool:
 
     One of another image is removed, and one of another checkout (whose keys this one does not have) with all that it holds.
     """
-    owner = docker("inspect", "--format", '{{index .Config.Labels "attnkit.demo"}}', name, check=False)
-    if owner not in ("", identity()):
+    there = docker("inspect", "--format", "{{.Id}}", name, check=False)
+    if there and docker("inspect", "--format", '{{index .Config.Labels "attnkit.demo"}}', name) != identity():
         docker("rm", "-f", "-v", name)
         docker("volume", "rm", "-f", name)
         return False
