@@ -83,7 +83,7 @@ def inventory(nodes: list[Node], image: str, environment: dict[str, str]) -> Pat
     return file
 
 
-def play(playbook: str, hosts: Path, log: str) -> tuple[int, str]:
+def play(playbook: str, hosts: Path, log: str, *options: str) -> tuple[int, str]:
     """Run a playbook; its plays and tasks are shown as they come, all of its output is kept in out/demo."""
     environment = {
         **os.environ,
@@ -92,7 +92,7 @@ def play(playbook: str, hosts: Path, log: str) -> tuple[int, str]:
         "ANSIBLE_NOCOLOR": "1",
         "PYTHONUNBUFFERED": "1",
     }
-    command = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(hosts), f"playbooks/{playbook}"]
+    command = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(hosts), f"playbooks/{playbook}", *options]
     text: list[str] = []
     with (OUT / log).open("w", encoding="utf-8") as file:
         child = subprocess.Popen(
@@ -237,8 +237,9 @@ def rehearse(fault: str) -> int:
     before = {node.name: read_node(node) for node in nodes}
     if not all(state["release"] for state in before.values()):
         raise DemoError("no release is recorded on the nodes; run make demo first")
+    planted = json.dumps({"attnkit_env": {**ENVIRONMENT, "ATTNKIT_FAULT": fault}})  # the inventory stays the good one
     progress.step(f"a rollout with the fault {fault!r} planted in every node's self-test: it must stop at the canary")
-    code, text = play("rollout.yml", inventory(nodes, image, {**ENVIRONMENT, "ATTNKIT_FAULT": fault}), "fault.log")
+    code, text = play("rollout.yml", inventory(nodes, image, ENVIRONMENT), "fault.log", "-e", planted)
     progress.step("what the fleet runs now")
     after = {node.name: read_node(node) for node in nodes}
     canary, others = nodes[0].name, [node.name for node in nodes[1:]]
