@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from attnkit import __version__
-from attnkit.errors import EXIT_CHECK_FAILED, EXIT_NO_BACKEND, EXIT_OK, AttnkitError, UsageError
+from attnkit.errors import EXIT_CHECK_FAILED, EXIT_NO_BACKEND, EXIT_OK, AttnkitError, UsageError, unknown_name
 
 
 class _Group(TyperGroup):
@@ -236,6 +236,25 @@ def boot(
         health_timeout=health_timeout,
     )
     raise typer.Exit(run_boot(options))
+
+
+@main.command()
+def bench(
+    group: Annotated[list[str] | None, typer.Argument(help="prefill, decode, mixed, mla; default: all.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Directory for kernels.json.")] = Path(),
+) -> None:
+    """Our Triton kernels beside torch's FlashAttention on this GPU; each is checked against float64 before it is timed."""
+    from importlib.util import find_spec
+
+    absent = [name for name in ("torch", "triton") if find_spec(name) is None]
+    if absent:
+        raise UsageError(f"attnkit bench needs {' and '.join(absent)}, not installed here")
+    from attnkit.bench import kernels as benchmark
+
+    for name in group or []:
+        if name not in benchmark.GROUPS:
+            raise unknown_name("benchmark", name, benchmark.GROUPS)
+    benchmark.main(["--out", str(out), *(["--only", *group] if group else [])])
 
 
 @main.command()

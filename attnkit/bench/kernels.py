@@ -27,6 +27,8 @@ from attnkit.spec import MlaDecode, PagedAttention
 ROTATE_BYTES = 200 << 20
 """Inputs rotate over at least this much memory, several times an L2 cache."""
 
+GROUPS = ("prefill", "decode", "mixed", "mla")
+
 LARGEST_ERROR = 8e-3
 """Relative error (norms) from which a configuration is reported as wrong and not timed; bfloat16 rounding alone is 2e-3."""
 
@@ -218,14 +220,14 @@ def show_row(row: Row) -> None:
     )
 
 
-def main() -> None:
-    """Parse arguments, measure, print, write JSON."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse arguments (None: the process's), measure, print, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, required=True, help="directory for kernels.json")
-    parser.add_argument("--only", nargs="*", default=["prefill", "decode", "mixed", "mla"], help="which groups to run")
+    parser.add_argument("--only", nargs="*", choices=GROUPS, default=list(GROUPS), help="which groups to run")
     parser.add_argument("--dtype", choices=["bfloat16", "float16"], default="bfloat16")
     parser.add_argument("--sweep", action="store_true", help="time other tile sizes too")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if not torch.cuda.is_available():
         parser.exit(3, "attnkit.bench.kernels needs a CUDA or ROCm GPU; torch sees none\n")
     torch.manual_seed(0)
