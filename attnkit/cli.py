@@ -242,6 +242,9 @@ def boot(
 def bench(
     group: Annotated[list[str] | None, typer.Argument(help="prefill, decode, mixed, mla; default: all.")] = None,
     out: Annotated[Path, typer.Option("--out", help="Directory for kernels.json.")] = Path(),
+    submit: Annotated[
+        Path | None, typer.Option("--submit", help="Everything worth sending back, as one file; four minutes on a Turing card.")
+    ] = None,
 ) -> None:
     """Our Triton kernels beside torch's FlashAttention on this GPU; each is checked against float64 before it is timed."""
     from importlib.util import find_spec
@@ -249,6 +252,11 @@ def bench(
     absent = [name for name in ("torch", "triton") if find_spec(name) is None]
     if absent:
         raise UsageError(f"attnkit bench needs {' and '.join(absent)}, not installed here")
+    if submit is not None:
+        from attnkit.bench.submission import write
+
+        write(submit)
+        return
     from attnkit.bench import kernels as benchmark
 
     for name in group or []:

@@ -23,6 +23,8 @@ from typing import Any, Literal, TypeAlias
 from attnkit.errors import UsageError
 
 Word: TypeAlias = Literal["measured", "emulated", "compiled", "contract", "none"]
+TURING_NATIVE = "sm_75 machine code on its own card"
+"""What a report of a real Turing card says of its code."""
 WORDS: tuple[Word, ...] = ("measured", "emulated", "compiled", "contract", "none")
 
 
@@ -116,10 +118,12 @@ def _selftest(document: dict[str, Any], report: str) -> list[Evidence]:
 
 
 def _turing(document: dict[str, Any], report: str) -> list[Evidence]:
-    """Turing's code, run on a newer card: emulated, whatever the outcome of its timings."""
-    subject = f"sm_75 code on {document['device']}"
+    """Turing's code: emulated where a newer card ran it, measured where a Turing card did."""
+    native = document["code"] == TURING_NATIVE
+    word: Word = "measured" if native else "emulated"
+    subject = document["device"] if native else f"sm_75 code on {document['device']}"
     return [
-        Evidence(v["backend"], v["provider"], "sm_75", "emulated", subject, document["created"], report)
+        Evidence(v["backend"], v["provider"], "sm_75", word, subject, document["created"], report)
         for v in document["selftest"]
         if v["outcome"] == "pass" and v["level"] != "quick"
     ]

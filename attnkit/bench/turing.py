@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from attnkit.bench import workloads
 from attnkit.bench.timing import graph_microseconds
 from attnkit.bench.turing_dots import check_dots
 from attnkit.bench.workloads import Shape
+from attnkit.evidence import TURING_NATIVE
 from attnkit.hardware.device import Device
 from attnkit.kernels import turing
 from attnkit.kernels.triton import attention
@@ -185,14 +186,17 @@ def speedups(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return found
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run everything; 1 where a check failed."""
     parser = argparse.ArgumentParser(description="Turing's code, checked and timed on this card.")
     parser.add_argument("--out", type=Path, default=Path(), help="directory for turing.json")
     parser.add_argument("--checks", action="store_true", help="only the dot products and the quick self-test")
     parser.add_argument("--sweep", action="store_true", help="time other tile sizes too")
     parser.add_argument("--seconds", type=float, default=220.0, help="start no new measurement after this long")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        parser.exit(3, "attnkit.bench.turing needs an NVIDIA GPU; torch sees none\n")
+    native = torch.cuda.get_device_capability() == (7, 5)
     started = time.monotonic()
     torch.manual_seed(0)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton {triton.__version__}")
@@ -205,7 +209,7 @@ def main() -> int:
         "created": time.strftime("%Y-%m-%d", time.gmtime()),
         "command": "python -m attnkit.bench.turing" + (" --checks" if args.checks else "") + (" --sweep" if args.sweep else ""),
         "device": torch.cuda.get_device_name(),
-        "code": "sm_75 PTX, translated by the driver of this card",
+        "code": TURING_NATIVE if native else "sm_75 PTX, translated by the driver of this card",
         "torch": torch.__version__,
         "triton": triton.__version__,
         "seconds": time.monotonic() - started,
