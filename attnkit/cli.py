@@ -79,6 +79,15 @@ def _root(
     pass
 
 
+def _need(command: str, *packages: str) -> None:
+    """UsageError where a package that `command` imports is not installed."""
+    from importlib.util import find_spec
+
+    absent = [name for name in packages if find_spec(name) is None]
+    if absent:
+        raise UsageError(f"{command} needs {' and '.join(absent)}, not installed here")
+
+
 def _print_json(value: Any) -> None:
     from attnkit.plain import to_json
 
@@ -247,11 +256,7 @@ def bench(
     ] = None,
 ) -> None:
     """Our Triton kernels beside torch's FlashAttention on this GPU; each is checked against float64 before it is timed."""
-    from importlib.util import find_spec
-
-    absent = [name for name in ("torch", "triton") if find_spec(name) is None]
-    if absent:
-        raise UsageError(f"attnkit bench needs {' and '.join(absent)}, not installed here")
+    _need("attnkit bench", "torch", "triton")
     if submit is not None:
         from attnkit.bench.submission import write
 
@@ -317,6 +322,7 @@ def _targets(text: str | None) -> list[str]:
 @kernels.command("list")
 def list_kernels(target: Targets = None, json: Json = False) -> None:
     """The kernels that a target needs."""
+    _need("attnkit kernels list", "torch", "triton")
     from attnkit.kernels import aot
 
     variants = aot.list_kernels(_targets(target))
@@ -331,6 +337,7 @@ def list_kernels(target: Targets = None, json: Json = False) -> None:
 @kernels.command("build")
 def build_kernels(directory: Bake, target: Targets = None, json: Json = False) -> None:
     """Compile kernels for targets that need not be here."""
+    _need("attnkit kernels build", "torch", "triton")
     from attnkit.kernels import aot
 
     def say(baked: Any) -> None:
@@ -348,6 +355,7 @@ def build_kernels(directory: Bake, target: Targets = None, json: Json = False) -
 @kernels.command("verify")
 def verify_kernels(directory: Bake, target: Targets = None, json: Json = False) -> None:
     """Check that compiled kernels are whole and cover their targets."""
+    _need("attnkit kernels verify", "torch", "triton")
     from attnkit.kernels import aot
 
     manifest = aot.verify(directory, _targets(target) if target else None)

@@ -47,7 +47,7 @@ class Factors:
             return cls(4.0, 3.0, cosine=True)
         largest = 3.0 if "softcap" in spec.features or spec.op != "varlen" else 2.0
         if spec.dtype == "float32":
-            return cls(2 * largest, 4.0, floor_of_largest=True)
+            return cls(2 * largest, 3.0, floor_of_largest=True)
         return cls(largest, 1.5)
 
 
