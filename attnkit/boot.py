@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from attnkit import __version__
+from attnkit import __version__, planted
 from attnkit.backends.base import Accepted
 from attnkit.check import check_level, no_backend_text
 from attnkit.engines import vllm
@@ -37,17 +37,19 @@ from attnkit.outputs import Outputs, now
 from attnkit.plain import to_plain
 from attnkit.plan import Place, Plan, make_plan, place
 from attnkit.proving import Request, run_isolated
-from attnkit.report import BootReport, DecisionReport, Fallback, KernelCounts, NeedReport, SpecReport
+from attnkit.report import BootReport, BootVerdict, DecisionReport, Fallback, KernelCounts, NeedReport, SpecReport
 from attnkit.selftest import FAULTS
-from attnkit.selftest.model import CaseResult, Level, Outcome, Verdict
+from attnkit.selftest.model import OUTCOMES, CaseResult, Level, Outcome, Verdict
 from attnkit.serving import EngineSettings, Serving
 
-_EXIT_BY_VERDICT: dict[Outcome, int] = {
+_EXIT_BY_VERDICT: dict[BootVerdict, int] = {
     "pass": EXIT_OK,
     "fail": EXIT_CHECK_FAILED,
     "inconclusive": EXIT_INCONCLUSIVE,
     "skipped": EXIT_NO_BACKEND,
+    "planted": EXIT_INCONCLUSIVE,
 }
+_SERVES: tuple[BootVerdict, ...] = ("pass", "planted")
 _ENGINE_DECIDES = ("cpu", "tpu")
 """Platforms on which vLLM takes its one backend whatever is asked."""
 
@@ -59,7 +61,7 @@ class BootOptions:
     Args:
         command: the engine's command line; empty: prove and report only.
         report, ready, metrics: the files to write.
-        node, workload, backend, model, level, fault: as on the command line; None where not given.
+        node, workload, backend, model, level, fault, planted_answer: as on the command line; None where not given.
         root: another / to read sys and proc from.
         health_url, health_timeout: see `EngineSettings`.
         selftest_timeout: seconds one candidate's self-test may take.
@@ -75,6 +77,7 @@ class BootOptions:
     model: str | None = None
     level: str | None = None
     fault: str | None = None
+    planted_answer: str | None = None
     root: Path = Path("/")
     health_url: str | None = None
     health_timeout: float = 600.0
@@ -118,7 +121,7 @@ class _Boot:
                 if self.options.command:
                     return self._serve(plan)
                 self.outputs.gone()
-                return EXIT_OK
+                return _EXIT_BY_VERDICT[self._report.verdict]
             except AttnkitError as error:
                 self._failed(str(error), error.exit_code)
                 raise
@@ -136,6 +139,8 @@ class _Boot:
         options = self.options
         if options.fault is not None:
             self.events.bind(planted_fault=options.fault)
+        if options.planted_answer is not None:
+            self.events.bind(planted_answer=options.planted_answer)
         try:
             self.outputs.begin()
         except UsageError as error:
@@ -143,6 +148,7 @@ class _Boot:
             raise
         level = check_level(options.level)
         _check_fault(options.fault)
+        _check_planted(options)
         self.events.emit("boot", attnkit_version=__version__, host=platform.node(), command=options.command)
         explicit = options.backend
         if self.vllm is not None:
@@ -168,6 +174,7 @@ class _Boot:
             node_type_why=where.why,
             detection=detection,
             planted_fault=self.options.fault,
+            planted_answer=self.options.planted_answer,
         )
         self.report.boot_seconds.detect = self.seconds["detect"]
         self.outputs.save_partial(self.report)
@@ -192,7 +199,14 @@ class _Boot:
                 overrides = self.vllm.overrides()
                 if model is None and self.vllm.local_model is not None:
                     model = str(self.vllm.local_model)
-            plan = make_plan(where, model=model, workload=options.workload, explicit=explicit, overrides=overrides)
+            plan = make_plan(
+                where,
+                model=model,
+                workload=options.workload,
+                explicit=explicit,
+                assume_installed=options.planted_answer is not None,
+                overrides=overrides,
+            )
         need = plan.need
         report.need = NeedReport(source=need.source, specs=[SpecReport.of(spec) for spec in need.specs], notes=list(need.notes))
         report.decision = DecisionReport.of(plan.decision, plan.installed_source)
@@ -225,8 +239,8 @@ class _Boot:
             for position, candidate in enumerate(candidates):
                 verdicts = self._test(candidate, plan, level)
                 report.selftest.extend(verdicts)
-                report.verdict = worst(verdicts)
-                if report.verdict == "pass":
+                report.verdict = self._comes_to(verdicts)
+                if report.verdict in _SERVES:
                     report.backend, report.provider = candidate.backend, candidate.provider
                     report.boot_seconds.selftest = self._since("selftest")
                     return candidate
@@ -235,9 +249,15 @@ class _Boot:
                 self.outputs.save_partial(report)
                 if following is None:
                     break
-        report.verdict = worst(report.selftest)
+        report.verdict = self._comes_to(report.selftest)
         report.boot_seconds.selftest = self.seconds["selftest"]
         return None
+
+    def _comes_to(self, verdicts: list[Verdict] | tuple[Verdict, ...]) -> BootVerdict:
+        """What the verdicts come to; a planted answer that is right is never a pass."""
+        if self.options.planted_answer is not None and all(verdict.outcome == "skipped" for verdict in verdicts):
+            return "planted"
+        return worst(verdicts)
 
     def _candidates(self, plan: Plan, explicit: str | None) -> tuple[Accepted, ...]:
         """The accepted backends that the engine can be told to use; what it cannot is a step in the report."""
@@ -271,6 +291,7 @@ class _Boot:
             specs=plan.need.specs,
             level=level,
             fault=self.options.fault,
+            planted_answer=self.options.planted_answer,
         )
 
         def on_case(case: CaseResult) -> None:
@@ -281,7 +302,7 @@ class _Boot:
 
         verdicts = run_isolated(request, timeout=self.options.selftest_timeout, on_case=on_case, on_kernels=on_kernels)
         for verdict in verdicts:
-            counts = {outcome: sum(c.outcome == outcome for c in verdict.cases) for outcome in _EXIT_BY_VERDICT}
+            counts = {outcome: sum(c.outcome == outcome for c in verdict.cases) for outcome in OUTCOMES}
             self.events.emit(
                 "selftest.verdict",
                 backend=verdict.backend,
@@ -303,16 +324,17 @@ class _Boot:
     def _conclude(self) -> None:
         """The verdict is known: write the report, say so."""
         report = self._report
-        report.exit_code = _EXIT_BY_VERDICT[report.verdict]
+        serves = report.verdict in _SERVES
+        report.exit_code = EXIT_OK if serves and self.options.command else _EXIT_BY_VERDICT[report.verdict]
         report.boot_seconds.total = self._since_start()
-        if report.verdict != "pass":
+        if not serves:
             last = report.fallbacks[-1]
             report.error = f"no backend passed its self-test; the last one, {last.from_backend}: {last.reason}"
         self.outputs.save(report)
         self.events.emit(
             "report", path=self.options.report, verdict=report.verdict, backend=report.backend, exit_code=report.exit_code
         )
-        if report.verdict != "pass":
+        if not serves:
             self.outputs.state("failed", report.verdict, None)
             self.events.emit("error", message=report.error)
 
@@ -369,6 +391,14 @@ def _why(verdicts: tuple[Verdict, ...]) -> str:
 def _check_fault(fault: str | None) -> None:
     if fault is not None and fault not in FAULTS:
         raise unknown_name("fault", fault, FAULTS)
+
+
+def _check_planted(options: BootOptions) -> None:
+    if options.planted_answer is None:
+        return
+    planted.parse(options.planted_answer)
+    if options.fault is not None:
+        raise UsageError("a fault and a device's answer cannot both be planted; give --fault or --planted-answer")
 
 
 def _fields(case: CaseResult) -> dict[str, Any]:

@@ -65,6 +65,16 @@ Fault = Annotated[
     ),
 ]
 
+Planted = Annotated[
+    str | None,
+    typer.Option(
+        "--planted-answer",
+        envvar="ATTNKIT_PLANTED_ANSWER",
+        help="Debug switch: run no kernel, take this for the device's answer (right, wrong, crash, hang; or wrong:BACKEND). "
+        "The verdict is then 'planted', never 'pass'.",
+    ),
+]
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -214,6 +224,7 @@ def boot(
     model: Model = None,
     level: LevelOption = None,
     fault: Fault = None,
+    planted_answer: Planted = None,
     root: Root = Path("/"),
     health_url: Annotated[
         str | None,
@@ -240,6 +251,7 @@ def boot(
         model=model,
         level=level,
         fault=fault,
+        planted_answer=planted_answer,
         root=root,
         health_url=health_url,
         health_timeout=health_timeout,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from attnkit.report import BootReport
-
-OUTCOMES = ("pass", "fail", "inconclusive", "skipped")
+from attnkit.selftest.model import OUTCOMES
 
 
 def render_metrics(report: BootReport, *, ready: bool = False) -> str:
@@ -26,6 +25,9 @@ def render_metrics(report: BootReport, *, ready: bool = False) -> str:
         verdict.labels(outcome).set(report.verdict == outcome)
     gauge("attnkit_ready", "1 while the engine serves.").set(ready)
     gauge("attnkit_planted_fault", "1 where a fault was planted on purpose.").set(report.planted_fault is not None)
+    gauge("attnkit_planted_answer", "1 where the device's answer was planted: no kernel ran.").set(
+        report.planted_answer is not None
+    )
     gauge("attnkit_fallbacks", "Backends that were tried before the one that serves.").set(len(report.fallbacks))
     gauge("attnkit_backend_info", "The backend that serves.", ("backend", "provider", "node_type", "arch", "version")).labels(
         report.backend or "",

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from attnkit.errors import UsageError
 from attnkit.metrics import render_metrics
-from attnkit.report import BootReport, Readiness, State, check_writable, write_atomically
-from attnkit.selftest.model import Outcome
+from attnkit.report import BootReport, BootVerdict, Readiness, State, check_writable, write_atomically
 
 RUN_DIRECTORY = Path("/run/attnkit")
 
@@ -55,7 +54,7 @@ class Outputs:
         self.begun = True
         self.state("starting")
 
-    def state(self, state: State, verdict: Outcome | None = None, backend: str | None = None) -> None:
+    def state(self, state: State, verdict: BootVerdict | None = None, backend: str | None = None) -> None:
         """Write the readiness file."""
         write_atomically(self.ready, Readiness(state=state, verdict=verdict, backend=backend, since=now()).text())
 

@@ -42,6 +42,7 @@ class Request:
         specs: the need, one per kind of layer; empty tests the level's own cases only.
         level: quick, standard or extended.
         fault: a fault planted on purpose, or None.
+        planted_answer: what the device is made to answer (see `attnkit.planted`), or None: it is really asked.
         prove: plant every fault instead, and report which case catches it.
     """
 
@@ -51,6 +52,7 @@ class Request:
     specs: tuple[AttentionSpec, ...]
     level: Level
     fault: str | None = None
+    planted_answer: str | None = None
     prove: bool = False
 
 
@@ -265,6 +267,14 @@ def _work(request: Request, send: Callable[[str, Any], None]) -> None:
             send("verdict", replace(verdict, device=f"{verdict.device} [{name}]") if len(names) > 1 else verdict)
 
 
+def _plant(answer: str, request: Request, send: Callable[[str, Any], None]) -> None:
+    from attnkit import planted
+
+    planted.give(
+        answer, backend=request.backend, provider=request.provider, device=request.device, level=request.level, send=send
+    )
+
+
 def _main(descriptor: int) -> None:
     with os.fdopen(descriptor, "w", encoding="utf-8") as pipe:
 
@@ -274,7 +284,9 @@ def _main(descriptor: int) -> None:
 
         try:
             request = _REQUEST.validate_json(sys.stdin.buffer.read())
-            if _watches_triton(request.device) and not request.prove:
+            if request.planted_answer is not None:
+                _plant(request.planted_answer, request, send)
+            elif _watches_triton(request.device) and not request.prove:
                 _count_kernels(request, send)
             else:
                 _work(request, send)

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -25,6 +25,8 @@ from attnkit.selftest.model import Outcome, Verdict
 from attnkit.spec import AttentionSpec, Dtype, Feature, KvCacheDtype, Op, Phase
 
 SCHEMA_VERSION: Literal[1] = 1
+BootVerdict: TypeAlias = Outcome | Literal["planted"]
+"""The boot's verdict: an outcome of the self-test, or "planted" where the device's answer was planted and no kernel ran."""
 State = Literal["starting", "selftest", "engine-starting", "ready", "failed"]
 
 
@@ -159,7 +161,7 @@ class BootReport(_Model):
     need: NeedReport | None = None
     decision: DecisionReport | None = None
     selftest: list[Verdict] = []
-    verdict: Outcome = "skipped"
+    verdict: BootVerdict = "skipped"
     backend: str | None = Field(default=None, description="The backend that serves, or null.")
     provider: str | None = None
     fallbacks: list[Fallback] = []
@@ -167,6 +169,9 @@ class BootReport(_Model):
     engine: EngineReport | None = None
     boot_seconds: BootSeconds = BootSeconds()
     planted_fault: str | None = Field(default=None, description="A fault planted on purpose through the debug switch.")
+    planted_answer: str | None = Field(
+        default=None, description="What the device was made to answer through the debug switch; no kernel ran."
+    )
     error: str | None = Field(default=None, description="Why the boot ended, where it did.")
     exit_code: int | None = Field(default=None, description="null while the boot is not over and while the engine serves.")
 
@@ -179,7 +184,7 @@ class Readiness(_Model):
     """The readiness file: what a health check and a load balancer look at."""
 
     state: State
-    verdict: Outcome | None
+    verdict: BootVerdict | None
     backend: str | None
     since: str
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from attnkit.selftest.model import Verdict
 
 MAX_WIDTH = 100
-MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "skipped": "·"}
-COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "skipped": "dim"}
+MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "skipped": "·", "planted": "◌"}
+COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "skipped": "dim", "planted": "magenta"}
 
 
 def console() -> Console:
@@ -156,6 +156,7 @@ def show_report(report: BootReport) -> None:
         ("device", f"{report.decision.device.name} ({report.decision.device.arch})" if report.decision else ""),
         ("backend", f"{report.backend} through {report.provider}" if report.backend else "none"),
         ("order", f"{', '.join(report.decision.order)} ({report.decision.order_source})" if report.decision else ""),
+        ("planted", f"{report.planted_answer}: the device's answer, no kernel ran" if report.planted_answer else ""),
         ("fault", f"{report.planted_fault}, planted on purpose" if report.planted_fault else ""),
         ("error", report.error or ""),
         ("seconds", "  ".join(f"{k} {v:g}" for k, v in report.boot_seconds.model_dump().items() if v is not None)),
@@ -249,7 +250,8 @@ def _wrapped(lines: Iterable[str]) -> list[str]:
 
 def _boot(f: Mapping[str, Any]) -> list[str]:
     fault = [f"FAULT PLANTED ON PURPOSE: {f['planted_fault']}"] if "planted_fault" in f else []
-    return [f"attnkit {f['attnkit_version']} on {f['host']}", *fault]
+    answer = [f"NO KERNEL RUNS, THE DEVICE'S ANSWER IS PLANTED: {f['planted_answer']}"] if "planted_answer" in f else []
+    return [f"attnkit {f['attnkit_version']} on {f['host']}", *fault, *answer]
 
 
 def _detect(f: Mapping[str, Any]) -> list[str]:

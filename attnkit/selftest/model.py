@@ -9,6 +9,7 @@ Level: TypeAlias = Literal["quick", "standard", "extended"]
 LEVELS: tuple[Level, ...] = ("quick", "standard", "extended")
 
 Outcome: TypeAlias = Literal["pass", "fail", "inconclusive", "skipped"]
+OUTCOMES: tuple[Outcome, ...] = ("pass", "fail", "inconclusive", "skipped")
 
 
 @dataclass(frozen=True)
