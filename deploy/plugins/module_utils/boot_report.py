@@ -24,23 +24,29 @@ def failed_cases(report: dict[str, Any], most: int = 3) -> list[str]:
     return lines[:most] + ([f"and {more} more"] if more > 0 else [])
 
 
-def objection(report: dict[str, Any], *, node_type: str | None, fault_ok: bool = False) -> str | None:
+def objection(report: dict[str, Any], *, node_type: str | None, fault_ok: bool = False, planted_ok: bool = False) -> str | None:
     """Why this report does not let the node serve; None where it does.
 
     Args:
         report: the document.
         node_type: what the fleet says this node is, None to accept any.
         fault_ok: let a report pass that was made with a planted fault (never for a release).
+        planted_ok: let a report pass whose device's answer was planted (for rehearsals, never for a release).
     """
     if report.get("schema_version") != 1:
         return f"the report has schema_version {report.get('schema_version')!r}; this fleet reads 1"
     verdict = report.get("verdict")
     planted = report.get("planted_fault")
-    if verdict != "pass":
+    answer = report.get("planted_answer")
+    if (verdict == "planted" or (verdict == "pass" and answer)) and not planted_ok:
+        return f"no kernel ran: the device's answer {answer!r} was planted, and this fleet is no rehearsal"
+    if verdict not in ("pass", "planted"):
         what = {"fail": "the self-test failed", "inconclusive": "the self-test could not judge", "skipped": "no self-test ran"}
         parts = [what.get(str(verdict), f"verdict {verdict!r}")]
         if planted:
             parts[0] += f" (fault {planted!r} was planted on purpose)"
+        if answer:
+            parts[0] += f" (no kernel ran, the device's answer {answer!r} was planted)"
         parts += failed_cases(report)
         if report.get("error"):
             parts.append(str(report["error"]))
@@ -67,4 +73,5 @@ def summary(report: dict[str, Any] | None) -> dict[str, Any]:
         "tokens_per_s": completion.get("tokens_per_s"),
         "fallbacks": [f"{f.get('from')} -> {f.get('to')}: {f.get('reason')}" for f in report.get("fallbacks") or []],
         "planted_fault": report.get("planted_fault"),
+        "planted_answer": report.get("planted_answer"),
     }

@@ -27,6 +27,10 @@ options:
   node_type:
     description: Node type that the report must be of. It is not compared where this is not set.
     type: str
+  accept_planted:
+    description: Let a boot pass in which no kernel ran because the device's answer was planted. For rehearsals alone.
+    type: bool
+    default: false
   url:
     description: Base of the engine's OpenAI-compatible interface, as the node sees it; no completion is asked without it.
     type: str
@@ -140,7 +144,9 @@ def read_json(path: str) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-def look(inspected: dict[str, Any] | None, run_dir: str, *, image: str | None, node_type: str | None) -> Look:
+def look(
+    inspected: dict[str, Any] | None, run_dir: str, *, image: str | None, node_type: str | None, accept_planted: bool = False
+) -> Look:
     """Judge one snapshot.
 
     Args:
@@ -148,6 +154,7 @@ def look(inspected: dict[str, Any] | None, run_dir: str, *, image: str | None, n
         run_dir: folder with the report and the readiness file.
         image: the image that must run.
         node_type: the node type that the report must be of.
+        accept_planted: let a boot without kernels pass, for rehearsals.
     """
     if inspected is None:
         return Look(done=True, ok=False, reason="there is no such container on the node", report=None)
@@ -160,7 +167,7 @@ def look(inspected: dict[str, Any] | None, run_dir: str, *, image: str | None, n
         report = None
     if image is not None and inspected["Config"]["Image"] != image:
         return Look(done=True, ok=False, reason=f"runs {inspected['Config']['Image']}, not {image}", report=report)
-    objects = objection(report, node_type=node_type) if report else None
+    objects = objection(report, node_type=node_type, planted_ok=accept_planted) if report else None
     running = bool(state["Running"]) and state["Status"] != "restarting"
     is_ready = bool(ready and ready.get("state") == "ready" and _mtime(ready_path) >= started)
     if not running or (inspected.get("RestartCount", 0) and not is_ready):
@@ -235,6 +242,7 @@ def main() -> None:
             "run_dir": {"type": "path", "required": True},
             "image": {"type": "str"},
             "node_type": {"type": "str"},
+            "accept_planted": {"type": "bool", "default": False},
             "url": {"type": "str"},
             "model": {"type": "str"},
             "prompt": {"type": "str", "default": "The tests pass because"},
@@ -251,7 +259,13 @@ def main() -> None:
     result: dict[str, Any] = {"changed": False}
     while True:
         try:
-            seen = look(engine.container(p["container"]), p["run_dir"], image=p["image"], node_type=p["node_type"])
+            seen = look(
+                engine.container(p["container"]),
+                p["run_dir"],
+                image=p["image"],
+                node_type=p["node_type"],
+                accept_planted=p["accept_planted"],
+            )
         except EngineError as error:
             seen = Look(done=False, ok=False, reason=str(error), report=None)
         if seen.done or time.monotonic() >= deadline:
