@@ -88,6 +88,36 @@ def failures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
+def drift_rows(hostvars: Mapping[str, Mapping[str, Any]], hosts: Sequence[str]) -> list[dict[str, Any]]:
+    """A row a host, a column a check: ok, DRIFT, or nothing where the host gave no answer."""
+    rows = []
+    for host in hosts:
+        seen = _of(hostvars, host, "attnkit_drift") or {}
+        marks = {f["check"]: "ok" if f["ok"] else "DRIFT" for f in seen.get("findings") or []}
+        rows.append({"node": host, "type": seen.get("type"), **marks})
+    return rows
+
+
+def drift_checks(hostvars: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The checks of drift, in the order of the tables."""
+    for host in hostvars:
+        findings = (_of(hostvars, host, "attnkit_drift") or {}).get("findings") or []
+        if len(findings) > 1:
+            return [f["check"] for f in findings]
+    return ["service"]
+
+
+def drifted(hostvars: Mapping[str, Mapping[str, Any]], hosts: Sequence[str]) -> list[dict[str, Any]]:
+    """The findings that differ, a host that gave no answer included."""
+    nothing = {"check": "reachable", "ok": False, "should": "an answer", "found": "none"}
+    return [
+        {"node": host, **found}
+        for host in hosts
+        for found in (_of(hostvars, host, "attnkit_drift") or {}).get("findings") or [nothing]
+        if not found["ok"]
+    ]
+
+
 def _of(hostvars: Mapping[str, Mapping[str, Any]], host: str, name: str) -> Any:
     return hostvars[host].get(name) if host in hostvars else None
 
@@ -103,4 +133,7 @@ class FilterModule:
             "objections": objections,
             "outcome_rows": outcome_rows,
             "failures": failures,
+            "drift_rows": drift_rows,
+            "drift_checks": drift_checks,
+            "drifted": drifted,
         }
