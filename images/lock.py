@@ -6,7 +6,8 @@ Each lock lists everything that is installed, with the hashes of every file of a
 
 Torch comes in two builds of one version: a plain index has the CUDA build, a CPU index or a local wheel folder has `+cpu`.
 A lock carries the hashes of both; the CUDA libraries that only the first needs are in a lock of their own (`*.cuda-torch.txt`),
-which `images/venv.py` and the Dockerfile install only when that build was taken.
+which `images/venv.py` and the Dockerfile install only when that build was taken. The lock of the CUDA images is of the CUDA
+build alone and has them in it.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Lock:
-    """One lock: `source` (the .in file), and for which interpreters it is made."""
+    """One lock: `source` (the .in file), for which interpreters it is made, and whether it is of torch's CUDA build alone."""
 
     source: str
     python: str
     universal: bool
+    cuda: bool = False
 
     @property
     def target(self) -> Path:
@@ -53,6 +55,7 @@ class Lock:
 
 LOCKS: dict[str, Lock] = {
     "cpu": Lock("images/requirements/cpu.in", python="3.11", universal=False),
+    "cuda": Lock("images/requirements/cuda.in", python="3.11", universal=False, cuda=True),
     "deploy": Lock("deploy/requirements.in", python="3.11", universal=True),
     "tests": Lock("tests/requirements.in", python="3.11", universal=True),
 }
@@ -125,10 +128,10 @@ def split(lock: Lock, text: str) -> tuple[str, str]:
     main, cuda = head, ""
     for key, block in blocks(text).items():
         name = project(key)
-        if CUDA_ONLY.match(name) and name not in asked:
+        if CUDA_ONLY.match(name) and name not in asked and not lock.cuda:
             cuda += block
             continue
-        if name == "torch":
+        if name == "torch" and not lock.cuda:
             version = key.split("==")[1].split()[0]
             known = set(HASH.findall(block))
             before = next((b for k, b in blocks(text_of(lock.target)).items() if k.startswith(f"torch=={version}")), "")
