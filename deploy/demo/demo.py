@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import fleet  # puts images/ on the path, for the modules after the split
-from fleet import DemoError, Node
+from fleet import DEMO, DemoError, Machine, Node
 from rich.console import Console
 from rich.table import Table
 
@@ -33,6 +33,7 @@ import platforms
 
 OUT = fleet.ROOT / "out" / "demo"
 DEPLOY = fleet.ROOT / "deploy"
+NODES = ("node-1", "node-2", "node-3")
 PORT = 8000
 MODEL = "tiny"
 PROMPT = "The license of this software"
@@ -65,9 +66,7 @@ def inventory(nodes: list[Node], image: str, environment: dict[str, str]) -> Pat
         "attnkit": {
             "hosts": hosts,
             "vars": {
-                "ansible_user": "root",
-                "ansible_ssh_private_key_file": str(fleet.STATE / "id_ed25519"),
-                "ansible_ssh_common_args": f"-o UserKnownHostsFile={fleet.STATE / 'known_hosts'} -o IdentitiesOnly=yes",
+                **DEMO.ssh_variables(),
                 "attnkit_images": {"cpu": image, "ipex": image},
                 "attnkit_command": COMMAND,
                 "attnkit_env": environment,
@@ -78,7 +77,7 @@ def inventory(nodes: list[Node], image: str, environment: dict[str, str]) -> Pat
             },
         }
     }
-    file = fleet.STATE / "inventory.json"
+    file = DEMO.state / "inventory.json"
     file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return file
 
@@ -87,7 +86,7 @@ def play(playbook: str, hosts: Path, log: str, *options: str) -> tuple[int, str]
     """Run a playbook; its plays and tasks are shown as they come, all of its output is kept in out/demo."""
     environment = {
         **os.environ,
-        "ANSIBLE_HOME": str(fleet.STATE / "ansible"),
+        "ANSIBLE_HOME": str(DEMO.state / "ansible"),
         "ANSIBLE_CONFIG": str(DEPLOY / "ansible.cfg"),
         "ANSIBLE_NOCOLOR": "1",
         "PYTHONUNBUFFERED": "1",
@@ -127,7 +126,7 @@ def read_node(node: Node) -> dict[str, Any]:
     """Report, release record and events of a node, fetched from it and kept in out/demo/NODE."""
     folder = OUT / node.name
     folder.mkdir(parents=True, exist_ok=True)
-    container = f"{fleet.PREFIX}-{node.name}"
+    container = DEMO.container(node.name)
     found: dict[str, Any] = {}
     for name, path in (("report", "run/report.json"), ("release", "release.json"), ("ready", "run/ready.json")):
         text = fleet.docker("exec", container, "cat", f"/var/lib/attnkit/{path}", check=False)
@@ -196,9 +195,11 @@ def prepare(progress: Progress) -> tuple[list[Node], str]:
     build.build(platform, wheel=wheel, no_cache=False, plain=True)
     venv.ensure(fleet.ROOT / ".venv", DEPLOY / "requirements.txt", [wheel])
     progress.step("the machines: a registry and three nodes, each with an engine of its own, reached over SSH")
-    nodes = fleet.up()
+    DEMO.state.mkdir(parents=True, exist_ok=True)
+    fleet.node_image(DEMO.node_image_name, secrets_at=DEMO.state / "secrets")
+    nodes = DEMO.up([Machine(name) for name in NODES])
     progress.step("the image into the registry")
-    return nodes, fleet.push(build.tags(platform)[0])
+    return nodes, DEMO.push(build.tags(platform)[0])
 
 
 def demo() -> int:
@@ -270,7 +271,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         if args.down:
-            fleet.down()
+            DEMO.down(NODES)
             return 0
         return rehearse(args.fault) if args.fault else demo()
     except (DemoError, engine.EngineError, platforms.DescriptionError) as error:
