@@ -129,3 +129,40 @@ def web() -> Iterator[HttpServer]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def demo_fleet() -> Iterator[Path]:
+    """The demo fleet, its inventory; removed at the end where it was not there before."""
+    there = subprocess.run(["docker", "inspect", "attnkit-demo-node-1"], capture_output=True, check=False).returncode == 0
+    # The demo runs on the Python that the tests run on, as `make test` does.
+    done = subprocess.run(["make", "demo"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"make demo:\n{(done.stdout + done.stderr)[-6000:]}"
+    print(done.stdout[-2500:], file=sys.stderr)
+    yield ROOT / ".cache" / "demo" / "inventory.json"
+    if not there:
+        subprocess.run(["make", "demo-down"], cwd=ROOT, capture_output=True, text=True, check=True)
+
+
+@pytest.fixture(scope="session")
+def play(demo_fleet: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a playbook against the demo fleet."""
+
+    def run(playbook: str, *options: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "ANSIBLE_HOME": str(demo_fleet.parent / "ansible"), "ANSIBLE_NOCOLOR": "1"}
+        command = [str(TOOLS / "bin" / "ansible-playbook"), "-i", str(demo_fleet), f"playbooks/{playbook}.yml", *options]
+        return subprocess.run(command, cwd=DEPLOY, env=environment, capture_output=True, text=True, check=False)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def on_node(demo_fleet: Path) -> Callable[..., str]:
+    """Run a command on a node of the demo fleet; what it printed."""
+
+    def run(node: str, *command: str, check: bool = True) -> str:
+        done = subprocess.run(["docker", "exec", f"attnkit-demo-{node}", *command], capture_output=True, text=True, check=False)
+        assert not check or done.returncode == 0, f"{node}: {command}: {done.stderr}"
+        return done.stdout.strip()
+
+    return run

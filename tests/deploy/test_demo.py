@@ -9,9 +9,7 @@ import json
 import os
 import re
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ INVENTORY = ROOT / ".cache" / "demo" / "inventory.json"
 NODES = ("node-1", "node-2", "node-3")
 SECOND_RUN_SECONDS = 90
 
-pytestmark = [pytest.mark.docker, pytest.mark.slow]
+pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.usefixtures("demo_fleet")]
 
 
 def _make(target: str, *variables: str) -> subprocess.CompletedProcess[str]:
@@ -57,17 +55,6 @@ def _play(playbook: str, *options: str) -> subprocess.CompletedProcess[str]:
 
 def _changed(output: str) -> dict[str, int]:
     return {m[1]: int(m[2]) for m in re.finditer(r"^(\S+)\s*:\s*ok=\d+\s+changed=(\d+)", output, re.MULTILINE)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fleet() -> Iterator[None]:
-    """The demo fleet; removed afterwards where it was not there before."""
-    there = subprocess.run(["docker", "inspect", "attnkit-demo-node-1"], capture_output=True, check=False).returncode == 0
-    shown = _make("demo").stdout
-    print(shown[-2500:], file=sys.stderr)
-    yield
-    if not there:
-        _make("demo-down")
 
 
 def test_every_node_proved_its_backend_and_serves() -> None:

@@ -157,14 +157,14 @@ def check_kernel(report: Mapping[str, Any] | None, detection: Mapping[str, Any])
 def check_driver(report: Mapping[str, Any] | None, detection: Mapping[str, Any]) -> dict[str, Any]:
     """Every accelerator has the driver that the self-test ran with. A driver that the report did not know is not compared."""
     then, now = _accelerators((report or {}).get("detection") or {}), _accelerators(detection)
-    should = sorted({str(device["driver"]) for device in then.values() if device.get("driver")})
-    found, ok = [], report is not None
+    drivers = sorted({str(device["driver"]) for device in then.values() if device.get("driver")})
+    should = ", ".join(drivers) or "none known"
+    other = set()
     for key, device in then.items():
         was, seen = device.get("driver"), (now.get(key) or {}).get("driver")
         if was and key in now and seen != was:
-            ok = False
-            found.append(str(seen or "none loaded"))
-    return drift("driver", ok, ", ".join(should) or "none known", ", ".join(sorted(set(found))) or ", ".join(should) or "none known")
+            other.add(str(seen or "none loaded"))
+    return drift("driver", report is not None and not other, should, ", ".join(sorted(other)) or should)
 
 
 def check_hardware(report: Mapping[str, Any] | None, detection: Mapping[str, Any]) -> dict[str, Any]:
