@@ -70,6 +70,8 @@ def outcome_rows(hostvars: Mapping[str, Mapping[str, Any]], hosts: Sequence[str]
                 "boot_s": summary.get("boot_seconds"),
                 "tokens_per_s": summary.get("tokens_per_s"),
                 "created": summary.get("created"),
+                **{name: summary.get(name) for name in ("provider", "device", "driver", "attnkit")},
+                **{name: summary.get(name) for name in ("fallbacks", "planted_fault", "planted_answer")},
                 "image": outcome.get("image"),
                 "serves": bool(outcome["ok"]),
                 "reason": outcome["reason"],

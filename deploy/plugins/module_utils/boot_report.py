@@ -63,6 +63,9 @@ def summary(report: dict[str, Any] | None) -> dict[str, Any]:
     report = report or {}
     engine = report.get("engine") or {}
     completion = engine.get("completion") or {}
+    devices = (report.get("detection") or {}).get("devices") or [{}]
+    device = (report.get("decision") or {}).get("device") or devices[0]
+    alike = sum(other.get("arch") == device.get("arch") for other in devices)
     return {
         "node_type": report.get("node_type"),
         "backend": report.get("backend"),
@@ -74,4 +77,7 @@ def summary(report: dict[str, Any] | None) -> dict[str, Any]:
         "fallbacks": [f"{f.get('from')} -> {f.get('to')}: {f.get('reason')}" for f in report.get("fallbacks") or []],
         "planted_fault": report.get("planted_fault"),
         "planted_answer": report.get("planted_answer"),
+        "device": f"{alike} x {device['name']}" if alike > 1 else device.get("name"),
+        "driver": device.get("driver"),
+        "attnkit": report.get("attnkit_version"),
     }

@@ -1,0 +1,122 @@
+"""The fleet's status as one self-contained HTML page: no script, font or image from elsewhere."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+DOCUMENTATION = r"""
+name: status_page
+short_description: The rows of the fleet's status as one HTML page
+version_added: 0.2.0
+description: Sorts and filters by itself; everything that came from a node is escaped.
+options:
+  _input:
+    description: What C(outcome_rows) made.
+    type: list
+    elements: dict
+    required: true
+  now:
+    description: The time of the page, RFC 3339 in UTC; the present where it is not given.
+    type: str
+author:
+  - The attnkit authors
+"""
+
+TEMPLATES = Path(__file__).resolve().parents[2] / "playbooks" / "templates"
+COLUMNS = ("node", "type", "state", "backend", "provider", "tokens/s", "report age", "image", "driver")
+NUMBERS = ("tokens/s", "report age")
+TONES = {"pass": "good", "fail": "bad"}
+
+
+def status_page(rows: Sequence[Mapping[str, Any]], now: str | None = None) -> str:
+    """The page.
+
+    Args:
+        rows: a row a node, as `outcome_rows` makes them.
+        now: the time of the page.
+    """
+    time = _moment(now) if now else datetime.datetime.now(tz=datetime.timezone.utc)
+    shown = [_row(row, time) for row in rows]
+    # What needs somebody's eyes comes first; the reader sorts otherwise.
+    shown.sort(key=lambda row: (row["serves"], row["type"], row["node"]))
+    types = sorted({row["type"] for row in shown})
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("status.html.j2").render(
+        rows=shown,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        serving=sum(row["serves"] for row in shown),
+        trouble=sum(not row["serves"] for row in shown),
+        types=[
+            {
+                "name": name,
+                "nodes": sum(row["type"] == name for row in shown),
+                "serving": sum(row["type"] == name and row["serves"] for row in shown),
+            }
+            for name in types
+        ],
+        verdicts=sorted({row["verdict"] for row in shown}),
+        columns=[{"title": title, "number": title in NUMBERS} for title in COLUMNS],
+    )
+
+
+def _row(row: Mapping[str, Any], now: datetime.datetime) -> dict[str, Any]:
+    """What the page shows of one node."""
+    age = (now - _moment(row["created"])).total_seconds() if row.get("created") else None
+    serves = bool(row["serves"])
+    verdict = str(row.get("verdict") or "no report")
+    notes = [f"fell back: {step}" for step in row.get("fallbacks") or []]
+    if row.get("planted_fault"):
+        notes.append(f"the fault {row['planted_fault']!r} was planted on purpose")
+    if row.get("planted_answer"):
+        notes.append(f"no kernel ran: the device's answer {row['planted_answer']!r} was planted")
+    return {
+        **{
+            name: row.get(name)
+            for name in ("node", "backend", "provider", "driver", "device", "tokens_per_s", "created", "reason")
+        },
+        "type": str(row.get("type") or "unknown"),
+        "verdict": verdict,
+        "serves": serves,
+        "tone": "good" if serves else "bad",
+        "verdict_tone": TONES.get(verdict, "odd"),
+        "rank": f"{int(serves)} {verdict}",
+        "notes": notes,
+        "age": age,
+        "age_text": None if age is None else span(age),
+        "image": row.get("image") or "",
+        "image_text": short_image(row.get("image") or ""),
+    }
+
+
+def short_image(image: str) -> str:
+    """The last part of the name and twelve digits of the digest: enough to tell two apart."""
+    name, at, digest = image.partition("@sha256:")
+    return f"{name.rpartition('/')[2]}@{digest[:12]}" if at else image
+
+
+def span(seconds: float) -> str:
+    """A time span in the largest unit that says enough."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def _moment(text: str) -> datetime.datetime:
+    return datetime.datetime.fromisoformat(re.sub(r"Z$", "+00:00", text))
+
+
+class FilterModule:
+    """The filter of this file."""
+
+    def filters(self) -> dict[str, Any]:
+        """Name and function."""
+        return {"status_page": status_page}
