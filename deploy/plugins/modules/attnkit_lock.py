@@ -9,6 +9,8 @@ short_description: Hold a node for one rollout at a time
 version_added: 0.1.0
 description:
   - Creates or removes a lock file on the node. Creating it is atomic; the file says who holds the node and since when.
+  - Every lock names the computer and the process of the run that took it. A run on the same computer takes a lock over whose
+    process has ended (killed, or cut off), without being asked to.
   - A lock is no part of a node's configuration, so that taking and freeing it is not reported as a change.
 options:
   path:
@@ -32,6 +34,9 @@ options:
     description: Take the lock whoever holds it.
     type: bool
     default: false
+  run:
+    description: Set by the action plugin, the computer and the process that run the playbook.
+    type: dict
 attributes:
   check_mode:
     description: Fails where somebody else holds the lock, but takes none.
@@ -78,20 +83,21 @@ def read(path: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     try:
-        owner = str(json.loads(text)["owner"])
-    except (ValueError, KeyError, TypeError):
-        owner = "unknown"
-    return {"owner": owner, "since": since}
+        document = json.loads(text)
+        owner, run = str(document["owner"]), document.get("run")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        owner, run = "unknown", None
+    return {"owner": owner, "since": since, "run": run}
 
 
-def create(path: str, owner: str) -> bool:
+def create(path: str, owner: str, run: dict[str, Any] | None) -> bool:
     """Create the lock file; False where somebody was faster."""
     try:
         handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
         return False
     with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump({"owner": owner}, file)
+        json.dump({"owner": owner, "run": run}, file)
     return True
 
 
@@ -104,6 +110,7 @@ def main() -> None:
             "state": {"type": "str", "choices": ["held", "free"], "default": "held"},
             "stale_after": {"type": "int", "default": 3600},
             "steal": {"type": "bool", "default": False},
+            "run": {"type": "dict"},
         },
         supports_check_mode=True,
     )
@@ -122,6 +129,7 @@ def main() -> None:
         age = time.time() - there["since"]
         if not p["steal"] and age < p["stale_after"]:
             module.fail_json(
+                holding_run=there["run"],
                 msg=f"{there['owner']} holds this node since {age:.0f} s ({path}). Wait for that run, "
                 "or take the node over with -e attnkit_steal_lock=true if it died."
             )
@@ -130,7 +138,7 @@ def main() -> None:
             os.unlink(path)
     if not module.check_mode:
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        if not create(path, owner):
+        if not create(path, owner, p["run"]):
             winner = read(path)
             module.fail_json(msg=f"{winner['owner'] if winner else 'somebody else'} took this node at the same moment ({path})")
     module.exit_json(changed=False, holder=owner, stolen_from=stolen_from)

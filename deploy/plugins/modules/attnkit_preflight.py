@@ -35,6 +35,9 @@ options:
     type: list
     elements: path
     default: []
+  driver:
+    description: Version of the accelerator's driver. It is held against the C(attnkit.driver) label of the image, its oldest driver.
+    type: str
   controller_time:
     description: Seconds since the epoch on the controller.
     type: float
@@ -80,9 +83,9 @@ findings:
 
 import errno
 import os
+import re
 import shutil
 import socket
-import ssl
 import sys
 import time
 import urllib.error
@@ -93,6 +96,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils.engine import Engine, EngineError
 from ..module_utils.findings import finding, human_bytes
+from ..module_utils.image_labels import labels, registry_of, tls_context
 
 
 def check_python() -> dict[str, Any]:
@@ -147,11 +151,8 @@ def check_registry(engine: Engine, image: str | None) -> dict[str, Any]:
         return finding("registry", False, "no image is stated for this platform (attnkit_images)")
     if engine.get(f"/images/{image}/json") is not None:
         return finding("registry", True, "not needed: image is already there")
-    host = image.split("/", 1)[0]
-    if "/" not in image or not ("." in host or ":" in host or host == "localhost"):
-        host = "registry-1.docker.io"
-    ca = f"/etc/docker/certs.d/{host}/ca.crt"
-    context = ssl.create_default_context(cafile=ca if os.path.exists(ca) else None)
+    host = registry_of(image)
+    context = tls_context(host)
     reasons = []
     for scheme in ("https", "http"):
         url = f"{scheme}://{host}/v2/"
@@ -165,6 +166,26 @@ def check_registry(engine: Engine, image: str | None) -> dict[str, Any]:
         except OSError as error:
             reasons.append(f"{url}: {error}")
     return finding("registry", False, "; ".join(reasons))
+
+
+def check_driver(engine: Engine, image: str | None, driver: str | None) -> dict[str, Any]:
+    """The accelerator's driver is not older than the image's floor."""
+    if not image:
+        return finding("driver", True, f"{driver or 'none'}, compared with no image")
+    try:
+        floor = labels(engine, image).get("attnkit.driver")
+    except (OSError, EngineError, ValueError, KeyError, StopIteration) as error:
+        return finding("driver", True, f"{driver or 'none'}; the image's floor is read after the pull ({error})")
+    if not floor:
+        return finding("driver", True, f"{driver or 'none'}, the image names no floor")
+    if not driver:
+        return finding("driver", False, f"no driver was found, the image needs {floor} or newer")
+    return finding("driver", version(driver) >= version(floor), f"{driver}, the image needs {floor} or newer")
+
+
+def version(text: str) -> tuple[int, ...]:
+    """The numbers of a driver version: 580.65.06 is (580, 65, 6)."""
+    return tuple(int(number) for number in re.findall(r"\d+", text))
 
 
 def check_clock(controller_time: float | None, allowed: int) -> dict[str, Any]:
@@ -191,6 +212,7 @@ def main() -> None:
             "image": {"type": "str"},
             "image_bytes": {"type": "int", "default": 0},
             "devices": {"type": "list", "elements": "path", "default": []},
+            "driver": {"type": "str"},
             "controller_time": {"type": "float"},
             "max_clock_skew": {"type": "int", "default": 60},
             "docker_socket": {"type": "path", "default": "/var/run/docker.sock"},
@@ -206,6 +228,7 @@ def main() -> None:
             check_disk(engine, root_dir, p["image"], p["image_bytes"]),
             check_port(engine, p["container"], p["bind_address"], p["port"]),
             check_registry(engine, p["image"]),
+            check_driver(engine, p["image"], p["driver"]),
         ]
     findings += [check_devices(p["devices"]), check_clock(p["controller_time"], p["max_clock_skew"])]
     module.exit_json(changed=False, findings=findings)
