@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import ssl
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 from .engine import Engine
@@ -29,8 +29,8 @@ def registry_of(image: str) -> str:
 
 def tls_context(host: str) -> ssl.SSLContext:
     """What the engine trusts for this registry: its own certs.d beside the system's authorities."""
-    ca = f"/etc/docker/certs.d/{host}/ca.crt"
-    return ssl.create_default_context(cafile=ca if os.path.exists(ca) else None)
+    ca = Path("/etc/docker/certs.d", host, "ca.crt")
+    return ssl.create_default_context(cafile=ca if ca.exists() else None)
 
 
 def labels(engine: Engine, image: str, timeout: float = 10.0) -> dict[str, str]:

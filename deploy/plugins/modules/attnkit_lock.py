@@ -131,7 +131,7 @@ def main() -> None:
             module.fail_json(
                 holding_run=there["run"],
                 msg=f"{there['owner']} holds this node since {age:.0f} s ({path}). Wait for that run, "
-                "or take the node over with -e attnkit_steal_lock=true if it died."
+                "or take the node over with -e attnkit_steal_lock=true if it died.",
             )
         stolen_from = there["owner"]
         if not module.check_mode:

@@ -36,7 +36,7 @@ options:
     elements: path
     default: []
   driver:
-    description: Version of the accelerator's driver. It is held against the C(attnkit.driver) label of the image, its oldest driver.
+    description: Version of the accelerator's driver, held against the oldest that the image's label C(attnkit.driver) allows.
     type: str
   controller_time:
     description: Seconds since the epoch on the controller.
