@@ -3,29 +3,32 @@
 A bake is a directory in the layout of Triton's cache plus `manifest.json`. It is built without a GPU, by asking Triton to
 compile exactly the launches a node will make (`aot_variants`), and is found again because the keys are Triton's own: same
 Triton build, same kernel source, same target and options (for sm_75 also the hook of `turing`). `use` puts it in front of
-Triton's cache, `watch` counts what was still compiled.
+Triton's cache, `watch` counts what was still compiled. How a share of the kernels is compiled: `aot_compile`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
 import platform
 import sysconfig
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attnkit
 from attnkit.errors import AttnkitError, UsageError
+from attnkit.kernels.aot_files import MANIFEST, Baked, facts
 from attnkit.spec import Call
 
-MANIFEST = "manifest.json"
-SCHEMA = 1
+if TYPE_CHECKING:
+    from attnkit.kernels.aot_variants import BootCalls
+
+SCHEMA = 2
 
 
 class KernelsError(AttnkitError):
@@ -34,30 +37,15 @@ class KernelsError(AttnkitError):
 
 @dataclass(frozen=True)
 class Variant:
-    """One kernel as one target needs it; `name` is kernel-digest of its compile-time facts."""
+    """One kernel as one target needs it; `name` is kernel-digest of its compile-time facts.
 
-    target: str
-    name: str
-    kernel: str
-
-
-@dataclass(frozen=True)
-class Baked:
-    """One compiled variant.
-
-    Args:
-        target, name, kernel: as in `Variant`.
-        key: Triton's cache key, the directory's name.
-        binary: file with the machine code.
-        files: size and sha256 of every file by name.
+    `target` is an architecture, or sm_75-scalar: what stock Triton makes for sm_75, for the backends that run there without
+    Turing's hook.
     """
 
     target: str
     name: str
     kernel: str
-    key: str
-    binary: str
-    files: dict[str, tuple[int, str]]
 
 
 @dataclass(frozen=True)
@@ -67,6 +55,7 @@ class Manifest:
     Args:
         triton, attnkit, python, machine: what it was built with and for (`python` is the suffix of extension modules).
         targets, geometries: what was asked for; geometries is empty where only calls were given.
+        level: the level of the boot's self-test whose kernels are in it; empty: none.
         kernels: every variant.
         launchers: Triton's C modules: size and sha256 by path. Empty for AMD, whose launcher names the node's ROCm library.
     """
@@ -79,40 +68,70 @@ class Manifest:
     attnkit: str = attnkit.__version__
     python: str = sysconfig.get_config_var("EXT_SUFFIX") or ""
     machine: str = platform.machine()
+    level: str = ""
     schema: int = SCHEMA
+
+    def counts(self) -> dict[str, int]:
+        """How many kernels a target has, by target."""
+        return dict(Counter(kernel.target for kernel in self.kernels))
 
 
 def list_kernels(
-    targets: Sequence[str], *, geometries: Sequence[str] | None = None, calls: Iterable[Call] | None = None
+    targets: Sequence[str],
+    *,
+    geometries: Sequence[str] | None = None,
+    calls: Iterable[Call] | None = None,
+    boot: BootCalls | None = None,
 ) -> tuple[Variant, ...]:
     """Every variant that must be in a bake for `targets`.
 
     Args:
         targets: sm_75, sm_80 … gfx942 …
         geometries: names of `aot_variants.GEOMETRIES`; None takes the default ones, or none where `calls` are given.
-        calls: plan these calls too (with small stand-in tensors on the CPU), e.g. those of the self-test.
+        calls: plan these calls too (with small stand-in tensors on the CPU), for every number of splits.
+        boot: the calls of the boot's self-test, planned exactly as it launches them.
 
     Raises:
         UsageError: an unknown target or geometry.
     """
-    listed = list(calls) if calls is not None else None
+    asked = Asked.of(geometries, calls, boot)
     return tuple(
-        Variant(target, name, launch.kernel.fn.__name__)
+        Variant(code, name, launch.kernel.fn.__name__)
         for target in targets
-        for name, launch in _launches(target, geometries, listed).items()
+        for code, launches in asked.launches(target).items()
+        for name, launch in launches.items()
     )
 
 
-def _launches(target: str, geometries: Sequence[str] | None, calls: Sequence[Call] | None) -> dict[str, Any]:
-    from attnkit.kernels import aot_variants as variants
+@dataclass(frozen=True)
+class Asked:
+    """What is to be in a bake, for any target."""
 
-    planned = (
-        call
-        for name in _chosen(geometries, calls)
-        for dtype in variants.dtypes(target)
-        for call in variants.calls(variants.geometry(name), dtype, large=target.startswith("gfx"))
-    )
-    return variants.variants(target, itertools.chain(planned, calls or ()))
+    geometries: tuple[str, ...]
+    calls: tuple[Call, ...] | None
+    boot: BootCalls | None
+
+    @classmethod
+    def of(cls, geometries: Sequence[str] | None, calls: Iterable[Call] | None, boot: BootCalls | None) -> Asked:
+        """From the arguments of `build`."""
+        listed = None if calls is None else tuple(calls)
+        return cls(_chosen(geometries, listed), listed, boot)
+
+    def launches(self, target: str) -> dict[str, dict[str, Any]]:
+        """The launches by variant name, for the code of `target` and what else a boot runs on it (sm_75-scalar)."""
+        from attnkit.kernels import aot_variants as variants
+
+        planned = (
+            call
+            for name in self.geometries
+            for dtype in variants.dtypes(target)
+            for call in variants.calls(variants.geometry(name), dtype, large=target.startswith("gfx"))
+        )
+        found = {target: variants.variants(target, itertools.chain(planned, self.calls or ()))}
+        for code, call in self.boot.of(target) if self.boot is not None else ():
+            for launch in variants.exact(call, code):
+                found.setdefault(code, {}).setdefault(variants.variant_name(launch), launch)
+        return found
 
 
 def _chosen(geometries: Sequence[str] | None, calls: Sequence[Call] | None) -> tuple[str, ...]:
@@ -129,15 +148,20 @@ def build(
     *,
     geometries: Sequence[str] | None = None,
     calls: Iterable[Call] | None = None,
+    boot: BootCalls | None = None,
     launchers: bool = True,
+    jobs: int = 1,
+    cache: str | Path | None = None,
     on_kernel: Callable[[Baked], None] | None = None,
 ) -> Manifest:
     """Compile every variant for every target into `out_dir`, and verify the result.
 
     Args:
-        targets, geometries, calls: as for `list_kernels`.
-        out_dir: an empty or absent directory, or an earlier bake, which is completed. It may be moved afterwards.
+        targets, geometries, calls, boot: as for `list_kernels`.
+        out_dir: an empty or absent directory, or an earlier bake, which is replaced. It may be moved afterwards.
         launchers: compile Triton's C launchers too (CUDA targets); needs a C compiler.
+        jobs: processes that compile.
+        cache: a directory that keeps what was compiled; a later build takes from it what has the same key and is unaltered.
         on_kernel: called after each kernel, for progress.
 
     Raises:
@@ -145,80 +169,33 @@ def build(
         KernelsError: something is missing or empty afterwards.
     """
     from triton import __version__ as triton_version
-    from triton import knobs
 
-    from attnkit.kernels.aot_launcher import bake_launchers
+    from attnkit.kernels import aot_compile
 
     out = Path(out_dir).resolve()
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
         raise UsageError(f"{out} is not empty and no bake (it has no {MANIFEST})")
-    out.mkdir(parents=True, exist_ok=True)
-    listed = list(calls) if calls is not None else None
-    chosen = _chosen(geometries, listed)
-    baked: list[Baked] = []
-    native: list[Any] = []
-    with _compiling_into(knobs, out):
-        for target in targets:
-            for name, launch in _launches(target, chosen, listed).items():
-                kernel = _compile(target, launch)
-                if kernel.metadata.target.backend == "cuda":
-                    native.append(kernel)
-                baked.append(_baked(target, name, launch.kernel.fn.__name__, kernel))
-                if on_kernel is not None:
-                    on_kernel(baked[-1])
-        modules = bake_launchers(native, out) if launchers and native else []
+    asked = Asked.of(geometries, calls, boot)
+    baked, modules = aot_compile.compile_all(
+        tuple(targets),
+        asked,
+        out,
+        launchers=launchers,
+        jobs=jobs,
+        cache=Path(cache).resolve() if cache else None,
+        say=on_kernel,
+    )
     manifest = Manifest(
         triton=triton_version,
         targets=tuple(targets),
-        geometries=chosen,
+        geometries=asked.geometries,
         kernels=tuple(baked),
-        launchers={str(path.relative_to(out)): _facts(path) for path in modules},
+        launchers={str(path.relative_to(out)): facts(path) for path in modules},
+        level=boot.level if boot is not None else "",
     )
     (out / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1) + "\n")
-    verify(out, targets, calls=listed)
+    verify(out, targets, calls=asked.calls, boot=boot)
     return manifest
-
-
-@contextmanager
-def _compiling_into(knobs: Any, out: Path) -> Iterator[None]:
-    """Triton's cache is `out`, and only what a launch needs is kept."""
-    with knobs.cache.scope(), knobs.compilation.scope():
-        knobs.cache.dir = str(out)
-        os.environ.pop("TRITON_CACHE_MANAGER", None)
-        knobs.compilation.store_binary_only = True
-        knobs.compilation.always_compile = True
-        yield
-
-
-def _compile(target: str, launch: Any) -> Any:
-    """Compile one launch for an absent target, for sm_75 through Turing's hook; the result is Triton's compiled kernel."""
-    from attnkit.kernels import turing
-    from attnkit.kernels.triton.targets import compiling_for
-
-    hooked = target == "sm_75" and not turing.enabled()
-    if hooked:
-        turing.enable()
-    try:
-        with compiling_for(target):
-            launch.kernel.device_caches.clear()
-            return launch.warmup()
-    finally:
-        launch.kernel.device_caches.clear()
-        if hooked:
-            turing.disable()
-
-
-def _baked(target: str, name: str, kernel: str, compiled: Any) -> Baked:
-    paths = [Path(p) for p in compiled.metadata_group.values()]
-    folder = paths[0].parent
-    binary = next(p.name for p in paths if p.suffix in (".cubin", ".hsaco"))
-    files = {p.name: _facts(p) for p in sorted(folder.iterdir()) if p.is_file()}
-    return Baked(target, name, kernel, folder.name, binary, files)
-
-
-def _facts(path: Path) -> tuple[int, str]:
-    data = path.read_bytes()
-    return len(data), hashlib.sha256(data).hexdigest()
 
 
 def load(bake: str | Path) -> Manifest:
@@ -244,14 +221,19 @@ def load(bake: str | Path) -> Manifest:
 
 
 def verify(
-    bake: str | Path, targets: Sequence[str] | None = None, *, calls: Iterable[Call] | None = None, planned: bool = True
+    bake: str | Path,
+    targets: Sequence[str] | None = None,
+    *,
+    calls: Iterable[Call] | None = None,
+    boot: BootCalls | None = None,
+    planned: bool = True,
 ) -> Manifest:
     """Hold a bake against its manifest, and the manifest against what the planners want now.
 
     Args:
         targets: targets that must be covered; None takes those of the manifest.
-        calls: the calls it was built from, beside its geometries.
-        planned: also plan every variant anew (imports torch and Triton) and require each; needs geometries or `calls`.
+        calls, boot: what it was built from, beside its geometries.
+        planned: also plan every variant anew (imports torch and Triton) and require each; needs geometries, `calls` or `boot`.
 
     Raises:
         KernelsError: a kernel is missing, empty or altered, a target is not covered, or Triton or Python differ.
@@ -270,7 +252,7 @@ def verify(
     if manifest.python != (sysconfig.get_config_var("EXT_SUFFIX") or "") and manifest.launchers:
         problems.append(f"launchers were built for {manifest.python}; this Python wants another suffix")
     if planned and not problems:
-        problems += _unplanned(manifest, wanted, calls)
+        problems += _unplanned(manifest, wanted, calls, boot)
     if problems:
         raise KernelsError(f"{root}: {len(problems)} problem(s): " + "; ".join(problems[:20]))
     return manifest
@@ -284,21 +266,23 @@ def _altered(folder: Path, files: dict[str, tuple[int, str]], what: str) -> list
             problems.append(f"{what}: {name} is missing")
         elif path.stat().st_size == 0 or size == 0:
             problems.append(f"{what}: {name} is empty")
-        elif _facts(path) != (size, digest):
+        elif facts(path) != (size, digest):
             problems.append(f"{what}: {name} was altered")
     return problems
 
 
-def _unplanned(manifest: Manifest, targets: Sequence[str], calls: Iterable[Call] | None) -> list[str]:
+def _unplanned(manifest: Manifest, targets: Sequence[str], calls: Iterable[Call] | None, boot: BootCalls | None) -> list[str]:
     """What the planners of this attnkit and Triton want and the manifest does not list."""
     from triton import __version__ as triton_version
 
     if triton_version != manifest.triton:
         return [f"built with Triton {manifest.triton}; installed is {triton_version}, whose keys differ"]
-    if not manifest.geometries and calls is None:
+    if boot is not None and boot.level != manifest.level:
+        return [f"the kernels of the boot's self-test are of level {manifest.level or 'none'}, not {boot.level}"]
+    if not manifest.geometries and calls is None and boot is None:
         return []
     have = {(k.target, k.name) for k in manifest.kernels}
-    wanted = list_kernels(targets, geometries=manifest.geometries, calls=calls)
+    wanted = list_kernels(targets, geometries=manifest.geometries, calls=calls, boot=boot)
     return [f"{v.target} {v.name} is not in the bake" for v in wanted if (v.target, v.name) not in have]
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -142,30 +143,74 @@ def _call(
 
 def launches(call: Call, arch: str) -> list[Launch]:
     """Every launch `call` can lead to on `arch`, for every number of splits that a device of any size may choose."""
-    if isinstance(call, PagedAttention):
-        return _split(lambda n: attention.plan_paged(call, arch=arch, splits=n)[2], call.max_seq_len)
-    if isinstance(call, TreeAttention):
-        paged = replace(call.paged, softmax=replace(call.paged.softmax, causal=False))
-        return _split(
-            lambda n: attention.plan_paged(paged, tree_mask=call.tree_mask, arch=arch, splits=n)[2], paged.max_seq_len
-        )
-    if isinstance(call, VarlenAttention):
-        return attention.plan_varlen(call, arch=arch)[2]
-    if isinstance(call, MlaDecode):
-        return _split(lambda n: mla_decode.plan(call, arch=arch, splits=n)[2], call.max_seq_len)
-    if isinstance(call, DualChunkAttention):
-        return _split(lambda n: dual_chunk.plan(call, arch=arch, splits=n)[2], call.paged.max_seq_len)
-    if isinstance(call, DifferentialAttention):
-        return differential.plan(call, arch=arch)[1]
-    raise UsageError(f"no Triton kernel of attnkit computes {type(call).__name__}")
-
-
-def _split(plan: Any, max_seq_len: int) -> list[Launch]:
     found: list[Launch] = []
-    splits = 1
-    while splits <= min(configs.MAX_SPLITS, max(1, max_seq_len // 16)):
-        found.extend(plan(splits))
-        splits *= 2
+    for plan, longest in _plans(call, arch):
+        splits = 1
+        while splits <= min(configs.MAX_SPLITS, max(1, longest // 16)):
+            found.extend(plan(splits))
+            splits *= 2
+    return found
+
+
+def _plans(call: Call, arch: str) -> Iterator[tuple[Callable[[int], list[Launch]], int]]:
+    """Planners of the call, from a number of splits to launches, and the longest context each is to cut."""
+    if isinstance(call, PagedAttention):
+        yield lambda n: attention.plan_paged(call, arch=arch, splits=n)[2], call.max_seq_len
+    elif isinstance(call, TreeAttention):
+        paged = replace(call.paged, softmax=replace(call.paged.softmax, causal=False))
+        yield lambda n: attention.plan_paged(paged, tree_mask=call.tree_mask, arch=arch, splits=n)[2], paged.max_seq_len
+    elif isinstance(call, VarlenAttention):
+        yield lambda _: attention.plan_varlen(call, arch=arch)[2], 0
+    elif isinstance(call, MlaDecode):
+        yield lambda n: mla_decode.plan(call, arch=arch, splits=n)[2], call.max_seq_len
+    elif isinstance(call, DualChunkAttention):
+        yield lambda n: dual_chunk.plan(call, arch=arch, splits=n)[2], call.paged.max_seq_len
+    elif isinstance(call, DifferentialAttention):
+        for which in (0, 1):
+            half = differential.half(call.paged, which)
+            yield partial(_half_launches, half, arch), half.max_seq_len
+        yield lambda _: differential.plan(call, arch=arch)[1][-1:], 0
+    else:
+        raise UsageError(f"no Triton kernel of attnkit computes {type(call).__name__}")
+
+
+def _half_launches(half: PagedAttention, arch: str, splits: int) -> list[Launch]:
+    return attention.plan_paged(half, arch=arch, splits=splits)[2]
+
+
+UNITS = range(14, 257)
+"""Multiprocessors (compute units) that a device may have: from the smallest Turing card to beyond the largest of today."""
+
+
+@dataclass(frozen=True)
+class BootCalls:
+    """What the boot's self-test asks.
+
+    Args:
+        level: of the self-test.
+        of: for a target, every call with the code that runs it: the target's name, or sm_75-scalar for the backends that run on
+            sm_75 without Turing's hook.
+    """
+
+    level: str
+    of: Callable[[str], Iterable[tuple[str, Call]]]
+
+
+def exact(call: Call, arch: str) -> list[Launch]:
+    """The launches of this very call on a device of `arch` with any of `UNITS` multiprocessors.
+
+    Unlike `launches`, which takes the call for one of its kind in a serving engine, whose batches have any size.
+    """
+    found: list[Launch] = []
+    for plan, longest in _plans(call, arch):
+        first = plan(1)
+        splits = {1}
+        for launch in first:
+            if "SPLITS" in launch.args:
+                programs = math.prod(launch.grid)
+                splits = {configs.decode_splits(programs, n, arch, longest, launch.args["BLOCK_N"]) for n in UNITS}
+        for number in sorted(splits):
+            found.extend(first if number == 1 else plan(number))
     return found
 
 

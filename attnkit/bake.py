@@ -1,0 +1,104 @@
+"""What an image's bake holds: kernels for serving, and every kernel that the self-test of a boot launches.
+
+    attnkit kernels build|verify|list
+
+A boot without a model tests what the node's profile, and each workload, says is usual. For these needs the cases are built on
+the CPU and planned by the planners that run them on the card, so that a node of a known architecture compiles nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+from pathlib import Path
+
+from attnkit.backends.base import Backend, Capability, arch_matches
+from attnkit.backends.registry import all_backends
+from attnkit.backends.turing import TuringAttn
+from attnkit.kernels import aot
+from attnkit.kernels.aot_files import Baked
+from attnkit.kernels.aot_variants import BootCalls
+from attnkit.plan import make_plan, place
+from attnkit.profiles import workload_names
+from attnkit.selftest.building import build as build_call
+from attnkit.selftest.cases import Case, cases
+from attnkit.selftest.model import Level
+from attnkit.spec import AttentionSpec, Call
+
+LEVEL: Level = "standard"
+"""The level that node profiles ask for."""
+
+
+def boot_calls(level: Level = LEVEL) -> BootCalls:
+    """The calls of a boot's self-test at `level`, for `attnkit.kernels.aot`."""
+    return BootCalls(level, partial(_calls, level=level))
+
+
+def build(
+    targets: Sequence[str],
+    directory: Path,
+    *,
+    jobs: int = 1,
+    cache: Path | None = None,
+    on_kernel: Callable[[Baked], None] | None = None,
+) -> aot.Manifest:
+    """Compile everything an image for `targets` needs; arguments and errors as of `aot.build`."""
+    return aot.build(
+        targets, directory, geometries=_geometries(), boot=boot_calls(), jobs=jobs, cache=cache, on_kernel=on_kernel
+    )
+
+
+def verify(directory: Path, targets: Sequence[str] | None = None) -> aot.Manifest:
+    """Hold a bake against its manifest, and the manifest against what serving and a boot need; errors as of `aot.verify`."""
+    level = aot.load(directory).level
+    return aot.verify(directory, targets, boot=boot_calls() if level else None)
+
+
+def list_kernels(targets: Sequence[str]) -> tuple[aot.Variant, ...]:
+    """Every kernel that `build` compiles."""
+    return aot.list_kernels(targets, geometries=_geometries(), boot=boot_calls())
+
+
+def _geometries() -> tuple[str, ...]:
+    from attnkit.kernels.aot_variants import DEFAULT_GEOMETRIES
+
+    return DEFAULT_GEOMETRIES
+
+
+def needs(target: str) -> tuple[AttentionSpec, ...]:
+    """What a boot on `target` may have to prove when no model is given: the usual need of its node type and every workload."""
+    where = place(arch=target)
+    plans = [make_plan(where, workload=workload) for workload in (None, *workload_names())]
+    return tuple(dict.fromkeys(spec for plan in plans for spec in plan.need.specs))
+
+
+def _calls(target: str, *, level: Level) -> Iterator[tuple[str, Call]]:
+    """Every call of the self-test with the code that runs it."""
+    device = place(arch=target).device
+    for backend in all_backends():
+        capability = _own_triton(backend, target)
+        for need in needs(target) if capability is not None else ():
+            if capability is not None and not capability.reject(need, device):
+                for case in cases(level, capability, device, need):
+                    yield _code(backend, target), _built(case)
+
+
+def _own_triton(backend: Backend, target: str) -> Capability | None:
+    """What our Triton kernels claim on `target` through this backend; None where it has none or they do not run there."""
+    device = place(arch=target).device
+    for provider in backend.providers:
+        ours = any(text.startswith("triton") for text in provider.requires)
+        if provider.name == "attnkit" and ours and arch_matches(device, provider.capability.archs):
+            return provider.capability
+    return None
+
+
+def _code(backend: Backend, target: str) -> str:
+    """sm_75 has two compilers: Turing's hook for the backend that turns it on, stock Triton for the others."""
+    return "sm_75-scalar" if target == "sm_75" and backend.name != TuringAttn.name else target
+
+
+@cache
+def _built(case: Case) -> Call:
+    """The case's call on the CPU; targets share it."""
+    return build_call(case)

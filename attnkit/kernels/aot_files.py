@@ -1,0 +1,75 @@
+"""The files of a bake: what is known of each, and taking a compiled kernel out of Triton's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+SOURCE = ".source"
+KNOWN = "known.json"
+"""In a directory of kept kernels: the facts of every file by key, as of when it was compiled."""
+
+
+@dataclass(frozen=True)
+class Baked:
+    """One compiled variant.
+
+    Args:
+        target, name, kernel: as in `aot.Variant`.
+        key: Triton's cache key, the directory's name.
+        binary: file with the machine code.
+        files: size and sha256 of every file by name.
+    """
+
+    target: str
+    name: str
+    kernel: str
+    key: str
+    binary: str
+    files: dict[str, tuple[int, str]]
+
+
+def facts(path: Path) -> tuple[int, str]:
+    """Size and sha256 of a file."""
+    data = path.read_bytes()
+    return len(data), hashlib.sha256(data).hexdigest()
+
+
+def folder_facts(folder: Path) -> dict[str, tuple[int, str]]:
+    """`facts` of every file of a folder by name."""
+    return {path.name: facts(path) for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def take(folder: Path, out: Path) -> Path:
+    """Copy a kernel's folder into the bake `out`.
+
+    The copy of its source stays behind: it is half of the size, and nothing that loads a kernel reads it. Group files lose their
+    absolute paths, which `aot_cache` does not read.
+    """
+    there = out / folder.name
+    there.mkdir(parents=True, exist_ok=True)
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("__grp__"):
+            names = sorted(name for name in json.loads(path.read_text())["child_paths"] if not name.endswith(SOURCE))
+            (there / path.name).write_text(json.dumps({"child_paths": {name: name for name in names}}) + "\n")
+        elif path.is_file() and not path.name.endswith(SOURCE):
+            shutil.copyfile(path, there / path.name)
+    return there
+
+
+def forget_altered(cache: Path) -> None:
+    """Remove from a directory of kept kernels everything that is not as it was when it was compiled."""
+    known = json.loads((cache / KNOWN).read_text()) if (cache / KNOWN).is_file() else {}
+    for folder in cache.iterdir():
+        if folder.is_dir() and known.get(folder.name) != {n: list(f) for n, f in folder_facts(folder).items()}:
+            shutil.rmtree(folder)
+
+
+def remember(cache: Path) -> None:
+    """Note what a directory of kept kernels holds."""
+    held = {folder.name: folder_facts(folder) for folder in sorted(cache.iterdir()) if folder.is_dir()}
+    (cache / KNOWN).write_text(json.dumps(held))
