@@ -335,27 +335,35 @@ def _targets(text: str | None) -> list[str]:
 def list_kernels(target: Targets = None, json: Json = False) -> None:
     """The kernels that a target needs."""
     _need("attnkit kernels list", "torch", "triton")
-    from attnkit.kernels import aot
+    from attnkit import bake
 
-    variants = aot.list_kernels(_targets(target))
+    variants = bake.list_kernels(_targets(target))
     if json:
         _print_json(variants)
         return
     for variant in variants:
-        typer.echo(f"{variant.target:<8} {variant.name}")
+        typer.echo(f"{variant.target:<13} {variant.name}")
     typer.echo(f"{len(variants)} kernels")
 
 
 @kernels.command("build")
-def build_kernels(directory: Bake, target: Targets = None, json: Json = False) -> None:
+def build_kernels(
+    directory: Bake,
+    target: Targets = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes that compile.")] = 1,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Keeps what was compiled, for the next build.", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
     """Compile kernels for targets that need not be here."""
     _need("attnkit kernels build", "torch", "triton")
-    from attnkit.kernels import aot
+    from attnkit import bake
 
     def say(baked: Any) -> None:
-        typer.echo(f"{baked.target:<8} {baked.name}", err=True)
+        typer.echo(f"{baked.target:<13} {baked.name}", err=True)
 
-    manifest = aot.build(_targets(target), directory, on_kernel=say)
+    manifest = bake.build(_targets(target), directory, jobs=jobs, cache=cache, on_kernel=say)
     if json:
         _print_json(manifest)
     else:
@@ -368,12 +376,14 @@ def build_kernels(directory: Bake, target: Targets = None, json: Json = False) -
 def verify_kernels(directory: Bake, target: Targets = None, json: Json = False) -> None:
     """Check that compiled kernels are whole and cover their targets."""
     _need("attnkit kernels verify", "torch", "triton")
-    from attnkit.kernels import aot
+    from attnkit import bake
 
-    manifest = aot.verify(directory, _targets(target) if target else None)
+    manifest = bake.verify(directory, _targets(target) if target else None)
     if json:
-        _print_json(manifest)
+        _print_json({"triton": manifest.triton, "level": manifest.level, "kernels": manifest.counts()})
     else:
+        for name, count in manifest.counts().items():
+            typer.echo(f"{name:<13} {count}")
         typer.echo(f"{len(manifest.kernels)} kernels for {', '.join(manifest.targets)} are whole")
 
 
