@@ -33,6 +33,7 @@ from attnkit.errors import (
     unknown_name,
 )
 from attnkit.events import Events
+from attnkit.image import require_device
 from attnkit.outputs import Outputs, now
 from attnkit.plain import to_plain
 from attnkit.plan import Place, Plan, make_plan, place
@@ -188,6 +189,8 @@ class _Boot:
             probe_errors={p.probe: p.error for p in detection.probes if p.error},
             seconds=self.seconds["detect"],
         )
+        if self.options.planted_answer is None:
+            require_device(detection, os.environ)
         return where
 
     def _select(self, where: Place, explicit: str | None) -> Plan:
