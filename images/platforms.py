@@ -51,6 +51,11 @@ class Platform:
     not_built: str | None = None
 
     @property
+    def bakes_triton(self) -> bool:
+        """Whether Triton kernels are compiled ahead for it."""
+        return any(target.startswith(("sm_", "gfx")) for target in self.targets)
+
+    @property
     def lock_path(self) -> Path | None:
         """The lock file, None where there is none yet."""
         return FILE.parent / self.lock if self.lock else None

@@ -20,16 +20,29 @@ TREES = {
 }
 KEEP = ("numpy/_core/tests/_natype.py", "triton/backends")
 """Imported or read at run time although a rule matches: numpy.testing imports the first, Triton's launcher reads the second."""
+STATIC = ("*.a", "*.lib")
 FILES = {
-    "static libraries": ("*.a", "*.lib"),
     "sources of compiled parts": ("*.c", "*.cc", "*.cpp", "*.cu", "*.cuh", "*.h", "*.hpp", "*.pyx", "*.pxd", "*.f90"),
     "type stubs": ("*.pyi",),
 }
+CUDA_UNUSED = (
+    "nvidia/*/lib/libnvrtc.alt.so*",
+    "nvidia/*/lib/libnvrtc-builtins.alt.so*",
+    "nvidia/*/lib/libcusolverMg.so*",
+    "nvidia/*/lib/libcufftw.so*",
+    "nvidia/*/lib/libnvblas.so*",
+    "nvidia/*/lib/libnvperf_*.so*",
+    "nvidia/*/lib/libpcsamplingutil.so*",
+    "nvidia/*/lib/libcheckpoint.so*",
+    "triton/backends/nvidia/lib/cupti*/*",
+)
+"""CUDA's second copies, other libraries' interfaces and profilers. One that something links to stays all the same."""
 TORCH_PARTS = ("bin", "share", "test")
 """Directories of torch that only its own C++ test programs and builds use …"""
 TORCH_KEEPS = "torch_shm_manager"
 """… except for this program, which `import torch` looks for."""
-LOAD_SEGMENT = 1
+LOAD_SEGMENT, DYNAMIC_SEGMENT = 1, 2
+NEEDED, STRING_TABLE, STRING_TABLE_SIZE = 1, 5, 10
 PAGE = 4096
 
 
@@ -71,6 +84,43 @@ def files(site: Path, patterns: tuple[str, ...]) -> int:
     return sum(
         remove(path) for pattern in patterns for path in list(site.rglob(pattern)) if path.is_file() and not kept(path, site)
     )
+
+
+def static_libraries(site: Path) -> int:
+    """Remove what only a linker reads, wherever it is."""
+    return sum(remove(path) for pattern in STATIC for path in list(site.rglob(pattern)) if path.is_file())
+
+
+def unused_cuda(site: Path) -> int:
+    """Remove the libraries of `CUDA_UNUSED` that no library or program of the environment links to."""
+    linked = {name for path in site.rglob("*.so*") if path.is_file() and not path.is_symlink() for name in needed(path)}
+    found = {path for pattern in CUDA_UNUSED for path in site.glob(pattern) if path.is_file() and path.name not in linked}
+    return sum(remove(path) for path in sorted(found))
+
+
+def needed(path: Path) -> list[str]:
+    """The libraries that a 64-bit ELF file links to (its DT_NEEDED entries); none for any other file."""
+    with path.open("rb") as file:
+        header = file.read(64)
+        if len(header) < 64 or header[:4] != b"\x7fELF":
+            return []
+
+        def read(offset: int, count: int) -> bytes:
+            file.seek(offset)
+            return file.read(count)
+
+        offset, entry, count = struct.unpack_from("<Q", header, 32)[0], *struct.unpack_from("<HH", header, 54)
+        segments = [struct.unpack("<IIQQQQQQ", read(offset + i * entry, 56)) for i in range(count)]
+        dynamic = next(((at, size) for kind, _, at, _, _, size, _, _ in segments if kind == DYNAMIC_SEGMENT), None)
+        if dynamic is None:
+            return []
+        tags = list(struct.iter_unpack("<QQ", read(dynamic[0], dynamic[1] // 16 * 16)))
+        strings = next(value for tag, value in tags if tag == STRING_TABLE)
+        size = next(value for tag, value in tags if tag == STRING_TABLE_SIZE)
+        loads = [(at, address, length) for kind, _, at, address, _, length, _, _ in segments if kind == LOAD_SEGMENT]
+        at = next(at + strings - address for at, address, length in loads if address <= strings < address + length)
+        names = read(at, size)
+    return [names[value : names.index(b"\0", value)].decode() for tag, value in tags if tag == NEEDED]
 
 
 def loads(path: Path) -> bool:
@@ -120,6 +170,8 @@ def main(environment: str) -> int:
         for path in sorted((site / "torch" / part).rglob("*"))
         if path.is_file() and path.name != TORCH_KEEPS
     )
+    freed["static libraries"] = static_libraries(site)
+    freed["unused CUDA libraries"] = unused_cuda(site)
     freed |= {what: files(site, patterns) for what, patterns in FILES.items()}
     freed["debug symbols"] = strip(site)
     freed["share and include"] = sum(remove(root / part) for part in ("share", "include") if (root / part).exists())

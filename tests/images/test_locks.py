@@ -87,4 +87,4 @@ def test_splitting_a_resolution_keeps_known_hashes_of_torch(tmp_path: Path, monk
 def test_an_unknown_lock_is_a_usage_error(images_dir: Path) -> None:
     done = subprocess.run([sys.executable, str(images_dir / "lock.py"), "test"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "unknown lock 'test'. Did you mean tests? Known: cpu, deploy, tests" in done.stderr
+    assert f"unknown lock 'test'. Did you mean tests? Known: {', '.join(lock.LOCKS)}" in done.stderr
