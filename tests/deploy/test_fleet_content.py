@@ -42,6 +42,11 @@ def test_what_limits_a_batch_is_literal(playbook: Path) -> None:
             assert "{{" not in str(play.get(key, "")), f"{play['name']}: {key}"
 
 
+def test_a_way_back_starts_with_one_node() -> None:
+    serials = [play["serial"] for play in _yaml(DEPLOY / "playbooks" / "rollback.yml") if "serial" in play]
+    assert serials == [[1, "25%"]]
+
+
 def test_a_rollout_starts_with_one_node() -> None:
     serials = [play["serial"] for play in _yaml(DEPLOY / "playbooks" / "rollout.yml") if "serial" in play]
     assert serials == [1, ["10%", "50%", "100%"]]
@@ -86,7 +91,8 @@ def test_every_platform_has_its_devices() -> None:
 def test_the_service_is_locked_down() -> None:
     tasks = _yaml(DEPLOY / "roles" / "attnkit" / "tasks" / "apply.yml")
     containers = [t["community.docker.docker_container"] for t in tasks if "community.docker.docker_container" in t]
-    assert len(containers) == 2
+    assert len(containers) == 3, "the init command, a look, the service"
+    assert containers[1] is containers[2], "what is looked at is what is started"
     for container in containers:
         assert container["read_only"] is True
         assert container["cap_drop"] == ["ALL"]

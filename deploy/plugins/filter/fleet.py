@@ -120,6 +120,29 @@ def drifted(hostvars: Mapping[str, Mapping[str, Any]], hosts: Sequence[str]) -> 
     ]
 
 
+def redact(text: Any, secrets: Mapping[str, Any]) -> Any:
+    """A text, or a list of texts, with the values of the secrets blacked out."""
+    if isinstance(text, list):
+        return [redact(line, secrets) for line in text]
+    shown = str(text)
+    for value in sorted(map(str, secrets.values()), key=len, reverse=True):
+        shown = shown.replace(value, "********") if value else shown
+    return shown
+
+
+def back_rows(hostvars: Mapping[str, Mapping[str, Any]], hosts: Sequence[str]) -> list[dict[str, Any]]:
+    """What a way back would do with every host."""
+    rows = []
+    for host in hosts:
+        recorded = _of(hostvars, host, "attnkit_recorded")
+        now, before = ((recorded or {}).get(name) or {} for name in ("release", "previous"))
+        why = "no answer" if recorded is None else "" if before else "no release before the present one is recorded"
+        rows.append(
+            {"node": host, "type": now.get("node_type"), "runs": now.get("image"), "before": before.get("image"), "why": why}
+        )
+    return rows
+
+
 def _of(hostvars: Mapping[str, Mapping[str, Any]], host: str, name: str) -> Any:
     return hostvars[host].get(name) if host in hostvars else None
 
@@ -138,4 +161,6 @@ class FilterModule:
             "drift_rows": drift_rows,
             "drift_checks": drift_checks,
             "drifted": drifted,
+            "redact": redact,
+            "back_rows": back_rows,
         }

@@ -32,6 +32,10 @@ options:
     description: What C(attnkit_facts) found on the node just now.
     type: dict
     required: true
+  accept_planted:
+    description: Let a report pass in which no kernel ran because the device's answer was planted. For rehearsals alone.
+    type: bool
+    default: false
   max_report_age:
     description: Seconds after which a boot report counts as too old; 0 for any age.
     type: int
@@ -124,7 +128,7 @@ def compare(engine: Engine, params: dict[str, Any]) -> list[dict[str, Any]]:
         drift.check_release(recorded, params["wanted"]),
         drift.check_image(inspected, image, recorded),
         drift.check_configuration(inspected, image, recorded, params["secrets"]),
-        drift.check_report(report, inspected, recorded, now, params["max_report_age"]),
+        drift.check_report(report, inspected, recorded, now, params["max_report_age"], params["accept_planted"]),
         drift.check_kernel(report, params["detection"]),
         drift.check_driver(report, params["detection"]),
         drift.check_hardware(report, params["detection"]),
@@ -140,6 +144,7 @@ def main() -> None:
             "wanted": {"type": "dict"},
             "secrets": {"type": "dict", "default": {}, "no_log": True},
             "detection": {"type": "dict", "required": True},
+            "accept_planted": {"type": "bool", "default": False},
             "max_report_age": {"type": "int", "default": 0},
             "docker_socket": {"type": "path", "default": "/var/run/docker.sock"},
         },

@@ -1,0 +1,135 @@
+"""Hooks, secrets and the way back, on one node of the demo fleet: a small service beside the node's own, removed at the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+
+from deploy.plugins.filter.fleet import back_rows, redact
+
+pytestmark = [pytest.mark.slow]
+
+NODE = "node-3"
+STATE = "/var/lib/attnkit-trial"
+SECRET = "hf_planted_secret_4711"
+
+
+def test_redact() -> None:
+    secrets = {"A": "hf_long", "B": "hf", "C": "", "D": 42}
+    assert redact("token hf_long, hf, 42", secrets) == "token ********, ********, ********"
+    assert redact(["hf_long", "nothing"], secrets) == ["********", "nothing"]
+    assert redact("as it is", {}) == "as it is"
+
+
+def test_what_would_go_back() -> None:
+    new, old = {"node_type": "h100", "image": "new"}, {"node_type": "h100", "image": "old"}
+    hostvars = {
+        "a": {"attnkit_recorded": {"release": new, "previous": old}},
+        "b": {"attnkit_recorded": {"release": new, "previous": None}},
+        "c": {},
+    }
+    rows = back_rows(hostvars, ["a", "b", "c"])
+    assert rows[0] == {"node": "a", "type": "h100", "runs": "new", "before": "old", "why": ""}
+    assert [row["why"] for row in rows[1:]] == ["no release before the present one is recorded", "no answer"]
+
+
+class Trial:
+    """Playbooks for the small service, the hooks' log, and what is recorded."""
+
+    def __init__(
+        self, play: Callable[..., CompletedProcess[str]], on_node: Callable[..., str], folder: Path, variables: dict[str, Any]
+    ) -> None:
+        self._play = play
+        self.on = lambda *command: on_node(NODE, *command)
+        self.log = folder / "hooks"
+        self.variables = variables
+
+    def play(self, playbook: str, *options: str, **changed: Any) -> CompletedProcess[str]:
+        return self._play(playbook, "-l", NODE, "-e", json.dumps({**self.variables, **changed}), *options)
+
+    def hooks(self) -> list[str]:
+        """What the hooks wrote since this was last asked."""
+        lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
+        self.log.unlink(missing_ok=True)
+        return lines
+
+    def record(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.on("cat", f"{STATE}/release.json"))
+        return found
+
+    def started(self) -> str:
+        return self.on("docker", "inspect", "--format", "{{.Id}} {{.State.StartedAt}}", "trial")
+
+
+@pytest.fixture
+def trial(play: Callable[..., CompletedProcess[str]], on_node: Callable[..., str], tmp_path: Path) -> Iterator[Trial]:
+    (tmp_path / "again.yml").write_text(
+        "- name: Say so\n  ansible.builtin.shell: echo {{ inventory_hostname }} again >> %s\n  delegate_to: localhost\n"
+        % (tmp_path / "hooks"),
+        encoding="utf-8",
+    )
+    variables = {
+        "attnkit_container": "trial",
+        "attnkit_state_dir": STATE,
+        "attnkit_port": 8001,
+        "attnkit_command": ["python3", "-m", "http.server", "8001"],
+        "attnkit_init_command": [],
+        "attnkit_ask_completion": False,
+        "attnkit_env": {"ATTNKIT_LEVEL": "quick"},
+        "attnkit_secret_env": {"HF_TOKEN": SECRET},
+        "attnkit_drain_command": ["sh", "-c", f"echo drain {{{{ inventory_hostname }}}} >> {tmp_path / 'hooks'}"],
+        "attnkit_serve_tasks": str(tmp_path / "again.yml"),
+    }
+    try:
+        yield Trial(play, on_node, tmp_path, variables)
+    finally:
+        on_node(NODE, "docker", "rm", "-f", "trial", check=False)
+        on_node(NODE, "rm", "-rf", STATE)
+
+
+@pytest.mark.docker
+def test_hooks_secrets_and_the_way_back(trial: Trial) -> None:
+    first = trial.play("rollout", "-vvv")
+    assert first.returncode == 0, first.stdout[-4000:]
+    assert trial.hooks() == [f"drain {NODE}", f"{NODE} again"]
+    assert trial.on("docker", "exec", "trial", "printenv", "HF_TOKEN") == SECRET, "the service has it"
+    assert trial.record()["release"]["secret_env"] == ["HF_TOKEN"]
+
+    # The same again: nothing is started, so nobody is told.
+    before = trial.started()
+    assert trial.play("rollout").returncode == 0
+    assert (trial.started(), trial.hooks()) == (before, [])
+
+    # A drain that fails: the node is untouched and serves, the rollout stops.
+    stuck = trial.play("rollout", attnkit_env={"A": "1"}, attnkit_drain_command=["sh", "-c", "echo no way out >&2; exit 7"])
+    assert stuck.returncode != 0 and "no way out" in stuck.stdout, stuck.stdout[-4000:]
+    assert (trial.started(), trial.record()["release"]["env"]) == (before, {"ATTNKIT_LEVEL": "quick"})
+    assert trial.hooks() == [f"{NODE} again"], "what was half taken out comes back"
+
+    # A service that tells its secret and dies: the log is shown without it, the node goes back and serves again.
+    telling = ["sh", "-c", "echo the token is $HF_TOKEN; exit 3"]
+    failed = trial.play("rollout", "-vvv", attnkit_command=telling)
+    assert failed.returncode != 0 and "the token is ********" in failed.stdout, failed.stdout[-4000:]
+    assert "went back: yes, and it serves again" in " ".join(failed.stdout.split())
+    assert trial.hooks() == [f"drain {NODE}", f"{NODE} again"]
+
+    # Forward and back, by type.
+    assert trial.play("rollout", attnkit_env={"ATTNKIT_LEVEL": "quick", "A": "1"}).returncode == 0
+    other = trial.play("rollback", "-e", "attnkit_only_type=h100")
+    assert other.returncode != 0 and "no node is recorded as h100; known: cpu" in " ".join(other.stdout.split())
+    back = trial.play("rollback", "-vvv", "-e", "attnkit_only_type=cpu")
+    assert back.returncode == 0, back.stdout[-4000:]
+    record = trial.record()
+    assert (record["release"]["env"], record["previous"]["env"].get("A")) == ({"ATTNKIT_LEVEL": "quick"}, "1")
+    assert trial.on("docker", "exec", "trial", "printenv", "HF_TOKEN") == SECRET
+
+    for done in (first, failed, back):
+        assert "EXEC" in done.stdout, "it was as verbose as it should be"
+        assert SECRET not in done.stdout + done.stderr
+    assert SECRET not in json.dumps(record)
+    assert trial.on("ls", STATE).split() == ["models", "release.json", "run"], "no lock and no mark stays"
