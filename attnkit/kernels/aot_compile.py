@@ -39,22 +39,33 @@ def compile_all(
         kept = cache or Path(temporary)
         kept.mkdir(parents=True, exist_ok=True)
         forget_altered(kept)
-        if jobs == 1:
-            shares = [compile_share(targets, asked, kept, out, 0, 1, launchers, say)]
-        else:
-            # A fresh interpreter each: a fork of a process that has run torch may hang in its thread pools.
-            with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-                waiting = [
-                    pool.submit(compile_share, targets, asked, kept, out, share, jobs, launchers) for share in range(jobs)
-                ]
-                shares = [future.result() for future in waiting]
-        if cache is not None:
-            remember(cache)
+        try:
+            shares = _shares(targets, asked, kept, out, launchers, jobs, say)
+        finally:
+            remember(kept)
     baked = [kernel for _, kernel in sorted((item for share in shares for item in share), key=lambda item: item[0])]
     if jobs != 1 and say is not None:
         for kernel in baked:
             say(kernel)
     return baked, sorted(out.glob("*/*.so"))
+
+
+def _shares(
+    targets: tuple[str, ...],
+    asked: Asked,
+    kept: Path,
+    out: Path,
+    launchers: bool,
+    jobs: int,
+    say: Callable[[Baked], None] | None,
+) -> list[list[tuple[int, Baked]]]:
+    """What each process compiled."""
+    if jobs == 1:
+        return [compile_share(targets, asked, kept, out, 0, 1, launchers, say)]
+    # A fresh interpreter each: a fork of a process that has run torch may hang in its thread pools.
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        waiting = [pool.submit(compile_share, targets, asked, kept, out, share, jobs, launchers) for share in range(jobs)]
+        return [future.result() for future in waiting]
 
 
 def _clear(out: Path) -> None:

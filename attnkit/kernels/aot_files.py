@@ -47,8 +47,8 @@ def folder_facts(folder: Path) -> dict[str, tuple[int, str]]:
 def take(folder: Path, out: Path) -> Path:
     """Copy a kernel's folder into the bake `out`.
 
-    The copy of its source stays behind: it is half of the size, and nothing that loads a kernel reads it. Group files lose their
-    absolute paths, which `aot_cache` does not read.
+    The copy of its source stays behind: it is half of the size, and nothing that loads a kernel reads it. Group files lose
+    their absolute paths, which `aot_cache` does not read.
     """
     there = out / folder.name
     there.mkdir(parents=True, exist_ok=True)

@@ -39,8 +39,9 @@ def bake_launchers(kernels: Iterable[Any], cache: Path) -> list[Path]:
             # The module cannot be loaded without a driver; the next user must not find half an object.
             driver.CudaUtils.instance = None
             del driver.CudaUtils.instance
-        for kernel in {str(k.src.signature): k for k in kernels}.values():
-            _tolerating_load(partial(driver.CudaLauncher, kernel.src, kernel.metadata))
+        if "make_launcher" in vars(driver):  # later Tritons have one launcher for every signature, in the driver module
+            for kernel in {str(k.src.signature): k for k in kernels}.values():
+                _tolerating_load(partial(driver.CudaLauncher, kernel.src, kernel.metadata))
     found = sorted(cache.glob("*/*.so"))
     if not found:
         raise AttnkitError(f"no launcher was compiled into {cache}; is there a C compiler (gcc or clang, or CC)?")
