@@ -1,0 +1,172 @@
+"""What the boot wrote, shown to the outside: Prometheus text over HTTP, and labels for Kubernetes' Node Feature Discovery.
+
+`python -m attnkit.publish --directory /run/attnkit --port 9400 --features FILE` runs beside the service, from the same image
+and with the same folder. It only reads that folder; it proves and decides nothing.
+
+Sources: the exposition format is prometheus.io/docs/instrumenting/exposition_formats, the feature file is the "local" source of
+kubernetes-sigs/node-feature-discovery (docs/usage/customization-guide.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.server
+import json
+import os
+import re
+import signal
+import sys
+import threading
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+from attnkit.errors import UsageError
+from attnkit.outputs import RUN_DIRECTORY
+from attnkit.report import write_atomically
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+LABELS = ("backend", "verdict", "ready")
+"""Names below attnkit.io/ of the labels that a node gets."""
+EXPIRES = timedelta(minutes=5)
+"""Labels that nobody renews go away after this."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The document; empty where it is absent, half written or no object."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def metrics_text(directory: Path, now: datetime) -> str:
+    """The boot's metrics as they are in `report.prom`, and how things are now.
+
+    Args:
+        directory: where the boot writes.
+        now: the present, for the report's age.
+    """
+    try:
+        text = (directory / "report.prom").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    ready = read_json(directory / "ready.json")
+    lines = [
+        "# HELP attnkit_readiness What the readiness file says now: 1 for the state that holds.",
+        "# TYPE attnkit_readiness gauge",
+        f'attnkit_readiness{{state="{label_value(str(ready.get("state") or "none"))}"}} 1',
+    ]
+    created = read_json(directory / "report.json").get("created")
+    if isinstance(created, str):
+        age = (now - datetime.fromisoformat(created.replace("Z", "+00:00"))).total_seconds()
+        lines += [
+            "# HELP attnkit_report_age_seconds Since the self-test of this service began.",
+            "# TYPE attnkit_report_age_seconds gauge",
+            f"attnkit_report_age_seconds {age:.0f}",
+        ]
+    return text + "\n".join(lines) + "\n"
+
+
+def node_labels(directory: Path) -> dict[str, str]:
+    """attnkit.io/backend, /verdict and /ready, as the values of Kubernetes labels; what is not known is "none"."""
+    report, ready = read_json(directory / "report.json"), read_json(directory / "ready.json")
+    values = {
+        "backend": report.get("backend") or "none",
+        "verdict": report.get("verdict") or "none",
+        "ready": "true" if ready.get("state") == "ready" else "false",
+    }
+    return {f"attnkit.io/{name}": label_value(str(values[name])) for name in LABELS}
+
+
+def label_value(text: str) -> str:
+    """A valid value of a label: at most 63 of A-Z a-z 0-9 - _ . with a letter or a digit at both ends."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", text)[:63].strip("._-")
+
+
+def features_text(directory: Path, now: datetime) -> str:
+    """The feature file: an expiry first, so that a service that is gone leaves no label behind."""
+    until = (now + EXPIRES).astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return "\n".join([f"# +expiry-time={until}", *(f"{k}={v}" for k, v in node_labels(directory).items())]) + "\n"
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    directory: Path
+
+    def do_GET(self) -> None:
+        """/metrics, and /ready for a load balancer: 200 where the service serves, 503 where it does not."""
+        status, body = 404, "see /metrics and /ready\n"
+        if self.path == "/metrics":
+            status, body = 200, metrics_text(self.directory, datetime.now(timezone.utc))
+        elif self.path == "/ready":
+            state = read_json(self.directory / "ready.json").get("state") or "none"
+            status, body = (200 if state == "ready" else 503), f"{state}\n"
+        data = body.encode()
+        self.send_response(status)
+        self.send_header("Content-Type", CONTENT_TYPE if self.path == "/metrics" else "text/plain; charset=utf-8")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: a line for each scrape is no news."""
+
+
+def publish(directory: Path, *, port: int | None, features: Path | None, every: float, stop: threading.Event) -> None:
+    """Serve and write until `stop` is set; the feature file is removed then.
+
+    Args:
+        directory: where the boot writes.
+        port: TCP port for /metrics and /ready on every address, None for no server.
+        features: the feature file to keep up to date, None for none.
+        every: seconds between two writes of it.
+        stop: ends it.
+
+    Raises:
+        UsageError: the port is taken, or the file cannot be written.
+    """
+    server = None
+    if port is not None:
+        try:
+            server = http.server.ThreadingHTTPServer(("", port), type("Handler", (_Handler,), {"directory": directory}))
+        except OSError as error:
+            raise UsageError(f"--port {port}: {error.strerror or error}") from None
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        while True:
+            if features is not None:
+                write_atomically(features, features_text(directory, datetime.now(timezone.utc)))
+            if stop.wait(every):
+                break
+    finally:
+        if features is not None:
+            features.unlink(missing_ok=True)
+        if server is not None:
+            server.shutdown()
+            server.server_close()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; ends with 0 on SIGTERM and SIGINT, with 2 on wrong usage."""
+    parser = argparse.ArgumentParser(prog="python -m attnkit.publish", description=__doc__.partition("\n")[0])
+    parser.add_argument("--directory", type=Path, default=RUN_DIRECTORY, help="where the boot writes (default: %(default)s)")
+    parser.add_argument("--port", type=int, help="serve /metrics and /ready on this port")
+    parser.add_argument("--features", type=Path, help="keep this Node Feature Discovery file up to date")
+    parser.add_argument("--every", type=float, default=15.0, help="seconds between two writes of it (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    if options.port is None and options.features is None:
+        parser.error("nothing to do: give --port, --features or both")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        publish(options.directory, port=options.port, features=options.features, every=options.every, stop=stop)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return os.EX_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
