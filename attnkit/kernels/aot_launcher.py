@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -33,7 +35,7 @@ def bake_launchers(kernels: Iterable[Any], cache: Path) -> list[Path]:
     """
     from triton.backends.nvidia import driver
 
-    with _libcuda(driver), _quiet():
+    with _reproducible(), _libcuda(driver), _quiet():
         _tolerating_load(driver.CudaUtils)
         if not hasattr(vars(driver.CudaUtils).get("instance"), "load_binary"):
             # The module cannot be loaded without a driver; the next user must not find half an object.
@@ -46,6 +48,34 @@ def bake_launchers(kernels: Iterable[Any], cache: Path) -> list[Path]:
     if not found:
         raise AttnkitError(f"no launcher was compiled into {cache}; is there a C compiler (gcc or clang, or CC)?")
     return found
+
+
+@contextmanager
+def _reproducible() -> Iterator[None]:
+    """Triton's compiler is one that leaves out the temporary folder's name, so that every build comes to the same bytes."""
+    from triton.runtime import build
+
+    find = getattr(build, "_find_compiler", None)  # kept from its first call on in later Tritons
+    before = os.environ.get("CC")
+    real = before or shutil.which("gcc") or shutil.which("clang") or "cc"
+    with tempfile.TemporaryDirectory() as folder:
+        wrapper = Path(folder, "cc")
+        wrapper.write_text(f'#!/bin/sh\nexec {real} -ffile-prefix-map="$(dirname "$1")=." -Wl,--build-id=none "$@"\n')
+        wrapper.chmod(0o755)
+        os.environ["CC"] = str(wrapper)
+        try:
+            _clear(find)
+            yield
+        finally:
+            os.environ.pop("CC")
+            if before is not None:
+                os.environ["CC"] = before
+            _clear(find)
+
+
+def _clear(cached: Any) -> None:
+    if hasattr(cached, "cache_clear"):
+        cached.cache_clear()
 
 
 @contextmanager
