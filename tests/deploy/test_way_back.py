@@ -122,6 +122,8 @@ def test_hooks_secrets_and_the_way_back(trial: Trial) -> None:
     assert trial.play("rollout", attnkit_env={"ATTNKIT_LEVEL": "quick", "A": "1"}).returncode == 0
     other = trial.play("rollback", "-e", "attnkit_only_type=h100")
     assert other.returncode != 0 and "no node is recorded as h100; known: cpu" in " ".join(other.stdout.split())
+    shown = trial.play("rollback", "--check")
+    assert shown.returncode == 0 and trial.record()["release"]["env"].get("A") == "1", "a check shows and changes nothing"
     back = trial.play("rollback", "-vvv", "-e", "attnkit_only_type=cpu")
     assert back.returncode == 0, back.stdout[-4000:]
     record = trial.record()
