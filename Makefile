@@ -51,6 +51,7 @@ lint: test-venv ## style, types, layers, YAML, Dockerfiles, playbooks, generated
 	git ls-files '*.yml' '*.yaml' | xargs $(BIN)/yamllint --strict
 	git ls-files '*Dockerfile' | xargs $(BIN)/hadolint
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/python deploy/kubernetes/generate.py --check
 	$(BIN)/python tests/data/trees/make_trees.py --check
 	$(BIN)/python tests/packaging/machine_words.py
 	cd deploy && PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ANSIBLE_HOME="$(CURDIR)/.cache/ansible" ansible-lint
@@ -63,5 +64,6 @@ test: lint ## everything that this machine can run, against the installed wheel 
 	@$(PYTHON) images/engine.py ensure || test "$$ATTNKIT_REQUIRE_DOCKER" != 1
 	$(PYTEST) -m docker tests/images tests/deploy --durations=10
 
-docs: test-venv ## the generated files: tables of backends, schemas, evidence
+docs: test-venv ## the generated files: tables of backends, schemas, evidence, Kubernetes manifests
 	@$(BIN)/python docs/generate.py
+	@$(BIN)/python deploy/kubernetes/generate.py
