@@ -89,9 +89,10 @@ def test_every_platform_has_its_devices() -> None:
 
 
 def test_the_service_is_locked_down() -> None:
-    tasks = _yaml(DEPLOY / "roles" / "attnkit" / "tasks" / "apply.yml")
+    folder = DEPLOY / "roles" / "attnkit" / "tasks"
+    tasks = _yaml(folder / "apply.yml") + _yaml(folder / "metrics.yml")
     containers = [t["community.docker.docker_container"] for t in tasks if "community.docker.docker_container" in t]
-    assert len(containers) == 3, "the init command, a look, the service"
+    assert len(containers) == 4, "the init command, a look, the service, its metrics"
     assert containers[1] is containers[2], "what is looked at is what is started"
     for container in containers:
         assert container["read_only"] is True

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.plugins.filter.fleet import back_rows, redact
 
@@ -16,6 +18,8 @@ pytestmark = [pytest.mark.slow]
 
 NODE = "node-3"
 STATE = "/var/lib/attnkit-trial"
+METRICS_PORT = 9401
+TEXTFILES = "/tmp/attnkit-textfiles"
 SECRET = "hf_planted_secret_4711"
 
 
@@ -45,6 +49,7 @@ class Trial:
         self, play: Callable[..., CompletedProcess[str]], on_node: Callable[..., str], folder: Path, variables: dict[str, Any]
     ) -> None:
         self._play = play
+        self._on_node = on_node
         self.on = lambda *command: on_node(NODE, *command)
         self.log = folder / "hooks"
         self.variables = variables
@@ -61,6 +66,16 @@ class Trial:
     def record(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.on("cat", f"{STATE}/release.json"))
         return found
+
+    def scrape(self) -> str:
+        """/metrics of the node, asked until it answers."""
+        ask = f"import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:{METRICS_PORT}/metrics').read().decode())"
+        for _ in range(100):
+            text: str = self._on_node(NODE, "python3", "-c", ask, check=False)
+            if text:
+                return text + "\n"
+            time.sleep(0.2)
+        raise AssertionError(self.on("docker", "logs", "trial-metrics"))
 
     def started(self) -> str:
         return self.on("docker", "inspect", "--format", "{{.Id}} {{.State.StartedAt}}", "trial")
@@ -82,14 +97,17 @@ def trial(play: Callable[..., CompletedProcess[str]], on_node: Callable[..., str
         "attnkit_ask_completion": False,
         "attnkit_env": {"ATTNKIT_LEVEL": "quick"},
         "attnkit_secret_env": {"HF_TOKEN": SECRET},
+        "attnkit_metrics_port": METRICS_PORT,
+        "attnkit_textfile_dir": TEXTFILES,
         "attnkit_drain_command": ["sh", "-c", f"echo drain {{{{ inventory_hostname }}}} >> {tmp_path / 'hooks'}"],
         "attnkit_serve_tasks": str(tmp_path / "again.yml"),
     }
+    on_node(NODE, "mkdir", "-p", TEXTFILES)
     try:
         yield Trial(play, on_node, tmp_path, variables)
     finally:
-        on_node(NODE, "docker", "rm", "-f", "trial", check=False)
-        on_node(NODE, "rm", "-rf", STATE)
+        on_node(NODE, "docker", "rm", "-f", "trial", "trial-metrics", check=False)
+        on_node(NODE, "rm", "-rf", STATE, TEXTFILES)
 
 
 @pytest.mark.docker
@@ -99,6 +117,12 @@ def test_hooks_secrets_and_the_way_back(trial: Trial) -> None:
     assert trial.hooks() == [f"drain {NODE}", f"{NODE} again"]
     assert trial.on("docker", "exec", "trial", "printenv", "HF_TOKEN") == SECRET, "the service has it"
     assert trial.record()["release"]["secret_env"] == ["HF_TOKEN"]
+
+    # What a scrape and node_exporter get.
+    for text in (trial.scrape(), trial.on("cat", f"{TEXTFILES}/trial.prom") + "\n"):
+        samples = {s.name: s for family in text_string_to_metric_families(text) for s in family.samples if s.value}
+        assert samples["attnkit_verdict"].labels == {"outcome": "pass"}
+        assert samples["attnkit_backend_info"].labels["backend"] == "TORCH_SDPA"
 
     # The same again: nothing is started, so nobody is told.
     before = trial.started()
