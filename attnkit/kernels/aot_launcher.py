@@ -102,28 +102,47 @@ def _tolerating_load(make: Any) -> None:
 
 @contextmanager
 def _libcuda(driver: Any) -> Iterator[None]:
-    """Something to link against by the name libcuda.so.1."""
+    """Something to link against by the name libcuda.so.1.
+
+    From Triton 3.8 on the folder's name is part of the module's key. An image therefore sets TRITON_LIBCUDA_PATH to one name
+    for its build and for every node; the loader finds the driver without it.
+    """
     from triton import knobs
 
-    try:
-        ctypes.CDLL("libcuda.so.1")
-        yield
-        return
-    except OSError:
-        pass
-    with tempfile.TemporaryDirectory() as folder, knobs.nvidia.scope():
-        stand_in = Path(folder, "libcuda.so.1")
-        command = ["cc", "-shared", "-Wl,-soname,libcuda.so.1", "-o", str(stand_in), "-x", "c", "/dev/null"]
+    place = knobs.nvidia.libcuda_path
+    if place is None:
         try:
-            subprocess.run(command, check=True, capture_output=True, text=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise AttnkitError(f"no C compiler for Triton's launchers: {error}") from None
-        knobs.nvidia.libcuda_path = folder
+            ctypes.CDLL("libcuda.so.1")
+            yield
+            return
+        except OSError:
+            pass
+    with tempfile.TemporaryDirectory() as temporary, knobs.nvidia.scope():
+        folder = Path(place or temporary)
+        made = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        stand_in = folder / "libcuda.so.1"
+        added = not stand_in.exists()
+        knobs.nvidia.libcuda_path = str(folder)
         searches = (driver.libcuda_dirs, driver.library_dirs)
         for search in searches:
             search.cache_clear()
         try:
+            if added:
+                _link_stand_in(stand_in)
             yield
         finally:
+            if added:
+                stand_in.unlink(missing_ok=True)
+            if made:
+                folder.rmdir()
             for search in searches:
                 search.cache_clear()
+
+
+def _link_stand_in(stand_in: Path) -> None:
+    command = ["cc", "-shared", "-Wl,-soname,libcuda.so.1", "-o", str(stand_in), "-x", "c", "/dev/null"]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise AttnkitError(f"no C compiler for Triton's launchers: {error}") from None

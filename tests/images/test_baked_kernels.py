@@ -11,12 +11,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from attnkit import bake
 from attnkit.kernels import aot
+from attnkit.kernels import aot_variants as variants
 
 TARGETS = ("sm_75", "sm_90")
 LEVEL = "quick"
@@ -125,6 +127,38 @@ def test_nothing_of_the_building_machine_is_in_it(baked: Path, kept: Path) -> No
     named = [path.name for path in baked.rglob("*.json") if str(kept) in path.read_text() or str(baked) in path.read_text()]
     assert named == []
     assert not list(baked.rglob("*.source"))
+
+
+LOAD = """
+import sys
+from attnkit.kernels import aot
+aot.use(sys.argv[1])
+from triton.backends.nvidia import driver
+from triton.runtime import build
+found = []
+build._load_module_from_path = lambda name, path: found.append(path) or sys.exit(path)
+driver.CudaUtils()
+"""
+
+
+def test_tritons_c_module_is_found_on_a_node_without_a_compiler(tmp_path: Path) -> None:
+    """Triton's own search comes to the baked module, though no driver was where it was built and no compiler is here."""
+    call = next(variants.calls(variants.geometry("group4-d64"), "float16"))
+    environment = {k: v for k, v in os.environ.items() if k not in ("ATTNKIT_KERNELS", "TRITON_CACHE_MANAGER", "CC")}
+    environment |= {"TRITON_LIBCUDA_PATH": str(tmp_path / "driver"), "TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_LIBCUDA_PATH", environment["TRITON_LIBCUDA_PATH"])
+        manifest = aot.build(["sm_90"], tmp_path / "kernels", calls=[replace(call, max_seq_len=16)])
+    assert not (tmp_path / "driver").exists(), "the stand-in of the driver stays behind"
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(tmp_path / "kernels")],
+        env={**environment, "CC": str(tmp_path / "no-compiler")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    path = Path(done.stderr.strip().splitlines()[-1])
+    assert str(path.relative_to(tmp_path / "kernels")) in manifest.launchers
 
 
 ASK = """
