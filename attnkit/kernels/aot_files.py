@@ -62,10 +62,14 @@ def take(folder: Path, out: Path) -> Path:
 
 
 def forget_altered(cache: Path) -> None:
-    """Remove from a directory of kept kernels everything that is not as it was when it was compiled."""
+    """Remove from a directory of kept kernels those that are no longer as they were when they were noted.
+
+    One that nobody noted stays: another build may be writing it. Triton takes it only once its group file is there, the last.
+    """
     known = json.loads((cache / KNOWN).read_text()) if (cache / KNOWN).is_file() else {}
-    for folder in cache.iterdir():
-        if folder.is_dir() and known.get(folder.name) != {n: list(f) for n, f in folder_facts(folder).items()}:
+    for name, files in known.items():
+        folder = cache / name
+        if folder.is_dir() and files != {n: list(f) for n, f in folder_facts(folder).items()}:
             shutil.rmtree(folder)
 
 
