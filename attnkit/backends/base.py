@@ -307,6 +307,12 @@ class Backend(ABC):
         raise UnsupportedError(f"{self.name} cannot run this call: " + "; ".join(dict.fromkeys(against)))
 
 
+_OURS_TO_COMPILE = {
+    "attnkit-cpu-kernels": "attnkit's CPU kernels are not compiled here (attnkit kernels build --target cpu)",
+}
+"""What to say of our own parts that no package installs."""
+
+
 def missing(provider: Provider, installed: Installed) -> tuple[Reason, ...]:
     """Reasons code not_installed / version for what `provider` requires and `installed` lacks."""
     reasons: list[Reason] = []
@@ -314,7 +320,8 @@ def missing(provider: Provider, installed: Installed) -> tuple[Reason, ...]:
         name, wanted = split_requirement(text)
         version = installed.get(name)
         if version is None:
-            reasons.append(Reason("not_installed", f"{name} is not installed"))
+            words = _OURS_TO_COMPILE.get(name, f"{name} is not installed")
+            reasons.append(Reason("not_installed", words))
         elif wanted and not _specifier(wanted).contains(version, prereleases=True):
             reasons.append(Reason("version", f"{name} {version} is installed; needs {wanted}"))
     return tuple(reasons)

@@ -1,7 +1,8 @@
 """What is installed, looked up by requirement name without importing anything.
 
 A requirement of a `Provider` is a distribution ("flash-attn"), or a module or compiled extension inside one
-("vllm.vllm_flash_attn._vllm_fa3_C"), or one of our own test switches ("attnkit-pallas-interpreter").
+("vllm.vllm_flash_attn._vllm_fa3_C"), or one of our own test switches ("attnkit-pallas-interpreter"),
+or our own CPU kernels ("attnkit-cpu-kernels": present where they are compiled).
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from importlib import metadata
 from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
 from pathlib import Path
 
+from attnkit import __version__
 from attnkit.backends.base import Backend, Installed, split_requirement
+from attnkit.kernels.cpu import library as cpu_kernels
 
 _SWITCHES = {"attnkit-triton-interpreter": "TRITON_INTERPRET", "attnkit-pallas-interpreter": "ATTNKIT_PALLAS_INTERPRET"}
 """Interpreters count as installed only where their variable is "1", so that no automatic choice takes one on a serving node."""
@@ -36,6 +39,8 @@ def find_version(name: str) -> str | None:
     """The version of one requirement name, None where absent. Nothing is imported; libraries are cached."""
     if name in _SWITCHES:
         return "1" if os.environ.get(_SWITCHES[name]) == "1" else None
+    if name == cpu_kernels.REQUIREMENT:
+        return None if cpu_kernels.find() is None else __version__
     return _library_version(name)
 
 

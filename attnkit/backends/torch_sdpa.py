@@ -1,5 +1,8 @@
 """TORCH_SDPA: torch.nn.functional.scaled_dot_product_attention over a gathered cache; runs wherever torch runs.
 
+On CPUs our own compiled kernels come first, where they are compiled: they read the paged cache in place. (In vLLM, too,
+TORCH_SDPA was the CPU's backend and ran kernels of its own over the cache.)
+
 Decodes of similar length share one padded call; everything else runs sequence by sequence. The log-sum-exp, which the public
 function does not return, is computed beside it in float32 where it is asked for or a sink needs it.
 """
@@ -30,6 +33,16 @@ CAPABILITY = Capability(
     deterministic=True,
 )
 
+_CPU_KERNELS = Capability(
+    ops=frozenset({"paged", "varlen"}),
+    archs={"cpu": ("x86_64", "aarch64")},
+    dtypes=frozenset({"float16", "bfloat16", "float32"}),
+    head_dims=HeadDims(low=1, high=256),
+    kv_cache_dtypes=frozenset({"auto", "fp8_e4m3", "fp8_e5m2"}),
+    features=frozenset({"non_causal", "window", "softcap", "alibi", "sinks", "lse"}),
+    deterministic=True,
+)
+
 KERNEL = "scaled_dot_product_attention"
 
 FOLD_UP_TO = 16
@@ -43,11 +56,16 @@ class TorchSdpa(Backend):
     aliases: ClassVar[tuple[str, ...]] = ("TORCH_SDPA_VLLM_V1", "torch", "sdpa")
     summary: ClassVar[str] = "paged, varlen, tree and MLA attention through torch's scaled_dot_product_attention, everywhere"
     providers: ClassVar[tuple[Provider, ...]] = (
+        Provider("attnkit-cpu", _CPU_KERNELS, ("torch>=2.8", "attnkit-cpu-kernels"), "our own C++ kernels, compiled ahead"),
         Provider("torch", CAPABILITY, ("torch>=2.8",), "torch.nn.functional.scaled_dot_product_attention"),
     )
 
     def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
-        pick_provider(self, call, provider)
+        if pick_provider(self, call, provider).name == "attnkit-cpu":
+            from attnkit.kernels.cpu.launch import attend
+
+            assert isinstance(call, PagedAttention | VarlenAttention)
+            return finish(call, *attend(call))
         batch = call.paged if isinstance(call, TreeAttention) else call
         assert isinstance(batch, PagedAttention | VarlenAttention | MlaDecode)
         if isinstance(batch, PagedAttention) and batch.max_query_len <= 1:

@@ -1,0 +1,96 @@
+"""Compiles the CPU kernels into one shared library that holds every instruction set: needs a C++17 compiler, nothing of torch.
+
+`attnkit kernels build --target cpu` calls `build`. Any x86-64 machine compiles for all of them; which one runs is asked of the
+processor at run time.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from attnkit.errors import UsageError
+from attnkit.kernels.cpu.library import FOLDER, CpuKernelsError, file_name, instruction_sets, load, user_cache
+
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=fast",  # a * b + c is one rounding
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-strict-aliasing",
+    "-Wall",
+    "-Wno-maybe-uninitialized",  # GCC 12 warns inside its own AVX-512 headers
+)
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512")
+INSTRUCTION_SETS: dict[str, dict[str, tuple[str, ...]]] = {
+    "x86_64": {"portable": (), "avx2": _AVX2, "avx512": _AVX512, "avx512bf16": (*_AVX512, "-mavx512bf16")},
+    "aarch64": {"portable": ()},
+}
+"""Compiler flags of each instruction set by machine; dispatch.cpp has the same names in the same order."""
+
+
+def compiler() -> str:
+    """$CXX, or the first of g++, c++, clang++ on the path.
+
+    Raises:
+        UsageError: none is there.
+    """
+    asked = os.environ.get("CXX")
+    found = next((path for name in ([asked] if asked else ["g++", "c++", "clang++"]) if (path := shutil.which(name))), None)
+    if found is None:
+        raise UsageError(f"no C++ compiler: {asked or 'g++, c++ and clang++'} not found; install one or set CXX")
+    return found
+
+
+def build(directory: Path | None = None) -> Path:
+    """Compile into `directory` (None: the user's cache) and load the result once; its path. One already there is made anew.
+
+    Raises:
+        UsageError: no compiler, or a machine that the kernels are not written for.
+        CpuKernelsError: the compiler fails; the message ends with what it said.
+    """
+    sets = INSTRUCTION_SETS.get(platform.machine())
+    if sets is None:
+        raise UsageError(f"no CPU kernels for {platform.machine()}; there are for {', '.join(INSTRUCTION_SETS)}")
+    cxx, target = compiler(), (directory or user_cache()) / file_name()
+    with tempfile.TemporaryDirectory() as folder:
+        objects = [Path(folder, "dispatch.o"), *(Path(folder, f"{name}.o") for name in sets)]
+        commands = [[cxx, *FLAGS, "-c", str(FOLDER / "dispatch.cpp"), "-o", str(objects[0])]]
+        for (name, flags), made in zip(sets.items(), objects[1:], strict=True):
+            source = ["-c", str(FOLDER / "attention.cpp"), "-o", str(made)]
+            commands.append([cxx, *FLAGS, *flags, f"-DATTNKIT_KERNEL={name}", *source])
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            list(pool.map(_run, commands))
+        library = Path(folder, "library.so")
+        _run([cxx, "-shared", "-static-libgcc", "-static-libstdc++", *map(str, objects), "-o", str(library), "-ldl", "-pthread"])
+        load(library)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fresh = target.with_suffix(f".{os.getpid()}")
+            shutil.copyfile(library, fresh)
+            fresh.chmod(0o755)
+            fresh.replace(target)  # whole or not at all, also where two build at once
+        except OSError as error:
+            raise UsageError(f"cannot write {target}: {error.strerror}") from None
+    return target
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CpuKernelsError(f"{command[0]} failed ({done.returncode}): {' '.join(command)}\n{done.stderr.strip()[-2000:]}")
+
+
+def describe() -> str:
+    """The instruction sets of the library in use, and those that this processor has."""
+    sets = instruction_sets()
+    return f"{', '.join(sets)}; this processor has {', '.join(name for name, here in sets.items() if here)}"

@@ -1,0 +1,205 @@
+// The entry: which instruction set, which items of work, which threads.
+//
+// Threads are those of the OpenMP runtime that torch has already loaded, called through its own entry point: a second runtime
+// in the process would keep a second set of threads spinning on the same cores. Nothing here links against one.
+#include <dlfcn.h>
+#include <link.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "abi.h"
+
+namespace attnkit {
+
+extern const Kernel portable;
+#if defined(__x86_64__)
+extern const Kernel avx2, avx512, avx512bf16;
+#endif
+
+namespace {
+
+#if defined(__x86_64__)
+const Kernel* const kIsas[] = {&portable, &avx2, &avx512, &avx512bf16};
+
+bool supported(int isa) {
+  __builtin_cpu_init();
+  bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  switch (isa) {
+    case 0: return true;
+    case 1: return has_avx2;
+    case 2: return has_avx512;
+    default: return has_avx512 && __builtin_cpu_supports("avx512bf16");
+  }
+}
+#else
+const Kernel* const kIsas[] = {&portable};
+
+bool supported(int isa) { return isa == 0; }
+#endif
+constexpr int kIsaCount = sizeof(kIsas) / sizeof(kIsas[0]);
+
+using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+int find_openmp(dl_phdr_info* info, size_t, void* found) {
+  const char* name = std::strrchr(info->dlpi_name, '/');
+  name = name ? name + 1 : info->dlpi_name;
+  // torch's own libgomp bears a hash in its name; libiomp5 and libomp answer to the same entry point
+  bool torchs = std::strncmp(name, "libgomp-", 8) == 0;
+  if (!torchs && std::strncmp(name, "libgomp", 7) && std::strncmp(name, "libiomp5", 8) && std::strncmp(name, "libomp", 6)) return 0;
+  void* library = dlopen(info->dlpi_name, RTLD_LAZY | RTLD_NOLOAD);
+  void* entry = library ? dlsym(library, "GOMP_parallel") : nullptr;
+  if (entry) *static_cast<Parallel*>(found) = reinterpret_cast<Parallel>(entry);
+  return entry && torchs;
+}
+
+Parallel openmp() {
+  static const Parallel found = [] {
+    Parallel entry = nullptr;
+    dl_iterate_phdr(find_openmp, &entry);
+    return entry;
+  }();
+  return found;
+}
+
+void run_parallel(void (*work)(void*), void* data, int threads) {
+  if (threads <= 1) return work(data);
+  if (Parallel parallel = openmp()) return parallel(work, data, static_cast<unsigned>(threads), 0);
+  std::vector<std::thread> others;
+  for (int i = 1; i < threads; ++i) others.emplace_back(work, data);
+  work(data);
+  for (std::thread& other : others) other.join();
+}
+
+struct Work {
+  const Call& call;
+  const Kernel& kernel;
+  std::vector<Item> items;
+  std::vector<float*> partials;  // by item; null where the tile is not split
+  std::unique_ptr<std::atomic<int>[]> left;  // by first item: splits not finished yet
+  std::atomic<int> next{0};
+};
+
+void work_on(void* data) {
+  Work& w = *static_cast<Work*>(data);
+  const int count = static_cast<int>(w.items.size());
+  for (int i = w.next.fetch_add(1); i < count; i = w.next.fetch_add(1)) {
+    const Item& item = w.items[i];
+    w.kernel.attend(w.call, item, w.partials.empty() ? nullptr : w.partials[i]);
+    if (item.splits > 1 && w.left[item.first].fetch_sub(1) == 1)
+      w.kernel.merge(w.call, w.items[item.first], &w.partials[item.first]);
+  }
+}
+
+constexpr int kLeastSplit = 256;  // keys; under this the merge costs more than the second thread saves
+constexpr int kMaxSplits = 64;    // what merge() has room for
+
+struct Range {
+  int lo, hi;
+};
+
+// The keys that any row of a tile may see.
+Range visible(const Call& c, int length, int query_len, int group, int row0, int rows) {
+  const int first = length - query_len + row0 / group, last = length - query_len + (row0 + rows - 1) / group;
+  int lo = c.left >= 0 && first - c.left > 0 ? first - c.left : 0;
+  int hi = c.right >= 0 && last + c.right + 1 < length ? last + c.right + 1 : length;
+  if (hi < 0) hi = 0;
+  if (lo > hi) lo = hi;
+  return {lo, hi};
+}
+
+// Tiles of rows, later ones first (causal ones are the longest); long tiles are split over their keys until there is work
+// enough for every thread. True where any is split. Depends on shapes and the number of threads alone: the same call gives the same bits.
+bool plan(Work& w) {
+  const Call& c = w.call;
+  const int group = c.heads / c.kv_heads;
+  std::vector<Item> tiles;
+  int64_t total = 0;
+  for (int seq = 0; seq < c.num_seqs; ++seq) {
+    const int query_len = c.query_start_loc[seq + 1] - c.query_start_loc[seq];
+    const int length = c.seq_lens ? c.seq_lens[seq] : c.key_start_loc[seq + 1] - c.key_start_loc[seq];
+    const int all = query_len * group;
+    for (int row0 = (all - 1) / kTileRows * kTileRows; all > 0 && row0 >= 0; row0 -= kTileRows) {
+      const int rows = all - row0 < kTileRows ? all - row0 : kTileRows;
+      const Range keys = visible(c, length, query_len, group, row0, rows);
+      for (int head = 0; head < c.kv_heads; ++head) {
+        tiles.push_back({seq, head, row0, rows, keys.lo, keys.hi, 0, 1});
+        total += keys.hi - keys.lo;
+      }
+    }
+  }
+  int64_t most = total / (4 * (c.threads > 0 ? c.threads : 1));
+  if (most < kLeastSplit) most = kLeastSplit;
+  bool split = false;
+  w.items.reserve(tiles.size());
+  for (Item tile : tiles) {
+    const int span = tile.key_hi - tile.key_lo;
+    int64_t parts = c.threads > 1 ? span / most : 1;
+    parts = parts < 2 ? 1 : parts > kMaxSplits ? kMaxSplits : parts;
+    tile.first = static_cast<int32_t>(w.items.size());
+    tile.splits = static_cast<int32_t>(parts);
+    const int lo = tile.key_lo;
+    for (int64_t part = 0; part < parts; ++part) {
+      tile.key_lo = lo + static_cast<int>(span * part / parts);
+      tile.key_hi = lo + static_cast<int>(span * (part + 1) / parts);
+      w.items.push_back(tile);
+    }
+    split = split || parts > 1;
+  }
+  return split;
+}
+
+}  // namespace
+}  // namespace attnkit
+
+extern "C" {
+
+// 0: done. 1: an instruction set that this processor lacks. 2: outside what the kernels hold.
+__attribute__((visibility("default"))) int attnkit_cpu_attention(const attnkit::Call* call) {
+  using namespace attnkit;
+  if (call->isa < 0 || call->isa >= kIsaCount || !supported(call->isa)) return 1;
+  if (call->dim > kMaxDim || call->dim_v > kMaxDim || call->dim < 1 || call->dim_v < 1) return 2;
+  Work work{*call, *kIsas[call->isa], {}, {}, nullptr};
+  const bool split = plan(work);
+  const int count = static_cast<int>(work.items.size());
+  if (!count) return 0;
+  static thread_local std::vector<float> room;  // kept: fresh memory would be cleared page by page in every call
+  if (split) {
+    work.partials.assign(count, nullptr);
+    work.left.reset(new std::atomic<int>[count]);
+    int64_t floats = 0;
+    for (const Item& item : work.items) floats += item.splits > 1 ? partial_floats(*call, item) : 0;
+    if (room.size() < static_cast<size_t>(floats)) room.resize(floats);
+    float* free = room.data();
+    for (int i = 0; i < count; ++i) {
+      const Item& item = work.items[i];
+      work.left[i].store(item.splits);
+      if (item.splits > 1) {
+        work.partials[i] = free;
+        free += partial_floats(*call, item);
+      }
+    }
+  }
+  run_parallel(work_on, &work, count < call->threads ? count : call->threads);
+  return 0;
+}
+
+__attribute__((visibility("default"))) int attnkit_cpu_isa_count() { return attnkit::kIsaCount; }
+
+__attribute__((visibility("default"))) const char* attnkit_cpu_isa_name(int isa) { return attnkit::kIsas[isa]->name; }
+
+__attribute__((visibility("default"))) int attnkit_cpu_isa_supported(int isa) {
+  return isa >= 0 && isa < attnkit::kIsaCount && attnkit::supported(isa);
+}
+
+// Whether threads come from an OpenMP runtime that is already in the process.
+__attribute__((visibility("default"))) int attnkit_cpu_shares_openmp() { return attnkit::openmp() != nullptr; }
+
+__attribute__((visibility("default"))) int attnkit_cpu_struct_size() { return sizeof(attnkit::Call); }
+}

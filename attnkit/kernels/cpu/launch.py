@@ -1,0 +1,103 @@
+"""A call of attnkit on the compiled CPU kernels: pointers and strides, nothing copied that need not be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from attnkit.errors import UnsupportedError
+from attnkit.kernels.cpu import library
+from attnkit.spec import PagedAttention, VarlenAttention
+
+if TYPE_CHECKING:
+    from torch import Tensor
+else:
+    Tensor = Any
+
+
+def attend(call: PagedAttention | VarlenAttention) -> tuple[Tensor, Tensor | None, str]:
+    """Compute `call` on as many threads as torch uses.
+
+    Caches are read in place, whatever their strides, as long as the numbers of a row lie side by side.
+
+    Returns:
+        out [num_tokens, num_heads, head_dim_v] (`call.out` where it can be written to directly), lse [num_tokens, num_heads]
+        float32 or None, the name of the kernel.
+
+    Raises:
+        UnsupportedError: a cache whose rows are not contiguous.
+        CpuKernelsError: the kernels are not compiled here.
+    """
+    import torch
+
+    softmax, query = call.softmax, call.query if call.query.stride(2) == 1 else call.query.contiguous()
+    tokens, heads, dim = query.shape
+    paged = isinstance(call, PagedAttention)
+    key, value = (call.key_cache, call.value_cache) if isinstance(call, PagedAttention) else (call.key, call.value)
+    for name, rows in (("key", key), ("value", value)):
+        if rows.stride(-1) != 1:
+            raise UnsupportedError(f"the CPU kernels need contiguous {name} rows; their elements are {rows.stride(-1)} apart")
+    out = call.out
+    if out is None or out.stride(2) != 1:
+        out = query.new_empty(tokens, heads, value.shape[-1])
+    lse = torch.empty(tokens, heads, dtype=torch.float32) if call.return_lse else None
+    starts = _int32(call.query_start_loc)
+    slopes, sinks = (None if x is None else x.float().contiguous() for x in (softmax.alibi_slopes, softmax.sinks))
+    right = 0 if softmax.causal else softmax.window[1]
+    k_strides, v_strides = key.stride(), value.stride()
+    if isinstance(call, PagedAttention):
+        table, lens, key_starts = call.block_table, _int32(call.seq_lens), None
+        if table.stride(-1) != 1 or table.dtype != torch.int32:
+            table = table.to(torch.int32).contiguous()
+        table_stride, block_size, key_scale, value_scale = table.stride(0), key.shape[1], call.k_scale, call.v_scale
+    else:
+        table, lens, key_starts = None, None, _int32(call.key_start_loc)
+        k_strides, v_strides = (0, *k_strides), (0, *v_strides)
+        table_stride, block_size, key_scale, value_scale = 0, 1, 1.0, 1.0
+    kernel = library.attention(
+        library.Call(
+            query.data_ptr(),
+            key.data_ptr(),
+            value.data_ptr(),
+            out.data_ptr(),
+            _pointer(lse),
+            _pointer(table),
+            _pointer(lens),
+            _pointer(key_starts),
+            starts.data_ptr(),
+            _pointer(slopes),
+            _pointer(sinks),
+            query.stride(0),
+            query.stride(1),
+            *k_strides[:3],
+            *v_strides[:3],
+            out.stride(0),
+            out.stride(1),
+            table_stride,
+            starts.shape[0] - 1,
+            heads,
+            key.shape[-2],
+            dim,
+            value.shape[-1],
+            block_size,
+            softmax.window[0],
+            right,
+            library.dtype_number(query),
+            library.dtype_number(key),
+            torch.get_num_threads(),
+            0,
+            softmax.softmax_scale * key_scale,
+            softmax.softcap,
+            value_scale,
+        )
+    )
+    return out, lse, kernel + ("" if paged else "_varlen")
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else int(tensor.data_ptr())
+
+
+def _int32(tensor: Tensor) -> Tensor:
+    import torch
+
+    return tensor if tensor.dtype == torch.int32 and tensor.is_contiguous() else tensor.to(torch.int32).contiguous()
