@@ -25,7 +25,7 @@ from vllm.v1.attention.backend import (
     MultipleOf,
 )
 
-from attnkit.backends.base import Backend, Capability, Rejected
+from attnkit.backends.base import Backend, Capability, Rejected, missing
 from attnkit.backends.installed import lookup, requirement_names
 from attnkit.backends.registry import get
 from attnkit.backends.torch_device import device_of
@@ -115,8 +115,13 @@ class AttnkitBackend(AttentionBackend):  # type: ignore[misc]
 
     @staticmethod
     def attnkit_capability() -> Capability:
-        """What the chosen backend's first provider can do."""
-        return chosen().providers[0].capability
+        """What the chosen backend's first provider that is installed and made for this platform's devices can do."""
+        from vllm.platforms import current_platform
+
+        backend, installed = chosen(), lookup(requirement_names([chosen()]))
+        vendor = device_of(torch.empty(0, device=current_platform.device_type)).vendor
+        here = [p.capability for p in backend.providers if vendor in p.capability.archs and not missing(p, installed)]
+        return (here or [p.capability for p in backend.providers])[0]
 
     @staticmethod
     def get_impl_cls() -> type[AttentionImpl]:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from attnkit.backends.base import Backend, Capability
+from attnkit.backends.base import Backend, Capability, missing
+from attnkit.backends.installed import lookup, requirement_names
 from attnkit.errors import UnsupportedError
 from attnkit.hardware.device import Device
 from attnkit.selftest.cases import Case, cases
@@ -70,7 +71,7 @@ def run_selftest(
         backend: the backend. spec: a model's need, whose geometry and features are tested; None tests all that is claimed.
         level: quick, standard or extended.
         fault: plant this fault (a name of `FAULTS`).
-        provider: which provider; None takes the first that claims the device.
+        provider: which provider; None takes the first that claims the device, an installed one before others.
         on_case: called after each case.
         torch_device: where the tensors live ("cuda:0"); None derives it from `device`.
 
@@ -147,9 +148,10 @@ def default_torch_device(device: Device) -> str:
 
 
 def _provider(backend: Backend, device: Device, provider: str | None) -> tuple[str, Capability]:
-    for candidate in backend.providers:
-        if provider == candidate.name or (provider is None and device.vendor in candidate.capability.archs):
-            return candidate.name, candidate.capability
+    fitting = [p for p in backend.providers if provider in (None, p.name) and (provider or device.vendor in p.capability.archs)]
+    installed = lookup(requirement_names([backend]))
+    for candidate in (*(p for p in fitting if not missing(p, installed)), *fitting):
+        return candidate.name, candidate.capability
     known = ", ".join(p.name for p in backend.providers)
     raise UnsupportedError(f"{backend.name} has no provider {provider or 'for ' + device.vendor}; it has {known}")
 

@@ -71,7 +71,9 @@ def build(directory: Path | None = None) -> Path:
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             list(pool.map(_run, commands))
         library = Path(folder, "library.so")
-        _run([cxx, "-shared", "-static-libgcc", "-static-libstdc++", *map(str, objects), "-o", str(library), "-ldl", "-pthread"])
+        _run(
+            [cxx, "-shared", "-static-libgcc", "-static-libstdc++", *map(str, objects), "-o", str(library), "-ldl", "-pthread"]
+        )
         load(library)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)

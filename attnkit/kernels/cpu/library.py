@@ -71,7 +71,7 @@ def find() -> Path | None:
 class Call(ctypes.Structure):
     """`attnkit::Call` of abi.h."""
 
-    _fields_ = [  # noqa: RUF012 (ctypes reads it once)
+    _fields_ = [
         *((name, ctypes.c_void_p) for name in ("query", "key", "value", "out", "lse", "block_table", "seq_lens")),
         *((name, ctypes.c_void_p) for name in ("key_start_loc", "query_start_loc", "alibi", "sinks")),
         *((name, ctypes.c_int64) for name in ("q_token", "q_head", "k_block", "k_slot", "k_head")),
@@ -86,7 +86,7 @@ class Call(ctypes.Structure):
 def _library() -> ctypes.CDLL:
     path = find()
     if path is None:
-        raise CpuKernelsError(f"attnkit's CPU kernels are not compiled here ({file_name()}): attnkit kernels build --target cpu")
+        raise CpuKernelsError(f"CPU kernels are not compiled here ({file_name()}): attnkit kernels build --target cpu")
     return load(path)
 
 
@@ -133,7 +133,7 @@ def isa() -> tuple[int, str]:
     usable = [name for name, here in sets.items() if here]
     wanted = os.environ.get(ISA_VARIABLE) or usable[-1]
     if wanted not in usable:
-        raise UnsupportedError(f"{ISA_VARIABLE}={wanted} is not an instruction set of this processor; it has {', '.join(usable)}")
+        raise UnsupportedError(f"{ISA_VARIABLE}={wanted} is not in this processor; it has {', '.join(usable)}")
     return list(sets).index(wanted), wanted
 
 

@@ -1,0 +1,187 @@
+"""Our CPU kernels beside vLLM's CPU_ATTN on the same work: `python -m attnkit.bench.cpu --out FILE`.
+
+Both run in one process on the same number of threads, one after the other in turn, so that what else the machine does meets
+both alike; the ratio is taken pair by pair. vLLM's own layer, cache layout and metadata builder are used; its metadata are built
+once outside the timing, as are our tensors. Every shape is checked against the other implementation before its time counts.
+Needs vLLM's CPU build and compiled CPU kernels (attnkit kernels build --target cpu).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attnkit.backends.registry import get
+from attnkit.spec import PagedAttention, Softmax
+
+LARGEST_DIFFERENCE = {"float32": 1e-4, "bfloat16": 2e-2}
+"""Relative difference (norms) of the two implementations from which a shape counts as wrong and is not timed."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """New tokens and length of each sequence."""
+
+    name: str
+    query_lens: tuple[int, ...]
+    seq_lens: tuple[int, ...]
+    heads: int = 32
+    kv_heads: int = 8
+    head_dim: int = 128
+    block_size: int = 128
+
+
+SHAPES = (
+    Shape("decode B1 ctx1024", (1,), (1024,)),
+    Shape("decode B1 ctx16384", (1,), (16384,)),
+    Shape("decode B16 ctx1024", (1,) * 16, (1024,) * 16),
+    Shape("decode B16 ctx1024 mha", (1,) * 16, (1024,) * 16, heads=8, kv_heads=8),
+    Shape("decode B16 ctx256 d64", (1,) * 16, (256,) * 16, heads=8, kv_heads=2, head_dim=64),
+    Shape("prefill B1 S1024", (1024,), (1024,)),
+    Shape("prefill B8 S128", (128,) * 8, (128,) * 8),
+    Shape("chunked 256 over 2048", (256,), (2304,)),
+    Shape("mixed 1x256+15 decodes", (1,) * 15 + (256,), (1024,) * 16),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One shape: medians in microseconds, and the ratio theirs / ours (above 1: ours is faster) with its quartiles."""
+
+    workload: str
+    dtype: str
+    kernel: str
+    peer: str
+    ours_us: float
+    peer_us: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    pairs: int
+    difference: float
+    note: str = ""
+
+
+def make_call(shape: Shape, dtype: torch.dtype) -> PagedAttention:
+    """A batch with a permuted block table and random contents."""
+    draw = torch.Generator().manual_seed(0)
+    blocks = [-(-n // shape.block_size) for n in shape.seq_lens]
+    order = torch.randperm(sum(blocks), generator=draw).to(torch.int32)
+    table = torch.zeros(len(blocks), max(blocks), dtype=torch.int32)
+    for row, (first, count) in enumerate(zip(itertools.accumulate([0, *blocks[:-1]]), blocks, strict=True)):
+        table[row, :count] = order[first : first + count]
+    size = (sum(blocks), shape.block_size, shape.kv_heads, shape.head_dim)
+    query = torch.randn(sum(shape.query_lens), shape.heads, shape.head_dim, generator=draw).to(dtype)
+    return PagedAttention(
+        query,
+        torch.randn(size, generator=draw).to(dtype),
+        torch.randn(size, generator=draw).to(dtype),
+        table,
+        torch.tensor(shape.seq_lens, dtype=torch.int32),
+        torch.tensor([0, *itertools.accumulate(shape.query_lens)], dtype=torch.int32),
+        max(shape.query_lens),
+        max(shape.seq_lens),
+        Softmax(shape.head_dim**-0.5),
+        out=torch.empty_like(query),
+    )
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def measure(shape: Shape, dtype: torch.dtype, pairs: int) -> Row:
+    """Interleaved pairs of one shape."""
+    from attnkit.engines import vllm_layer
+
+    call, backend = make_call(shape, dtype), get("TORCH_SDPA")
+    name = str(dtype).removeprefix("torch.")
+    with vllm_layer.engine_layer("CPU_ATTN", call) as layer:
+        peer_out = vllm_layer.forward(layer, call)
+        theirs = peer_out.out.clone()
+        batch = vllm_layer._batch(call)
+        assert batch is not None
+        metadata: Any = layer.builder.build(common_prefix_len=0, common_attn_metadata=vllm_layer._common(call, batch))
+        key, value, out = batch.key[batch.new], batch.value[batch.new], torch.empty_like(call.query)
+
+        def peer() -> None:
+            layer.module.impl.forward(layer.module, call.query, key, value, layer.cache, metadata, output=out)
+
+        with torch.inference_mode():
+            ours = backend.run(call, "attnkit-cpu")
+            difference = ((ours.out.double() - theirs.double()).norm() / theirs.double().norm()).item()
+            if not difference <= LARGEST_DIFFERENCE[name]:
+                return Row(shape.name, name, ours.kernel, peer_out.kernel, 0, 0, 0, 0, 0, 0, difference, "WRONG")
+            for _ in range(2):
+                peer()
+                backend.run(call, "attnkit-cpu")
+            times = [(seconds(lambda: backend.run(call, "attnkit-cpu")), seconds(peer)) for _ in range(pairs)]
+    ratios = sorted(theirs_s / ours_s for ours_s, theirs_s in times)
+    quarter = statistics.quantiles(ratios, n=4)
+    return Row(
+        shape.name,
+        name,
+        ours.kernel,
+        peer_out.kernel,
+        statistics.median(t[0] for t in times) * 1e6,
+        statistics.median(t[1] for t in times) * 1e6,
+        statistics.median(ratios),
+        quarter[0],
+        quarter[2],
+        pairs,
+        difference,
+    )
+
+
+def main() -> None:
+    """Parse arguments, measure, print, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, required=True, help="the JSON report")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--pairs", type=int, default=25)
+    args = parser.parse_args()
+    import vllm
+
+    torch.set_num_threads(args.threads)
+    load = [os.getloadavg()]
+    rows = []
+    for dtype, shape in itertools.product((torch.float32, torch.bfloat16), SHAPES):
+        row = measure(shape, dtype, args.pairs)
+        rows.append(row)
+        print(
+            f"{row.workload:24} {row.dtype:9} {row.ours_us:10.0f} us {row.peer_us:10.0f} us  theirs/ours {row.ratio:.2f} "
+            f"({row.ratio_low:.2f}-{row.ratio_high:.2f}) {row.note}",
+            flush=True,
+        )
+    load.append(os.getloadavg())
+    from attnkit.hardware.cpu import probe
+
+    document = {
+        "kind": "bench-cpu",
+        "created": time.strftime("%Y-%m-%d", time.gmtime()),
+        "command": f"python -m attnkit.bench.cpu --threads {args.threads} --pairs {args.pairs}",
+        "device": next((device.name for device in probe(Path("/")).devices), "CPU"),
+        "torch": torch.__version__,
+        "vllm": vllm.__version__,
+        "threads": args.threads,
+        "load_average_before_and_after": load,
+        "rows": [asdict(row) for row in rows],
+    }
+    args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
