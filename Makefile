@@ -8,7 +8,7 @@ BIN := $(TESTS)/bin
 PYTEST := $(BIN)/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv engine image images demo demo-fault demo-down lock test-venv test lint docs
+.PHONY: help venv engine image images images-test demo demo-fault demo-down lock test-venv test lint docs
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,11 @@ image: venv ## the image of one platform: make image PLATFORM=cpu
 
 images: venv ## every image that can be built today
 	@$(VENV)/bin/python images/build.py --all
+
+images-test: venv ## builds both CUDA images and looks into them (20 GB of disk); reports in docs/reports/images
+	@$(VENV)/bin/python images/build.py cuda-turing
+	@$(VENV)/bin/python images/build.py cuda-ampere
+	@$(VENV)/bin/python images/examine.py cuda-turing cuda-ampere
 
 demo: venv ## the whole chain on this machine: image, a fleet of three nodes, rollout, a completion from each
 	@$(VENV)/bin/python deploy/demo/demo.py

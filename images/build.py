@@ -22,6 +22,8 @@ from pathlib import Path
 import base
 import engine
 import platforms
+import preflight
+import sbom
 import tomllib
 import wheels
 from platforms import DescriptionError, Platform
@@ -95,10 +97,11 @@ def stage(platform: Platform, wheel: Path) -> Path:
         shutil.rmtree(context / name, ignore_errors=True)
         (context / name).mkdir(parents=True)
     shutil.copy2(IMAGES / "Dockerfile", context)
-    shutil.copy2(IMAGES / "slim.py", context)
+    for script in ("slim.py", "stamp.py", "sbom.py"):
+        shutil.copy2(IMAGES / script, context)
     shutil.copy2(wheel, context / "dist")
     assert platform.lock_path is not None
-    for path in (platform.lock_path, platform.lock_path.with_suffix(".cuda-torch.txt")):
+    for path in (platform.lock_path, platform.lock_path.with_suffix(".cuda-torch.txt"), IMAGES / "requirements" / "sbom.txt"):
         if path.is_file():
             shutil.copy2(path, context / "requirements")
     mounted = context / "wheels"
@@ -166,12 +169,16 @@ def tags(platform: Platform) -> tuple[str, str]:
     return f"attnkit:{platform.name}-{version()}", f"attnkit:{platform.name}"
 
 
+def bill_of_materials(platform: Platform) -> Path:
+    """Where a build puts the image's bill of materials beside it."""
+    return ROOT / "out" / "images" / f"{platform.name}.sbom.cdx.json"
+
+
 def build(platform: Platform, *, wheel: Path | None, no_cache: bool, plain: bool) -> str:
     """Build one image, or find that it is up to date. Returns its id."""
     if platform.not_built:
         raise DescriptionError(f"PLATFORM {platform.name} is described but not built yet: {platform.not_built}")
-    if wrong := platforms.inconsistencies(platform):
-        raise DescriptionError("; ".join(wrong))
+    preflight.require([platform])
     started = time.monotonic()
     engine.ensure()
     base_name = base.base_image(platform.base)
@@ -180,6 +187,10 @@ def build(platform: Platform, *, wheel: Path | None, no_cache: bool, plain: bool
         "BASE": base_name,
         "PACKAGES": " ".join(platform.packages),
         "LOCK": platform.lock_path.stem if platform.lock_path else "",
+        "PLATFORM": platform.name,
+        "FOUNDATION": "flat" if platform.bootstrap else "system",
+        "KERNELS": "yes" if platform.bakes_triton else "no",
+        "TARGETS": ",".join(platform.targets),
     }
     names = labels(platform)
     inputs = fingerprint(context, arguments, names, inspect(base_name, "{{.Id}}"))
@@ -207,6 +218,7 @@ def build(platform: Platform, *, wheel: Path | None, no_cache: bool, plain: bool
                 f"docker build of {platform.name} failed (exit code {done.returncode}); its output is above"
             )
         state = "built"
+    sbom.take(engine.client(), tag, bill_of_materials(platform))
     identity, size = inspect(tag, "{{.Id}}"), int(inspect(tag, "{{.Size}}"))
     say(f"{platform.name}: {state} in {time.monotonic() - started:.1f} s: {tag} {identity[7:19]} {size / 1e6:.0f} MB")
     return identity
@@ -230,12 +242,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"{platform.name:13} {platform.title:40} {state}")
             return 0
         chosen = list(known.values()) if args.all else [platforms.find(args.platform, known)]
+        preflight.require([platform for platform in chosen if not platform.not_built])
         for platform in chosen:
             if args.all and platform.not_built:
                 say(f"{platform.name}: not built yet: {platform.not_built}")
                 continue
             build(platform, wheel=args.wheel, no_cache=args.no_cache, plain=args.plain)
-    except (DescriptionError, wheels.WheelFolderError, engine.EngineError) as error:
+    except (DescriptionError, wheels.WheelFolderError, engine.EngineError, sbom.SbomError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -56,6 +56,7 @@ class Lock:
 LOCKS: dict[str, Lock] = {
     "cpu": Lock("images/requirements/cpu.in", python="3.11", universal=False),
     "cuda": Lock("images/requirements/cuda.in", python="3.11", universal=False, cuda=True),
+    "sbom": Lock("images/requirements/sbom.in", python="3.11", universal=False),
     "deploy": Lock("deploy/requirements.in", python="3.11", universal=True),
     "tests": Lock("tests/requirements.in", python="3.11", universal=True),
 }

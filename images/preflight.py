@@ -93,7 +93,7 @@ def _triton(platform: Platform, locked: dict[str, str]) -> Iterator[str]:
         yield f"kernels are compiled ahead for {', '.join(platform.targets)}, and triton is not locked"
     elif "sm_75" in platform.targets and version not in (tested := tested_triton()):
         yield (
-            f"Turing's hook (attnkit/kernels/turing.py) was not tested with Triton {version}; without it tensor cores stay idle; "
+            f"Turing's hook (attnkit/kernels/turing.py) was not tested with Triton {version}: tensor cores would idle; "
             f"tested: {', '.join(tested)} (docs/reports/{TURING_REPORT.name})"
         )
 
