@@ -7,6 +7,7 @@ one is found at run time.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import logging
 import os
 import shutil
@@ -117,7 +118,7 @@ def _libcuda(driver: Any) -> Iterator[None]:
             return
         except OSError:
             pass
-    with tempfile.TemporaryDirectory() as temporary, knobs.nvidia.scope():
+    with _alone(), tempfile.TemporaryDirectory() as temporary, knobs.nvidia.scope():
         folder = Path(place or temporary)
         made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
@@ -138,6 +139,14 @@ def _libcuda(driver: Any) -> Iterator[None]:
                 folder.rmdir()
             for search in searches:
                 search.cache_clear()
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One process at a time: several that compile share the folder of the stand-in."""
+    with Path(tempfile.gettempdir(), "attnkit-stand-in.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _link_stand_in(stand_in: Path) -> None:
