@@ -356,14 +356,22 @@ def build_kernels(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Compile kernels for targets that need not be here."""
+    """Compile kernels for targets that need not be here; `cpu`: our C++ kernels, with the C++ compiler found here."""
+    targets = _targets(target)
+    if "cpu" in targets:
+        from attnkit.kernels.cpu import build as cpu
+
+        typer.echo(f"CPU kernels in {cpu.build(directory)}: {cpu.describe_file(directory)}", err=json)
+        targets = [name for name in targets if name != "cpu"]
+        if not targets:
+            return
     _need("attnkit kernels build", "torch", "triton")
     from attnkit import bake
 
     def say(baked: Any) -> None:
         typer.echo(f"{baked.target:<13} {baked.name}", err=True)
 
-    manifest = bake.build(_targets(target), directory, jobs=jobs, cache=cache, on_kernel=say)
+    manifest = bake.build(targets, directory, jobs=jobs, cache=cache, on_kernel=say)
     if json:
         _print_json(manifest)
     else:

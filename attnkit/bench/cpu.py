@@ -1,8 +1,8 @@
 """Our CPU kernels beside vLLM's CPU_ATTN on the same work: `python -m attnkit.bench.cpu --out FILE`.
 
 Both run in one process on the same number of threads, one after the other in turn, so that what else the machine does meets
-both alike; the ratio is taken pair by pair. vLLM's own layer, cache layout and metadata builder are used; its metadata are built
-once outside the timing, as are our tensors. Every shape is checked against the other implementation before its time counts.
+both alike; the ratio is taken pair by pair. vLLM's own layer, cache layout and metadata builder are used; its metadata are
+built once outside the timing, as are our tensors. Every shape is checked against the other implementation before its time counts.
 Needs vLLM's CPU build and compiled CPU kernels (attnkit kernels build --target cpu).
 """
 
@@ -167,13 +167,13 @@ def main() -> None:
             flush=True,
         )
     load.append(os.getloadavg())
-    from attnkit.hardware.cpu import probe
+    from attnkit.hardware import detect
 
     document = {
         "kind": "bench-cpu",
         "created": time.strftime("%Y-%m-%d", time.gmtime()),
         "command": f"python -m attnkit.bench.cpu --threads {args.threads} --pairs {args.pairs}",
-        "device": next((device.name for device in probe(Path("/")).devices), "CPU"),
+        "device": detect().devices[-1].name,
         "torch": torch.__version__,
         "vllm": vllm.__version__,
         "threads": args.threads,
