@@ -74,15 +74,13 @@ def layers(image: str) -> list[dict[str, Any]]:
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     found = [line.split("\t") for line in reversed(lines)]
     digests = json.loads(build.inspect(image, "{{json .RootFS.Layers}}"))
-    sizes = [(int(size), made.split("#")[0].strip()[:120]) for size, made in found]
-    filled = [entry for entry in sizes if entry[1].startswith(("COPY", "/bin/sh", "RUN"))]
-    kept = filled if len(filled) == len(digests) else [(size, "") for size, _ in sizes if size]
+    # A step with content makes a layer; WORKDIR makes an empty one.
+    kept = [int(size) for size, made in found if int(size) or made.startswith("WORKDIR")]
     names = ("system", "environment (engine, torch, CUDA libraries)", "kernels compiled ahead", "attnkit", "bill of materials")
-    if len(kept) != len(digests) or len(kept) != len(names):
-        raise ExamineError(f"{image} has {len(digests)} layers, of which {len(kept)} hold something; expected {len(names)}")
-    return [
-        {"what": name, "bytes": size, "digest": digest} for name, (size, _), digest in zip(names, kept, digests, strict=True)
-    ]
+    if len(kept) != len(digests) or len([size for size in kept if size]) != len(names):
+        raise ExamineError(f"{image} has {len(digests)} layers, sizes {kept}; expected {len(names)} that hold something")
+    filled = [(size, digest) for size, digest in zip(kept, digests, strict=True) if size]
+    return [{"what": name, "bytes": size, "digest": digest} for name, (size, digest) in zip(names, filled, strict=True)]
 
 
 def examine(platform: Platform) -> dict[str, Any]:
