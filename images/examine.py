@@ -111,15 +111,16 @@ def examine(platform: Platform) -> dict[str, Any]:
         "date": datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat(),
         "revision": shipped["org.opencontainers.image.revision"],
         "image": {"id": build.inspect(image, "{{.Id}}"), "bytes": int(build.inspect(image, "{{.Size}}"))},
+        "targets": list(platform.targets),
         "layers": layers(image),
         "kernels": kernels,
         "versions": json.loads(run(image, "python", "-c", VERSIONS)),
         "checks": {
             "kernels verified in the image": verified.strip().splitlines()[-1],
             "boot without a device": "exit code 3: " + boot.strip().splitlines()[-1].removeprefix("error: "),
-            "the engine imports, as UID 10001 and as another, on a read-only root file system": imported[1]
-            .strip()
-            .splitlines()[-1],
+            "the engine imports, as UID 10001 and as another, on a read-only root file system": next(
+                line for line in imported[1].splitlines() if line.startswith("imported")
+            ),
             "Triton's C module comes from the bake": module.strip().splitlines()[-1],
             "no compiler, no installer": COMPILERS,
         },
