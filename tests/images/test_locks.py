@@ -24,7 +24,7 @@ def _names(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(lock.ROOT).as_posix())
 def test_every_requirement_is_pinned_and_hashed(path: Path) -> None:
     blocks = lock.blocks(path.read_text(encoding="utf-8"))
-    assert len(blocks) > 10
+    assert len(blocks) > (0 if path.stem == "sbom" else 10)
     for key, block in blocks.items():
         assert re.match(r"^[a-z0-9.-]+==[^\s;]+( ; .+)?$", key), key
         assert lock.HASH.search(block), key
