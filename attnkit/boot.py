@@ -18,10 +18,9 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from attnkit import __version__, planted
-from attnkit.backends.base import Accepted
+from attnkit.candidates import Candidate, candidates
 from attnkit.check import check_level, no_backend_text
 from attnkit.engines import vllm
-from attnkit.engines.vllm_names import resolve
 from attnkit.errors import (
     EXIT_CHECK_FAILED,
     EXIT_INCONCLUSIVE,
@@ -51,8 +50,6 @@ _EXIT_BY_VERDICT: dict[BootVerdict, int] = {
     "planted": EXIT_INCONCLUSIVE,
 }
 _SERVES: tuple[BootVerdict, ...] = ("pass", "planted")
-_ENGINE_DECIDES = ("cpu", "tpu")
-"""Platforms on which vLLM takes its one backend whatever is asked."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +63,8 @@ class BootOptions:
         root: another / to read sys and proc from.
         health_url, health_timeout: see `EngineSettings`.
         selftest_timeout: seconds one candidate's self-test may take.
+        engine_check: prove the engine's own implementation and hold its log against it; False for an engine whose interface
+            is not known yet: then attnkit's implementation is proven, and the report says so.
     """
 
     report: Path
@@ -83,6 +82,7 @@ class BootOptions:
     health_url: str | None = None
     health_timeout: float = 600.0
     selftest_timeout: float = 900.0
+    engine_check: bool = True
 
 
 class _Stopped(BaseException):
@@ -116,11 +116,11 @@ class _Boot:
     def run(self) -> int:
         with _signals_stop():
             try:
-                accepted, plan = self._until_proven()
-                if accepted is None:
+                proven, plan = self._until_proven()
+                if proven is None:
                     return _EXIT_BY_VERDICT[self._report.verdict]
                 if self.options.command:
-                    return self._serve(plan)
+                    return self._serve(plan, proven)
                 self.outputs.gone()
                 return _EXIT_BY_VERDICT[self._report.verdict]
             except AttnkitError as error:
@@ -136,7 +136,7 @@ class _Boot:
             raise RuntimeError("no report before detection")
         return self.report
 
-    def _until_proven(self) -> tuple[Accepted | None, Plan]:
+    def _until_proven(self) -> tuple[Candidate | None, Plan]:
         options = self.options
         if options.fault is not None:
             self.events.bind(planted_fault=options.fault)
@@ -156,9 +156,9 @@ class _Boot:
             explicit = vllm.explicit_backend(options.backend, self.vllm, os.environ)
         where = self._detect()
         plan = self._select(where, explicit)
-        accepted = self._prove(plan, level or plan.settings.level, explicit)
+        proven = self._prove(plan, level or plan.settings.level, explicit)
         self._conclude()
-        return accepted, plan
+        return proven, plan
 
     def _detect(self) -> Place:
         with self._timed("detect"):
@@ -233,7 +233,7 @@ class _Boot:
             raise NoBackendError(no_backend_text(plan.decision.rejected, where.device.name, explicit))
         return plan
 
-    def _prove(self, plan: Plan, level: Level, explicit: str | None) -> Accepted | None:
+    def _prove(self, plan: Plan, level: Level, explicit: str | None) -> Candidate | None:
         """Test candidates in order until one passes."""
         report = self._report
         candidates = self._candidates(plan, explicit)
@@ -244,7 +244,7 @@ class _Boot:
                 report.selftest.extend(verdicts)
                 report.verdict = self._comes_to(verdicts)
                 if report.verdict in _SERVES:
-                    report.backend, report.provider = candidate.backend, candidate.provider
+                    report.backend, report.provider = candidate.serves, candidate.by
                     report.boot_seconds.selftest = self._since("selftest")
                     return candidate
                 following = candidates[position + 1] if position + 1 < len(candidates) and explicit is None else None
@@ -262,33 +262,19 @@ class _Boot:
             return "planted"
         return worst(verdicts)
 
-    def _candidates(self, plan: Plan, explicit: str | None) -> tuple[Accepted, ...]:
-        """The accepted backends that the engine can be told to use; what it cannot is a step in the report."""
-        accepted = plan.decision.accepted
-        version = vllm.engine_version() if self.vllm is not None else None
-        name = vllm.platform_of(plan.place.device)
-        if version is None or name in _ENGINE_DECIDES:
-            return accepted
-        kept: list[Accepted] = []
-        refused: list[tuple[str, str]] = []
-        for candidate in accepted:
-            found = resolve(candidate.backend, version, name)
-            if found.ok:
-                kept.append(candidate)
-            else:
-                refused.append((candidate.backend, f"vLLM {version} on {name} cannot be told to use it: {found.note}"))
-        if not kept:
-            raise NoBackendError(
-                "\n".join(["no backend that works here can be handed to the engine:", *(f"  {b}: {r}" for b, r in refused)])
-            )
-        for backend, reason in refused:
-            if explicit is None and accepted.index(kept[0]) > [a.backend for a in accepted].index(backend):
-                self._fall_back(backend, kept[0].backend, reason)
-        return tuple(kept)
+    def _candidates(self, plan: Plan, explicit: str | None) -> tuple[Candidate, ...]:
+        """What is tested; what the engine cannot be told to use is a step in the report."""
+        environment = {**plan.settings.engine_env, **os.environ}
+        found = candidates(plan, self.vllm, environment, engine_check=self.options.engine_check)
+        names = [accepted.backend for accepted in plan.decision.accepted]
+        for backend, reason in found.refused:
+            if explicit is None and names.index(backend) < names.index(found.kept[0].backend):
+                self._fall_back(backend, found.kept[0].backend, reason)
+        return found.kept
 
-    def _test(self, candidate: Accepted, plan: Plan, level: Level) -> tuple[Verdict, ...]:
+    def _test(self, candidate: Candidate, plan: Plan, level: Level) -> tuple[Verdict, ...]:
         request = Request(
-            backend=candidate.backend,
+            backend=candidate.test,
             provider=candidate.provider,
             device=plan.place.device,
             specs=plan.need.specs,
@@ -298,7 +284,7 @@ class _Boot:
         )
 
         def on_case(case: CaseResult) -> None:
-            self.events.emit("selftest.case", backend=candidate.backend, provider=candidate.provider, **_fields(case))
+            self.events.emit("selftest.case", backend=candidate.test, provider=candidate.by, **_fields(case))
 
         def on_kernels(baked: int, compiled: int) -> None:
             self._report.kernels = KernelCounts(baked=baked, jit_compiles=compiled)
@@ -341,10 +327,10 @@ class _Boot:
             self.outputs.state("failed", report.verdict, None)
             self.events.emit("error", message=report.error)
 
-    def _serve(self, plan: Plan) -> int:
+    def _serve(self, plan: Plan, proven: Candidate) -> int:
         settings = EngineSettings(self.options.command, self.options.health_url, self.options.health_timeout)
         serving = Serving(settings, self._report, self.outputs, self.events, self.started)
-        return serving.run(plan.place.device, plan.settings)
+        return serving.run(plan.place.device, plan.settings, proven)
 
     def _failed(self, message: str, code: int) -> None:
         """Put an end that is no verdict where people look for it; an output that cannot be written is not tried again."""

@@ -233,6 +233,14 @@ def boot(
     health_timeout: Annotated[
         float, typer.Option("--health-timeout", envvar="ATTNKIT_HEALTH_TIMEOUT", help="Seconds the engine may take.")
     ] = 600.0,
+    engine_check: Annotated[
+        bool,
+        typer.Option(
+            "--engine-check/--no-engine-check",
+            envvar="ATTNKIT_ENGINE_CHECK",
+            help="Prove vLLM's own implementation and hold its log against it; off only for a vLLM too new to be driven.",
+        ),
+    ] = True,
 ) -> None:
     """Detect, select, prove, report, then start and watch the engine: the images' entrypoint."""
     from attnkit.boot import BootOptions
@@ -255,6 +263,7 @@ def boot(
         root=root,
         health_url=health_url,
         health_timeout=health_timeout,
+        engine_check=engine_check,
     )
     raise typer.Exit(run_boot(options))
 

@@ -1,7 +1,7 @@
 """What boot says while it works: one JSON line an event on stdout, or a human form where stdout is a terminal.
 
 Event names are a contract: boot, detect, select, selftest.case, selftest.verdict, fallback, report, engine.start,
-engine.healthy, engine.completion, ready, engine.exit, error. The engine's own output goes to stderr, never here.
+engine.healthy, engine.completion, engine.backend, ready, engine.exit, error. The engine's own output goes to stderr.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ Name: TypeAlias = Literal[
     "engine.start",
     "engine.healthy",
     "engine.completion",
+    "engine.backend",
     "ready",
     "engine.exit",
     "error",

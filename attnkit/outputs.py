@@ -41,6 +41,9 @@ class Outputs:
     def begin(self) -> None:
         """Make sure that all three can be written, and that nothing of an earlier boot counts any more.
 
+        An engine that starts a failed container again would wipe out why it failed before anyone looked, so the earlier
+        report (or what there is of it) is kept beside as `*.previous.json`.
+
         Raises:
             UsageError: one cannot be written; the message names it and the option that moves it.
         """
@@ -49,6 +52,9 @@ class Outputs:
                 check_writable(path)
             except UsageError as error:
                 raise UsageError(f"{error} (--{option} or ATTNKIT_{option.upper()} moves it)") from None
+        earlier = next((path for path in (self.report, self.partial) if path.exists()), None)
+        if earlier is not None:
+            earlier.replace(self.previous)
         for path in (self.report, self.partial, self.metrics):
             path.unlink(missing_ok=True)
         self.begun = True
@@ -66,6 +72,11 @@ class Outputs:
     def partial(self) -> Path:
         """Where the report grows until its verdict is known: the report itself is never seen without one."""
         return self.report.with_suffix(".partial.json")
+
+    @property
+    def previous(self) -> Path:
+        """The report of the boot before this one, as far as it came."""
+        return self.report.with_suffix(".previous.json")
 
     def save_partial(self, report: BootReport) -> None:
         """Keep what is known so far, for the case that this process is killed."""

@@ -22,6 +22,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from attnkit.backends.base import Backend
 from attnkit.errors import AttnkitError, UsageError
 from attnkit.events import describe_exit
 from attnkit.hardware.device import Device
@@ -37,7 +38,7 @@ class Request:
     """One candidate to be tested.
 
     Args:
-        backend, provider: what to run; provider None takes the first that can.
+        backend, provider: what to run; provider None takes the first that can. "vllm:NAME" is vLLM's own implementation.
         device: what it runs on; every visible accelerator of its vendor is tested.
         specs: the need, one per kind of layer; empty tests the level's own cases only.
         level: quick, standard or extended.
@@ -225,12 +226,16 @@ def _torch_devices(device: Device) -> list[str | None]:
 
 
 def _watches_triton(device: Device) -> bool:
-    """Whether kernels are counted: on GPUs, where Triton compiles, and where it is installed."""
+    """Whether Triton's kernels are counted: on GPUs, where it compiles, and where it is installed."""
     return device.kind == "gpu" and importlib.util.find_spec("triton") is not None
 
 
 def _count_kernels(request: Request, send: Callable[[str, Any], None]) -> None:
-    """Test with Triton's kernels taken from the bake that $ATTNKIT_KERNELS names, if any, and counted."""
+    """Test with Triton's kernels taken from the bake that $ATTNKIT_KERNELS names, if any; everything compiled is counted."""
+    if not _watches_triton(request.device):
+        _work(request, send)
+        send("kernels", {"baked": 0, "jit_compiles": _compiled_graphs()})
+        return
     from attnkit.kernels import aot
 
     bake = os.environ.get("ATTNKIT_KERNELS")
@@ -238,33 +243,71 @@ def _count_kernels(request: Request, send: Callable[[str, Any], None]) -> None:
         aot.use(bake)
     with aot.watch() as count:
         _work(request, send)
-    send("kernels", {"baked": count.baked, "jit_compiles": count.jit_compiles})
+    send("kernels", {"baked": count.baked, "jit_compiles": count.jit_compiles + _compiled_graphs()})
+
+
+def _compiled_graphs() -> int:
+    """Graphs that torch.compile has captured in this process; 0 where it was never loaded."""
+    loaded = sys.modules.get("torch._dynamo.utils")
+    return int(loaded.counters["stats"]["unique_graphs"]) if loaded else 0
+
+
+def _backend(name: str) -> Backend:
+    """attnkit's backend, or vLLM's own where the name says so."""
+    from attnkit.backends.registry import get
+    from attnkit.engines import vllm_driver
+
+    return vllm_driver.engine_backend(name) if name.startswith(vllm_driver.PREFIX) else get(name)
+
+
+def _prove(request: Request, send: Callable[[str, Any], None]) -> None:
+    from attnkit import selftest
+
+    spec = request.specs[0] if request.specs else None
+    backend = _backend(request.backend)
+    for proof in selftest.prove(backend, request.device, spec, level=request.level, provider=request.provider):
+        send("proof", {"fault": proof.fault, "caught": proof.caught, "by": proof.by, "dtype": proof.dtype})
 
 
 def _work(request: Request, send: Callable[[str, Any], None]) -> None:
-    from attnkit import selftest
-    from attnkit.backends.registry import get
-
-    backend = get(request.backend)
-    if request.prove:
-        spec = request.specs[0] if request.specs else None
-        for proof in selftest.prove(backend, request.device, spec, level=request.level, provider=request.provider):
-            send("proof", {"fault": proof.fault, "caught": proof.caught, "by": proof.by, "dtype": proof.dtype})
-        return
     names = _torch_devices(request.device)
     for index, name in enumerate(names):
+        device = replace(request.device, index=index) if len(names) > 1 else request.device
         for spec in request.specs or (None,):
-            verdict = selftest.run_selftest(
-                backend,
-                replace(request.device, index=index) if len(names) > 1 else request.device,
-                spec,
-                level=request.level,
-                fault=request.fault,
-                provider=request.provider,
-                on_case=lambda case: send("case", case),
-                torch_device=name,
-            )
+            verdict = _judge(request, device, spec, name, lambda case: send("case", case))
             send("verdict", replace(verdict, device=f"{verdict.device} [{name}]") if len(names) > 1 else verdict)
+
+
+def _judge(
+    request: Request,
+    device: Device,
+    spec: AttentionSpec | None,
+    torch_device: str | None,
+    on_case: Callable[[CaseResult], None],
+) -> Verdict:
+    from attnkit import selftest
+    from attnkit.engines import vllm_driver
+
+    if request.backend.startswith(vllm_driver.PREFIX):
+        return vllm_driver.validate_engine_backend(
+            request.backend,
+            spec,
+            request.level,
+            device=device,
+            fault=request.fault,
+            on_case=on_case,
+            torch_device=torch_device,
+        )
+    return selftest.run_selftest(
+        _backend(request.backend),
+        device,
+        spec,
+        level=request.level,
+        fault=request.fault,
+        provider=request.provider,
+        on_case=on_case,
+        torch_device=torch_device,
+    )
 
 
 def _plant(answer: str, request: Request, send: Callable[[str, Any], None]) -> None:
@@ -286,10 +329,10 @@ def _main(descriptor: int) -> None:
             request = _REQUEST.validate_json(sys.stdin.buffer.read())
             if request.planted_answer is not None:
                 _plant(request.planted_answer, request, send)
-            elif _watches_triton(request.device) and not request.prove:
-                _count_kernels(request, send)
+            elif request.prove:
+                _prove(request, send)
             else:
-                _work(request, send)
+                _count_kernels(request, send)
         except AttnkitError as error:
             send("usage", str(error))
 

@@ -102,7 +102,7 @@ class Fallback(_Model):
 
 
 class KernelCounts(_Model):
-    """Kernels of our own: how many the image baked, how many the self-test had to compile. null where unknown."""
+    """How many kernels came from the image's bake, and how many the self-test had to compile. null where unknown."""
 
     baked: int | None = None
     jit_compiles: int | None = None
@@ -128,6 +128,9 @@ class EngineReport(_Model):
     backend_flag: list[str] = Field(default=[], description="The arguments or NAME=VALUE that carry the backend's choice.")
     own_backend: str | None = Field(
         default=None, description="The engine's own attention backend where it cannot be told to use the proven one."
+    )
+    running_backend: str | None = Field(
+        default=None, description="The attention backend that the engine's own log names; null where it was not checked."
     )
     notes: list[str] = []
     health_url: str | None = None

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from attnkit.engines import vllm
+from attnkit.engines import vllm, vllm_log
 from attnkit.engines.openai import NoSuchApiError, complete, wait_until_healthy
 from attnkit.errors import EXIT_CHECK_FAILED, AttnkitError
 from attnkit.events import Events, describe_exit
@@ -19,6 +19,8 @@ from attnkit.report import BootReport, Completion, EngineReport
 from attnkit.supervisor import Supervisor
 
 if TYPE_CHECKING:
+    from attnkit.candidates import Candidate
+    from attnkit.engines.vllm_serving import Expected
     from attnkit.profiles import Settings
 
 ALIVE_SECONDS = 1.0
@@ -50,15 +52,17 @@ class Serving:
         self._events = events
         self._boot_started = started
         self._vllm = vllm.recognise(settings.command)
+        self._expected: Expected | None = None
         self._problem: str | None = None
         self._ready = False
 
-    def run(self, device: Device, settings: Settings) -> int:
-        """Start the engine, wait for its end and return what boot exits with."""
+    def run(self, device: Device, settings: Settings, proven: Candidate) -> int:
+        """Start the engine on what was proven, wait for its end and return what boot exits with."""
         environment = dict(os.environ)
-        engine = self._prepare(device, settings, environment)
+        engine = self._prepare(device, settings, proven, environment)
         self._report.engine = engine
-        supervisor = Supervisor(engine.argv, environment)
+        self._expected = proven.expected
+        supervisor = Supervisor(engine.argv, environment, keep=vllm_log.matters if proven.expected else None)
         self._events.emit(
             "engine.start",
             argv=engine.argv,
@@ -80,7 +84,7 @@ class Serving:
         watch.join(timeout=STOP_SECONDS)
         return self._ended(supervisor, engine, code, time.monotonic() - started)
 
-    def _prepare(self, device: Device, settings: Settings, environment: dict[str, str]) -> EngineReport:
+    def _prepare(self, device: Device, settings: Settings, proven: Candidate, environment: dict[str, str]) -> EngineReport:
         command = self._settings.command
         if self._vllm is None:
             return EngineReport(
@@ -92,7 +96,7 @@ class Serving:
             )
         launch = vllm.prepare(
             self._vllm,
-            backend=self._report.backend or "",
+            backend=proven.backend,
             device=device,
             args=settings.engine_args,
             env=settings.engine_env,
@@ -109,7 +113,7 @@ class Serving:
             name="vllm",
             version=launch.version,
             backend_flag=list(launch.backend_flag),
-            own_backend=launch.own_backend,
+            own_backend=None if proven.serves == launch.own_backend else launch.own_backend,
             notes=list(launch.notes),
             health_url=self._settings.health_url or self._vllm.health_url,
         )
@@ -165,7 +169,32 @@ class Serving:
             tokens_per_s=None if speed is None else round(speed, 2),
         )
         self._events.emit("engine.completion", model=answer.model, **engine.completion.model_dump())
-        return "healthy, and one completion came back"
+        running = self._check_backend(supervisor, engine)
+        return f"healthy, one completion came back, {running}"
+
+    def _check_backend(self, supervisor: Supervisor, engine: EngineReport) -> str:
+        """Hold the engine's own log against what was proven.
+
+        Returns:
+            What was found, in words.
+
+        Raises:
+            AttnkitError: it runs another backend: what serves is not what was proven.
+        """
+        if self._expected is None or engine.version is None:
+            return "which backend the engine runs is not checked"
+        running = vllm_log.read_log(supervisor.kept, engine.version)
+        engine.running_backend = running.backend
+        problem = vllm_log.assert_chosen(self._expected.log, supervisor.kept, engine.version)
+        self._events.emit(
+            "engine.backend", proven=self._expected.log, running=running.backend, line=running.line, problem=problem
+        )
+        if problem is None:
+            return f"and its log says {running.backend}"
+        if running.backend is not None:
+            raise AttnkitError(problem)
+        engine.notes.append(problem)  # a log that says nothing is no proof of another backend
+        return problem
 
     def _ended(self, supervisor: Supervisor, engine: EngineReport, code: int, seconds: float) -> int:
         """Explain the end; boot's exit code is the engine's, except that an engine that never served did not succeed."""

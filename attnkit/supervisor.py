@@ -14,13 +14,15 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
 from attnkit.errors import UsageError
 
 KEPT_LINES = 30
+MOST_KEPT = 1000
+"""A child that writes matching lines for ever must not fill the memory."""
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 
@@ -33,14 +35,17 @@ class Supervisor:
     Args:
         argv: the command.
         env: its whole environment.
+        keep: which lines of its output are kept for good, besides the last ones; None: none.
     """
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str], keep: Callable[[str], bool] | None = None) -> None:
         self._argv = list(argv)
         self._env = dict(env)
         self._process: subprocess.Popen[bytes] | None = None
         self._pump: threading.Thread | None = None
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self._keep = keep
+        self._kept: deque[str] = deque(maxlen=MOST_KEPT)
         self._asked_to_end = 0
         self._previous: dict[int, Any] = {}
         self.ended = threading.Event()
@@ -57,6 +62,11 @@ class Supervisor:
     def last_lines(self) -> tuple[str, ...]:
         """The last lines of the child's output."""
         return tuple(self._lines)
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The lines that `keep` asked for, oldest first."""
+        return tuple(self._kept)
 
     @property
     def stopped_on_request(self) -> bool:
@@ -146,7 +156,10 @@ class Supervisor:
         assert self._process.stdout is not None
         target = sys.stderr.buffer if hasattr(sys.stderr, "buffer") else None
         for line in self._process.stdout:
-            self._lines.append(line.decode("utf-8", "replace").rstrip("\r\n"))
+            text = line.decode("utf-8", "replace").rstrip("\r\n")
+            self._lines.append(text)
+            if self._keep is not None and self._keep(text):
+                self._kept.append(text)
             if target is not None:
                 try:
                     target.write(line)

@@ -191,6 +191,8 @@ def engine_text(report: BootReport) -> str:
         parts.append(" ".join(engine.backend_flag))
     if engine.health_seconds is not None:
         parts.append(f"healthy after {engine.health_seconds:g} s")
+    if engine.running_backend is not None:
+        parts.append(f"runs {engine.running_backend}")
     if engine.completion and engine.completion.tokens_per_s is not None:
         parts.append(f"{engine.completion.tokens_per_s:g} tokens/s")
     if engine.exit_code is not None:
@@ -287,6 +289,12 @@ def _completion(f: Mapping[str, Any]) -> list[str]:
     return [f"{f['completion_tokens']} tokens from {f['model']}{speed}"]
 
 
+def _running(f: Mapping[str, Any]) -> list[str]:
+    if f["problem"]:
+        return [f"{MARKS['fail' if f['running'] else 'inconclusive']} {f['problem']}"]
+    return [f"{MARKS['pass']} the engine runs {f['running']}, as proven"]
+
+
 def _ready(f: Mapping[str, Any]) -> list[str]:
     own = (
         f"attention by the engine's own {f['engine_backend']}, {f['backend']} is proven"
@@ -307,6 +315,7 @@ _EVENTS: dict[str, Any] = {
     "engine.start": _start,
     "engine.healthy": lambda f: [f"after {f['seconds']:.1f} s"],
     "engine.completion": _completion,
+    "engine.backend": _running,
     "ready": _ready,
     "engine.exit": lambda f: [f"{f['how']}" + (f": {f['reason']}" if f["reason"] else "")],
     "error": lambda f: [*str(f["message"]).splitlines()],

@@ -18,6 +18,8 @@ from typing import Any
 from attnkit.backends.installed import find_version
 from attnkit.backends.registry import canonical
 from attnkit.engines.vllm_names import Resolution, resolve
+from attnkit.engines.vllm_plugin import PLACES
+from attnkit.engines.vllm_plugin import VARIABLE as PLUGIN_VARIABLE
 from attnkit.errors import UsageError
 from attnkit.hardware.device import Device
 
@@ -176,13 +178,27 @@ def explicit_backend(asked: str | None, command: VllmCommand, environment: Mappi
     Raises:
         UsageError: the two contradict each other, or a name is unknown.
     """
+    asked = _ours(asked) if asked is not None else None
     given = backend_given(command, environment)
-    if given is None:
-        return asked
-    value, where = given
-    if asked is not None and canonical(asked) != canonical(value):
-        raise UsageError(f"the explicit backend is {asked}, but the engine's {where} says {value}; give one")
-    return asked or canonical(value)
+    plugin = environment.get(PLUGIN_VARIABLE, "").strip()
+    found = [(asked, "attnkit's --backend")] if asked is not None else []
+    if plugin:
+        found.append((canonical(plugin), PLUGIN_VARIABLE))
+    if given is not None and not (plugin and given[0].upper() in PLACES.values()):  # the plugin's place, not a choice
+        found.append((_ours(given[0]), given[1]))
+    for value, where in found[1:]:
+        if value != found[0][0]:
+            raise UsageError(f"{found[0][1]} says {found[0][0]}, but {where} says {value}; give one")
+    return found[0][0] if found else None
+
+
+def _ours(name: str) -> str:
+    """attnkit's name; vLLM's word for TORCH_SDPA on a CPU is taken too, as the boot report uses it.
+
+    Raises:
+        UsageError: unknown.
+    """
+    return "TORCH_SDPA" if name.strip().upper() == "CPU_ATTN" else canonical(name)
 
 
 def platform_of(device: Device) -> str:
@@ -221,8 +237,11 @@ def prepare(
     if version is None:
         notes.append(f"vLLM is not installed beside attnkit, so its version is unknown and {backend} was not handed over")
     else:
-        found = resolve(backend, version, platform_of(device))
-        own = found.now if not found.flag and not found.env and found.now != backend else None
+        platform = platform_of(device)
+        plugin = {**(env or {}), **given}.get(PLUGIN_VARIABLE, "").strip() and platform in PLACES
+        name = PLACES[platform] if plugin else backend  # the plugin computes in the place of one of vLLM's names
+        found = resolve(name, version, platform)
+        own = found.now if not found.flag and not found.env and found.now != name else None
         launch, flag, switch = _with_backend(launch, found, given, notes)
         added |= switch
     argv = (*launch.launcher, *((launch.model,) if launch.serve and launch.model else ()), *launch.options)

@@ -70,6 +70,7 @@ def test_a_stale_readiness_file_and_report_never_count(start: Start, engine: Eng
     assert boot.wait() == 0
     assert boot.report["backend"] == "TORCH_SDPA"
     assert not boot.report_path.with_suffix(".partial.json").exists()
+    assert boot.report_path.with_suffix(".previous.json").read_text() == "{}", "the report before is kept beside"
 
 
 @pytest.mark.parametrize("which", ["report", "ready", "metrics"])

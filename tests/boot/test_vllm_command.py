@@ -85,10 +85,11 @@ def test_contradictions_are_usage_errors() -> None:
     command = recognised("vllm", "serve", "m", "--attention-backend", "FLASH_ATTN")
     with pytest.raises(UsageError, match="--attention-backend says FLASH_ATTN but VLLM_ATTENTION_BACKEND says FLASHINFER"):
         vllm.backend_given(command, {"VLLM_ATTENTION_BACKEND": "FLASHINFER"})
-    with pytest.raises(
-        UsageError, match="explicit backend is TRITON_ATTN, but the engine's --attention-backend says FLASH_ATTN"
-    ):
+    with pytest.raises(UsageError, match="attnkit's --backend says TRITON_ATTN, but --attention-backend says FLASH_ATTN"):
         vllm.explicit_backend("TRITON_ATTN", command, {})
+    triton = recognised("vllm", "serve", "m", "--attention-backend", "TRITON_ATTN")
+    with pytest.raises(UsageError, match="ATTNKIT_VLLM_BACKEND says XFORMERS, but --attention-backend says TRITON_ATTN"):
+        vllm.explicit_backend(None, triton, {"ATTNKIT_VLLM_BACKEND": "XFORMERS"})
 
 
 def test_the_users_choice_becomes_the_explicit_backend() -> None:
@@ -96,6 +97,17 @@ def test_the_users_choice_becomes_the_explicit_backend() -> None:
     assert vllm.explicit_backend(None, command, {}) == "FLASH_ATTN"
     assert vllm.explicit_backend("FLASH_ATTN", command, {}) == "FLASH_ATTN"
     assert vllm.explicit_backend(None, recognised("vllm", "serve", "m"), {}) is None
+
+
+def test_the_plugin_s_backend_is_an_explicit_choice_and_its_place_is_none() -> None:
+    plugin = {"ATTNKIT_VLLM_BACKEND": "xformers"}
+    assert vllm.explicit_backend(None, recognised("vllm", "serve", "m"), plugin) == "XFORMERS"
+    assert vllm.explicit_backend(None, recognised("vllm", "serve", "m", "--attention-backend", "CUSTOM"), plugin) == "XFORMERS"
+
+
+def test_vllm_s_word_for_the_backend_of_a_cpu_is_taken() -> None:
+    assert vllm.explicit_backend("cpu_attn", recognised("vllm", "serve", "m"), {}) == "TORCH_SDPA"
+    assert vllm.explicit_backend(None, recognised("vllm", "serve", "m", "--attention-backend", "CPU_ATTN"), {}) == "TORCH_SDPA"
 
 
 def test_options_that_change_the_need() -> None:
@@ -142,6 +154,14 @@ def test_the_backend_is_handed_over_as_a_flag(installed) -> None:
     assert launch.version == "0.33.0"
     assert launch.argv == ("vllm", "serve", "m", "--port", "1", *launch.backend_flag)
     assert "TRITON_ATTN" in launch.backend_flag[-1]
+
+
+def test_the_plugin_s_place_is_handed_over_where_the_plugin_computes(installed) -> None:
+    installed("0.33.0")
+    launch = vllm.prepare(
+        recognised("vllm", "serve", "m"), backend="XFORMERS", device=H100, environment={"ATTNKIT_VLLM_BACKEND": "XFORMERS"}
+    )
+    assert launch.backend_flag == ("--attention-backend", "CUSTOM")
 
 
 def test_an_old_version_gets_the_variable(installed) -> None:

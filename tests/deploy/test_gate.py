@@ -138,6 +138,20 @@ def test_stays_closed_for_good(tmp_path: Path, report: dict[str, Any], options: 
     assert says in seen.reason
 
 
+def test_a_container_that_was_started_again_keeps_why_it_ended(tmp_path: Path) -> None:
+    """The new boot has begun: its own report is not there yet, and the one before says what happened."""
+    (tmp_path / "report.previous.json").write_text(json.dumps(FAILED), encoding="utf-8")
+    seen = _judge(tmp_path, None, RestartCount=1, ready="starting")
+    assert (seen.done, seen.ok) == (True, False)
+    assert "exit code 1: the self-test failed (fault 'scale' was planted on purpose)" in seen.reason
+
+
+def test_the_report_of_an_earlier_container_explains_nothing(tmp_path: Path) -> None:
+    old = {**FAILED, "created": (START - timedelta(hours=1)).isoformat()}
+    (tmp_path / "report.previous.json").write_text(json.dumps(old), encoding="utf-8")
+    assert _judge(tmp_path, None, RestartCount=1, ready="starting").reason.endswith("started again: see the log")
+
+
 def test_a_restart_long_ago_is_forgiven_once_it_serves(tmp_path: Path) -> None:
     assert _judge(tmp_path, REPORT, RestartCount=3).ok
 

@@ -162,6 +162,9 @@ def look(
     started, created = moment(state["StartedAt"]), moment(inspected["Created"])
     report_path, ready_path = (os.path.join(run_dir, name) for name in ("report.json", "ready.json"))
     report, ready = read_json(report_path), read_json(ready_path)
+    if report is None and inspected.get("RestartCount", 0):
+        # The engine has started the container again: why it ended is in what the boot before left.
+        report = read_json(os.path.join(run_dir, "report.previous.json"))
     written = moment(report["created"]) if report and report.get("created") else None
     if written is None or written < created:
         report = None
