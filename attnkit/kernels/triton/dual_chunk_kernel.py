@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from attnkit.kernels.triton.paged_prefill import find_sequence
-from attnkit.kernels.triton.tiles import LN2, LOG2E, dequantise, load_rows, matmul, row_offsets, row_pages
+from attnkit.kernels.triton.tiles import LN2, LOG2E, dequantise, load_rows, matmul, plus, products, row_offsets, row_pages
 
 
 @triton.jit
@@ -130,8 +130,11 @@ def dual_chunk_attention(
             k_high = dequantise(load_rows(key + HALF, k_rows, n, first, limit, HALF, HALF, True), q_low.dtype, FP8)
             k_cos, k_sin = rotation(rope_cos, rope_sin, n % period, HALF)
             k1, k2 = rotate(k_low, k_high, k_cos, k_sin)
-            s = matmul(q1, tl.trans(k1), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
-            s = matmul(q2, tl.trans(k2), s) * factor
+            if q_low.dtype == tl.float32:
+                s = plus(products(q1, k1), products(q2, k2)) * factor
+            else:
+                s = matmul(q1, tl.trans(k1), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
+                s = matmul(q2, tl.trans(k2), s) * factor
             apart = row_chunk[:, None] - (n // period)[None, :]
             if distance == 0:
                 visible = apart <= 0
