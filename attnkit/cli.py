@@ -370,7 +370,8 @@ def build_kernels(
     if "cpu" in targets:
         from attnkit.kernels.cpu import build as cpu
 
-        typer.echo(f"CPU kernels in {cpu.build(directory)}: {cpu.describe_file(directory)}", err=json)
+        built = cpu.build(directory)
+        typer.echo(f"CPU kernels in {built}: {cpu.describe(built)}", err=json)
         targets = [name for name in targets if name != "cpu"]
         if not targets:
             return

@@ -174,6 +174,19 @@ def bill_of_materials(platform: Platform) -> Path:
     return ROOT / "out" / "images" / f"{platform.name}.sbom.cdx.json"
 
 
+def build_arguments(platform: Platform, base_name: str) -> dict[str, str]:
+    """What the Dockerfile's ARGs get for this platform."""
+    return {
+        "BASE": base_name,
+        "PACKAGES": " ".join(platform.packages),
+        "LOCK": platform.lock_path.stem if platform.lock_path else "",
+        "PLATFORM": platform.name,
+        "FOUNDATION": "flat" if platform.bootstrap else "system",
+        "KERNELS": "yes" if platform.bakes_triton else "no",
+        "TARGETS": ",".join(platform.targets),
+    }
+
+
 def build(platform: Platform, *, wheel: Path | None, no_cache: bool, plain: bool) -> str:
     """Build one image, or find that it is up to date. Returns its id."""
     if platform.not_built:
@@ -183,15 +196,7 @@ def build(platform: Platform, *, wheel: Path | None, no_cache: bool, plain: bool
     engine.ensure()
     base_name = base.base_image(platform.base)
     context = stage(platform, wheel or build_wheel())
-    arguments = {
-        "BASE": base_name,
-        "PACKAGES": " ".join(platform.packages),
-        "LOCK": platform.lock_path.stem if platform.lock_path else "",
-        "PLATFORM": platform.name,
-        "FOUNDATION": "flat" if platform.bootstrap else "system",
-        "KERNELS": "yes" if platform.bakes_triton else "no",
-        "TARGETS": ",".join(platform.targets),
-    }
+    arguments = build_arguments(platform, base_name)
     names = labels(platform)
     inputs = fingerprint(context, arguments, names, inspect(base_name, "{{.Id}}"))
     tag, moving = tags(platform)

@@ -2,7 +2,7 @@
 
 Both run in one process on the same number of threads, one after the other in turn, so that what else the machine does meets
 both alike; the ratio is taken pair by pair. vLLM's own layer, cache layout and metadata builder are used; its metadata are
-built once outside the timing, as are our tensors. Every shape is checked against the other implementation before its time counts.
+built once outside the timing, as are our tensors. Every shape is checked against the other one before its time counts.
 Needs vLLM's CPU build and compiled CPU kernels (attnkit kernels build --target cpu).
 """
 

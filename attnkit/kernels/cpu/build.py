@@ -92,7 +92,7 @@ def _run(command: list[str]) -> None:
         raise CpuKernelsError(f"{command[0]} failed ({done.returncode}): {' '.join(command)}\n{done.stderr.strip()[-2000:]}")
 
 
-def describe() -> str:
-    """The instruction sets of the library in use, and those that this processor has."""
-    sets = instruction_sets()
+def describe(library: Path | None = None) -> str:
+    """The instruction sets of a library (None: the one in use), and those that this processor has."""
+    sets = instruction_sets(library)
     return f"{', '.join(sets)}; this processor has {', '.join(name for name, here in sets.items() if here)}"

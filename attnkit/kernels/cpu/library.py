@@ -108,9 +108,11 @@ def load(path: Path) -> ctypes.CDLL:
     return library
 
 
-def instruction_sets() -> dict[str, bool]:
-    """The instruction sets the library holds, least first, and whether this processor has each."""
-    library = _library()
+def instruction_sets(path: Path | None = None) -> dict[str, bool]:
+    """The instruction sets that the library at `path` holds (None: the one in use), least first, and whether this processor
+    has each.
+    """
+    library = _library() if path is None else load(path)
     return {
         library.attnkit_cpu_isa_name(i).decode(): bool(library.attnkit_cpu_isa_supported(i))
         for i in range(library.attnkit_cpu_isa_count())
