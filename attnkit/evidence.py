@@ -172,5 +172,5 @@ _READERS = {
     "prove": _nothing,
     "bench": _nothing,
     "demo": _nothing,
-    "images": _nothing,
+    "image": _nothing,
 }
