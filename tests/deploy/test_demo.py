@@ -63,11 +63,25 @@ def test_every_node_proved_its_backend_and_serves() -> None:
         assert report["node_type_source"] in ("detected", "given")
         cases = [case for verdict in report["selftest"] for case in verdict["cases"]]
         assert len([c for c in cases if c["outcome"] == "pass"]) >= 10
+        assert {verdict["backend"] for verdict in report["selftest"]} == {"vllm:CPU_ATTN"}, (
+            "vLLM's own implementation is proven"
+        )
+        assert (report["backend"], report["engine"]["running_backend"]) == ("CPU_ATTN", "CPU_ATTN")
+        assert report["kernels"] == {"baked": 0, "jit_compiles": 0}
         assert report["engine"]["name"] == "vllm"
         assert report["engine"]["completion"]["completion_tokens"] > 0
         events = (ROOT / "out" / "demo" / node / "events.jsonl").read_text(encoding="utf-8").splitlines()
         names = [json.loads(line)["event"] for line in events]
-        assert {"boot", "detect", "select", "selftest.verdict", "report", "engine.completion", "ready"} <= set(names)
+        assert {
+            "boot",
+            "detect",
+            "select",
+            "selftest.verdict",
+            "report",
+            "engine.completion",
+            "engine.backend",
+            "ready",
+        } <= set(names)
 
 
 def test_the_service_runs_locked_down() -> None:

@@ -136,4 +136,4 @@ def test_the_page_of_a_fleet(play: Callable[..., CompletedProcess[str]], tmp_pat
     assert "changed=0" in done.stdout and not re.search(r"changed=[1-9]", done.stdout)
     shown = _Page(target.read_text(encoding="utf-8"))
     assert [row[0].split()[0] for row in shown.rows] == ["node-1", "node-2", "node-3"]
-    assert all(row[2].startswith("✓ serves · self-test: pass") and row[3] == "TORCH_SDPA" for row in shown.rows)
+    assert all(row[2].startswith("✓ serves · self-test: pass") and row[3] == "CPU_ATTN" for row in shown.rows)

@@ -244,3 +244,25 @@ def test_attnkit_detects_inside(cpu_image: str) -> None:
 def test_the_engine_imports_and_knows_its_version(cpu_image: str) -> None:
     code = "import torch, vllm, transformers; print(vllm.__version__, torch.__version__.split('+')[0])"
     assert _run(cpu_image, "python", "-c", code).stdout.splitlines()[-1] == "0.32.0 2.13.0"
+
+
+def test_an_engine_that_runs_another_backend_is_stopped(cpu_image: str) -> None:
+    """vLLM is kept from loading attnkit's plugin, so it silently runs CPU_ATTN where attnkit's TORCH_SDPA was proven."""
+    options = [*LOCKED_DOWN, "--tmpfs", "/models:mode=777", "-e", "ATTNKIT_VLLM_BACKEND=TORCH_SDPA", "-e", "VLLM_PLUGINS="]
+    serve = "attnkit boot --level quick -- vllm serve /models/tiny --enforce-eager --max-model-len 256"
+    variables = ("-e", "VLLM_CPU_KVCACHE_SPACE=1")
+    done = _run(
+        cpu_image,
+        *("sh", "-c", f"attnkit tiny-model /models/tiny >&2; {serve}; code=$?; cat $ATTNKIT_REPORT; exit $code"),
+        options=(*options, *variables),
+        check=False,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith('{"event"')]
+    events = {(event := json.loads(line))["event"]: event for line in lines}
+    assert done.returncode == 1, done.stderr[-3000:]
+    assert events["selftest.verdict"]["verdict"] == "pass"
+    assert (events["engine.backend"]["proven"], events["engine.backend"]["running"]) == ("TORCH_SDPA", "CPU_ATTN")
+    assert "runs CPU_ATTN, not TORCH_SDPA" in events["error"]["message"]
+    assert "ready" not in events
+    report = json.loads(done.stdout[done.stdout.index("\n{\n") :])
+    assert "runs CPU_ATTN, not TORCH_SDPA" in report["error"] and report["exit_code"] == 1
