@@ -175,7 +175,7 @@ def check_driver(engine: Engine, image: str | None, driver: str | None) -> dict[
     try:
         floor = labels(engine, image).get("attnkit.driver")
     except (OSError, EngineError, ValueError, KeyError, StopIteration) as error:
-        return finding("driver", True, f"{driver or 'none'}; the image's floor is read after the pull ({error})")
+        return finding("driver", True, f"{driver or 'none'}; the image's floor cannot be read ({error})")
     if not floor:
         return finding("driver", True, f"{driver or 'none'}, the image names no floor")
     if not driver:
