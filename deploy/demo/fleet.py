@@ -1,6 +1,6 @@
 """A fleet on one computer: nodes and a registry, as containers with an engine of their own, on a network of their own.
 
-Everything of a fleet is named by its prefix (attnkit-demo-*, attnkit-lab-*); `down` removes exactly that. Keys, certificates
+Everything of a fleet is named by its prefix (attnkit-demo-*); `down` removes exactly that. Keys, certificates
 and inventory are made on the spot under its folder in .cache.
 """
 
