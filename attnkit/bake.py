@@ -15,9 +15,10 @@ from pathlib import Path
 from attnkit.backends.base import Backend, Capability, arch_matches
 from attnkit.backends.registry import all_backends
 from attnkit.backends.turing import TuringAttn
+from attnkit.hardware.device import Device
 from attnkit.kernels import aot
 from attnkit.kernels.aot_files import Baked
-from attnkit.kernels.aot_variants import BootCalls
+from attnkit.kernels.aot_variants import DEFAULT_GEOMETRIES, BootCalls
 from attnkit.plan import make_plan, place
 from attnkit.profiles import workload_names
 from attnkit.selftest.building import build as build_call
@@ -44,7 +45,7 @@ def build(
 ) -> aot.Manifest:
     """Compile everything an image for `targets` needs; arguments and errors as of `aot.build`."""
     return aot.build(
-        targets, directory, geometries=_geometries(), boot=boot_calls(), jobs=jobs, cache=cache, on_kernel=on_kernel
+        targets, directory, geometries=DEFAULT_GEOMETRIES, boot=boot_calls(), jobs=jobs, cache=cache, on_kernel=on_kernel
     )
 
 
@@ -56,13 +57,7 @@ def verify(directory: Path, targets: Sequence[str] | None = None) -> aot.Manifes
 
 def list_kernels(targets: Sequence[str]) -> tuple[aot.Variant, ...]:
     """Every kernel that `build` compiles."""
-    return aot.list_kernels(targets, geometries=_geometries(), boot=boot_calls())
-
-
-def _geometries() -> tuple[str, ...]:
-    from attnkit.kernels.aot_variants import DEFAULT_GEOMETRIES
-
-    return DEFAULT_GEOMETRIES
+    return aot.list_kernels(targets, geometries=DEFAULT_GEOMETRIES, boot=boot_calls())
 
 
 def needs(target: str) -> tuple[AttentionSpec, ...]:
@@ -76,16 +71,17 @@ def _calls(target: str, *, level: Level) -> Iterator[tuple[str, Call]]:
     """Every call of the self-test with the code that runs it."""
     device = place(arch=target).device
     for backend in all_backends():
-        capability = _own_triton(backend, target)
-        for need in needs(target) if capability is not None else ():
-            if capability is not None and not capability.reject(need, device):
+        capability = _own_triton(backend, device)
+        if capability is None:
+            continue
+        for need in needs(target):
+            if not capability.reject(need, device):
                 for case in cases(level, capability, device, need):
                     yield _code(backend, target), _built(case)
 
 
-def _own_triton(backend: Backend, target: str) -> Capability | None:
-    """What our Triton kernels claim on `target` through this backend; None where it has none or they do not run there."""
-    device = place(arch=target).device
+def _own_triton(backend: Backend, device: Device) -> Capability | None:
+    """What our Triton kernels claim on `device` through this backend; None where it has none or they do not run there."""
     for provider in backend.providers:
         ours = any(text.startswith("triton") for text in provider.requires)
         if provider.name == "attnkit" and ours and arch_matches(device, provider.capability.archs):

@@ -64,7 +64,7 @@ class BootOptions:
         health_url, health_timeout: see `EngineSettings`.
         selftest_timeout: seconds one candidate's self-test may take.
         engine_check: prove the engine's own implementation and hold its log against it; False for an engine whose interface
-            is not known yet: then attnkit's implementation is proven, and the report says so.
+            is not known yet: then attnkit's implementation is proven, and the report says that the engine's is not.
     """
 
     report: Path
@@ -265,7 +265,8 @@ class _Boot:
     def _candidates(self, plan: Plan, explicit: str | None) -> tuple[Candidate, ...]:
         """What is tested; what the engine cannot be told to use is a step in the report."""
         environment = {**plan.settings.engine_env, **os.environ}
-        found = candidates(plan, self.vllm, environment, engine_check=self.options.engine_check)
+        asked = self.options.engine_check and self.options.planted_answer is None  # a planted answer is of a backend of ours
+        found = candidates(plan, self.vllm, environment, engine_check=asked)
         names = [accepted.backend for accepted in plan.decision.accepted]
         for backend, reason in found.refused:
             if explicit is None and names.index(backend) < names.index(found.kept[0].backend):

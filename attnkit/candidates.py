@@ -83,7 +83,7 @@ def candidates(
             continue
         runs = expected(found.now, platform, environment if through_plugin else {}, mla=_is_mla(plan), amx=_has_amx(plan))
         if runs is None or not engine_check:
-            kept.append(_own(candidate, runs))
+            kept.append(_own(candidate))
         elif any(earlier.test == runs.test and earlier.serves == runs.log for earlier in kept):
             refused.append((candidate.backend, f"vLLM {version} on {platform} runs {runs.log} for it too"))
         else:
@@ -95,9 +95,9 @@ def candidates(
     return Candidates(tuple(kept), tuple(refused))
 
 
-def _own(candidate: Accepted, runs: Expected | None = None) -> Candidate:
+def _own(candidate: Accepted) -> Candidate:
     name = candidate.backend
-    return Candidate(name, candidate.provider, name, runs.log if runs else name, candidate.provider, runs)
+    return Candidate(name, candidate.provider, test=name, serves=name, by=candidate.provider)
 
 
 def _refusal(backend: str, version: str, platform: str, note: str) -> str:

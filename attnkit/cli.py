@@ -270,13 +270,21 @@ def boot(
 
 @main.command()
 def bench(
-    group: Annotated[list[str] | None, typer.Argument(help="prefill, decode, mixed, mla; default: all.")] = None,
-    out: Annotated[Path, typer.Option("--out", help="Directory for kernels.json.")] = Path(),
+    group: Annotated[list[str] | None, typer.Argument(help="prefill, decode, mixed, mla (default: all four); or cpu.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Directory for kernels.json or cpu.json.")] = Path(),
     submit: Annotated[
         Path | None, typer.Option("--submit", help="Everything worth sending back, as one file; four minutes on a Turing card.")
     ] = None,
 ) -> None:
-    """Our Triton kernels beside torch's FlashAttention on this GPU; each is checked against float64 before it is timed."""
+    """Our Triton kernels beside torch's FlashAttention on this GPU, each checked against float64 before it is timed; with
+    `cpu` our C++ kernels beside vLLM's CPU_ATTN.
+    """
+    if group == ["cpu"]:
+        _need("attnkit bench cpu", "torch", "vllm")
+        from attnkit.bench import cpu
+
+        cpu.main(out)
+        return
     _need("attnkit bench", "torch", "triton")
     if submit is not None:
         from attnkit.bench.submission import write

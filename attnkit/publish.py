@@ -21,13 +21,12 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+
 from attnkit.errors import UsageError
 from attnkit.outputs import RUN_DIRECTORY
 from attnkit.report import write_atomically
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-LABELS = ("backend", "verdict", "ready")
-"""Names below attnkit.io/ of the labels that a node gets."""
 EXPIRES = timedelta(minutes=5)
 """Labels that nobody renews go away after this."""
 
@@ -52,21 +51,18 @@ def metrics_text(directory: Path, now: datetime) -> str:
         text = (directory / "report.prom").read_text(encoding="utf-8")
     except OSError:
         text = ""
-    ready = read_json(directory / "ready.json")
-    lines = [
-        "# HELP attnkit_readiness What the readiness file says now: 1 for the state that holds.",
-        "# TYPE attnkit_readiness gauge",
-        f'attnkit_readiness{{state="{label_value(str(ready.get("state") or "none"))}"}} 1',
-    ]
+    registry = CollectorRegistry()
+    readiness = Gauge(
+        "attnkit_readiness", "What the readiness file says now: 1 for the state that holds.", ("state",), registry=registry
+    )
+    readiness.labels(str(read_json(directory / "ready.json").get("state") or "none")).set(1)
     created = read_json(directory / "report.json").get("created")
     if isinstance(created, str):
-        age = (now - datetime.fromisoformat(created.replace("Z", "+00:00"))).total_seconds()
-        lines += [
-            "# HELP attnkit_report_age_seconds Since the self-test of this service began.",
-            "# TYPE attnkit_report_age_seconds gauge",
-            f"attnkit_report_age_seconds {age:.0f}",
-        ]
-    return text + "\n".join(lines) + "\n"
+        age = now - datetime.fromisoformat(created.replace("Z", "+00:00"))
+        Gauge("attnkit_report_age_seconds", "Since the self-test of this service began.", registry=registry).set(
+            round(age.total_seconds())
+        )
+    return text + generate_latest(registry).decode()
 
 
 def node_labels(directory: Path) -> dict[str, str]:
@@ -77,7 +73,7 @@ def node_labels(directory: Path) -> dict[str, str]:
         "verdict": report.get("verdict") or "none",
         "ready": "true" if ready.get("state") == "ready" else "false",
     }
-    return {f"attnkit.io/{name}": label_value(str(values[name])) for name in LABELS}
+    return {f"attnkit.io/{name}": label_value(str(value)) for name, value in values.items()}
 
 
 def label_value(text: str) -> str:
@@ -104,7 +100,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             status, body = (200 if state == "ready" else 503), f"{state}\n"
         data = body.encode()
         self.send_response(status)
-        self.send_header("Content-Type", CONTENT_TYPE if self.path == "/metrics" else "text/plain; charset=utf-8")
+        self.send_header("Content-Type", CONTENT_TYPE_LATEST if self.path == "/metrics" else "text/plain; charset=utf-8")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)

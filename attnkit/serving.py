@@ -182,7 +182,9 @@ class Serving:
             AttnkitError: it runs another backend: what serves is not what was proven.
         """
         if self._expected is None or engine.version is None:
-            return "which backend the engine runs is not checked"
+            unchecked = "which backend the engine runs is not checked"
+            engine.notes.append(unchecked)
+            return unchecked
         running = vllm_log.read_log(supervisor.kept, engine.version)
         engine.running_backend = running.backend
         problem = vllm_log.assert_chosen(self._expected.log, supervisor.kept, engine.version)

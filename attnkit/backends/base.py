@@ -203,12 +203,14 @@ class Provider:
         requires: distributions or import names that must be present, with an optional version specifier:
             ("torch>=2.8", "triton>=3.6,<3.10"). Looked up without importing them.
         why: one line on what it is, for the docs table.
+        to_get: what to do where a requirement of our own ("attnkit-…") is missing, which no package installs.
     """
 
     name: str
     capability: Capability
     requires: tuple[str, ...] = ()
     why: str = ""
+    to_get: str = ""
 
 
 @dataclass(frozen=True)
@@ -307,12 +309,6 @@ class Backend(ABC):
         raise UnsupportedError(f"{self.name} cannot run this call: " + "; ".join(dict.fromkeys(against)))
 
 
-_OURS_TO_COMPILE = {
-    "attnkit-cpu-kernels": "attnkit's CPU kernels are not compiled here (attnkit kernels build --target cpu)",
-}
-"""What to say of our own parts that no package installs."""
-
-
 def missing(provider: Provider, installed: Installed) -> tuple[Reason, ...]:
     """Reasons code not_installed / version for what `provider` requires and `installed` lacks."""
     reasons: list[Reason] = []
@@ -320,8 +316,8 @@ def missing(provider: Provider, installed: Installed) -> tuple[Reason, ...]:
         name, wanted = split_requirement(text)
         version = installed.get(name)
         if version is None:
-            words = _OURS_TO_COMPILE.get(name, f"{name} is not installed")
-            reasons.append(Reason("not_installed", words))
+            how = f" ({provider.to_get})" if provider.to_get and name.startswith("attnkit-") else ""
+            reasons.append(Reason("not_installed", f"{name} is not installed{how}"))
         elif wanted and not _specifier(wanted).contains(version, prereleases=True):
             reasons.append(Reason("version", f"{name} {version} is installed; needs {wanted}"))
     return tuple(reasons)

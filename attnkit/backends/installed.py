@@ -16,7 +16,7 @@ from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
 from pathlib import Path
 
 from attnkit import __version__
-from attnkit.backends.base import Backend, Installed, split_requirement
+from attnkit.backends.base import Backend, Installed, Provider, missing, split_requirement
 from attnkit.kernels.cpu import library as cpu_kernels
 
 _SWITCHES = {"attnkit-triton-interpreter": "TRITON_INTERPRET", "attnkit-pallas-interpreter": "ATTNKIT_PALLAS_INTERPRET"}
@@ -85,3 +85,12 @@ def _version_from_source(folders: Iterable[Path]) -> str | None:
             if found:
                 return found.group(1)
     return None
+
+
+def first_provider(backend: Backend, vendor: str) -> Provider | None:
+    """The provider that serves `vendor`'s devices where the call does not decide: the first that is installed, else the first;
+    None where none is made for them.
+    """
+    made = [provider for provider in backend.providers if vendor in provider.capability.archs]
+    installed = lookup(requirement_names([backend]))
+    return next((provider for provider in made if not missing(provider, installed)), made[0] if made else None)

@@ -56,7 +56,13 @@ class TorchSdpa(Backend):
     aliases: ClassVar[tuple[str, ...]] = ("TORCH_SDPA_VLLM_V1", "torch", "sdpa")
     summary: ClassVar[str] = "paged, varlen, tree and MLA attention through torch's scaled_dot_product_attention, everywhere"
     providers: ClassVar[tuple[Provider, ...]] = (
-        Provider("attnkit-cpu", _CPU_KERNELS, ("torch>=2.8", "attnkit-cpu-kernels"), "our own C++ kernels, compiled ahead"),
+        Provider(
+            "attnkit-cpu",
+            _CPU_KERNELS,
+            ("torch>=2.8", "attnkit-cpu-kernels"),
+            "our own C++ kernels, compiled ahead",
+            to_get="attnkit kernels build --target cpu",
+        ),
         Provider("torch", CAPABILITY, ("torch>=2.8",), "torch.nn.functional.scaled_dot_product_attention"),
     )
 

@@ -1,4 +1,4 @@
-"""Our CPU kernels beside vLLM's CPU_ATTN on the same work: `python -m attnkit.bench.cpu --out FILE`.
+"""Our CPU kernels beside vLLM's CPU_ATTN on the same work: `attnkit bench cpu --out DIR`.
 
 Both run in one process on the same number of threads, one after the other in turn, so that what else the machine does meets
 both alike; the ratio is taken pair by pair. vLLM's own layer, cache layout and metadata builder are used; its metadata are
@@ -8,7 +8,6 @@ Needs vLLM's CPU build and compiled CPU kernels (attnkit kernels build --target 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import os
@@ -22,6 +21,9 @@ from typing import Any
 import torch
 
 from attnkit.backends.registry import get
+from attnkit.hardware import detect
+from attnkit.outputs import now
+from attnkit.report import check_writable, write_atomically
 from attnkit.spec import PagedAttention, Softmax
 
 LARGEST_DIFFERENCE = {"float32": 1e-4, "bfloat16": 2e-2}
@@ -112,9 +114,9 @@ def measure(shape: Shape, dtype: torch.dtype, pairs: int) -> Row:
     with vllm_layer.engine_layer("CPU_ATTN", call) as layer:
         peer_out = vllm_layer.forward(layer, call)
         theirs = peer_out.out.clone()
-        batch = vllm_layer._batch(call)
+        batch = vllm_layer.as_batch(call)
         assert batch is not None
-        metadata: Any = layer.builder.build(common_prefix_len=0, common_attn_metadata=vllm_layer._common(call, batch))
+        metadata: Any = layer.builder.build(common_prefix_len=0, common_attn_metadata=vllm_layer.batch_metadata(call, batch))
         key, value, out = batch.key[batch.new], batch.value[batch.new], torch.empty_like(call.query)
 
         def peer() -> None:
@@ -146,42 +148,34 @@ def measure(shape: Shape, dtype: torch.dtype, pairs: int) -> Row:
     )
 
 
-def main() -> None:
-    """Parse arguments, measure, print, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, required=True, help="the JSON report")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--pairs", type=int, default=25)
-    args = parser.parse_args()
+def main(directory: Path, pairs: int = 25) -> None:
+    """Measure every shape on as many threads as torch uses, print, and write DIRECTORY/cpu.json after each.
+
+    Raises:
+        UsageError: the directory cannot be written.
+        UnsupportedError: the CPU kernels are not compiled here.
+    """
     import vllm
 
-    torch.set_num_threads(args.threads)
-    load = [os.getloadavg()]
-    rows = []
+    document: dict[str, Any] = {
+        "kind": "bench",
+        "created": now(),
+        "command": "attnkit bench cpu",
+        "device": next(device.name for device in detect().devices if device.kind == "cpu"),
+        "torch": torch.__version__,
+        "vllm": vllm.__version__,
+        "threads": torch.get_num_threads(),
+        "load_average_before": os.getloadavg(),
+        "rows": [],
+    }
+    check_writable(directory / "cpu.json")
     for dtype, shape in itertools.product((torch.float32, torch.bfloat16), SHAPES):
-        row = measure(shape, dtype, args.pairs)
-        rows.append(row)
+        row = measure(shape, dtype, pairs)
+        document["rows"].append(asdict(row))
+        document["load_average_after"] = os.getloadavg()
+        write_atomically(directory / "cpu.json", json.dumps(document, indent=1) + "\n")
         print(
-            f"{row.workload:24} {row.dtype:9} {row.ours_us:10.0f} us {row.peer_us:10.0f} us  theirs/ours {row.ratio:.2f} "
+            f"{row.workload:24} {row.dtype:9} {row.ours_us:8.0f} us {row.peer_us:8.0f} us  {row.ratio:.2f} "
             f"({row.ratio_low:.2f}-{row.ratio_high:.2f}) {row.note}",
             flush=True,
         )
-    load.append(os.getloadavg())
-    from attnkit.hardware import detect
-
-    document = {
-        "kind": "bench-cpu",
-        "created": time.strftime("%Y-%m-%d", time.gmtime()),
-        "command": f"python -m attnkit.bench.cpu --threads {args.threads} --pairs {args.pairs}",
-        "device": detect().devices[-1].name,
-        "torch": torch.__version__,
-        "vllm": vllm.__version__,
-        "threads": args.threads,
-        "load_average_before_and_after": load,
-        "rows": [asdict(row) for row in rows],
-    }
-    args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -11,7 +11,7 @@ in its place.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -21,14 +21,14 @@ from vllm.v1.attention.backend import (
     AttentionImpl,
     AttentionMetadataBuilder,
     AttentionType,
-    CommonAttentionMetadata,
     MultipleOf,
 )
 
-from attnkit.backends.base import Backend, Capability, Rejected, missing
-from attnkit.backends.installed import lookup, requirement_names
+from attnkit.backends.base import Backend, Capability, Rejected
+from attnkit.backends.installed import first_provider, lookup, requirement_names
 from attnkit.backends.registry import get
 from attnkit.backends.torch_device import device_of
+from attnkit.engines.vllm_batch import AttnkitBuilder, AttnkitMetadata, Part, behind_window, parts
 from attnkit.engines.vllm_log import LOG_LINE
 from attnkit.engines.vllm_plugin import VARIABLE, place_here
 from attnkit.errors import UnsupportedError
@@ -115,13 +115,11 @@ class AttnkitBackend(AttentionBackend):  # type: ignore[misc]
 
     @staticmethod
     def attnkit_capability() -> Capability:
-        """What the chosen backend's first provider that is installed and made for this platform's devices can do."""
+        """What the chosen backend's provider for this platform's devices can do."""
         from vllm.platforms import current_platform
 
-        backend, installed = chosen(), lookup(requirement_names([chosen()]))
         vendor = device_of(torch.empty(0, device=current_platform.device_type)).vendor
-        here = [p.capability for p in backend.providers if vendor in p.capability.archs and not missing(p, installed)]
-        return (here or [p.capability for p in backend.providers])[0]
+        return (first_provider(chosen(), vendor) or chosen().providers[0]).capability
 
     @staticmethod
     def get_impl_cls() -> type[AttentionImpl]:
@@ -150,7 +148,7 @@ class AttnkitBackend(AttentionBackend):  # type: ignore[misc]
 
     @staticmethod
     def get_kv_cache_stride_order(include_num_layers_dimension: bool = False) -> tuple[int, ...]:
-        """Tokens before heads in memory."""
+        """Tokens before heads in memory. vLLM asks for a layout across layers, too; this exception is its word for "none"."""
         if include_num_layers_dimension:
             raise NotImplementedError
         return 0, 2, 1, 3
@@ -250,109 +248,6 @@ class AsCustom(AttnkitBackend):
     def get_name() -> str:
         """The place's name."""
         return "CUSTOM"
-
-
-@dataclass
-class AttnkitMetadata:
-    """One batch, as vLLM describes it. Names and shapes as in `PagedAttention`.
-
-    The first `num_decodes` sequences have one new token each.
-    """
-
-    num_actual_tokens: int
-    num_decodes: int
-    max_query_len: int
-    max_seq_len: int
-    query_start_loc: torch.Tensor
-    seq_lens: torch.Tensor
-    block_table: torch.Tensor
-    slot_mapping: torch.Tensor
-    causal: bool
-
-
-@dataclass(frozen=True)
-class Part:
-    """The decodes of a batch, or the rest. `tokens`: its rows; the other names as in `PagedAttention`."""
-
-    tokens: slice
-    query_start_loc: torch.Tensor
-    seq_lens: torch.Tensor
-    block_table: torch.Tensor
-    max_query_len: int
-    max_seq_len: int
-    causal: bool
-
-
-def parts(batch: AttnkitMetadata) -> tuple[Part, ...]:
-    """Decodes and the rest of a batch apart: one kernel is made for the one, another for the other."""
-    sequences, n = batch.seq_lens.shape[0], batch.num_decodes
-    found = []
-    for first, last, tokens, longest in (
-        (0, n, slice(0, n), 1),
-        (n, sequences, slice(n, batch.num_actual_tokens), batch.max_query_len),
-    ):
-        if first < last:
-            starts = batch.query_start_loc[first : last + 1]
-            found.append(
-                Part(
-                    tokens,
-                    starts - tokens.start if first else starts,
-                    batch.seq_lens[first:last],
-                    batch.block_table[first:last],
-                    longest,
-                    batch.max_seq_len,
-                    batch.causal,
-                )
-            )
-    return tuple(found)
-
-
-def behind_window(part: Part, left: int, block_size: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Leave out the blocks that no query's window reaches: only distances matter, so the sequences may begin later.
-
-    Args:
-        left: tokens visible before a query's own.
-
-    Returns:
-        block_table [n, reached blocks], seq_lens [n] and max_seq_len without them.
-    """
-    reach = left + part.max_query_len
-    blocks = min(part.block_table.shape[1], -(-reach // block_size) + 1)
-    first_key = (part.seq_lens - part.query_start_loc.diff() - left).clamp(min=0)
-    skipped = first_key // block_size
-    columns = skipped[:, None].long() + torch.arange(blocks, device=skipped.device)
-    table = part.block_table.gather(1, columns.clamp(max=part.block_table.shape[1] - 1))
-    lens = (part.seq_lens - skipped * block_size).to(part.seq_lens.dtype)
-    return table, lens, min(part.max_seq_len, blocks * block_size)
-
-
-class AttnkitBuilder(AttentionMetadataBuilder[AttnkitMetadata]):  # type: ignore[misc]
-    """Counts the decodes, which vLLM is asked to put first; nothing else is planned ahead: the call carries all."""
-
-    reorder_batch_threshold: int | None = 1
-
-    def __init__(self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device) -> None:
-        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-
-    def build(
-        self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
-    ) -> AttnkitMetadata:
-        """The batch's fields that a call needs."""
-        common = common_attn_metadata
-        if not isinstance(common.causal, bool):
-            raise UnsupportedError("attnkit's backends take one causal flag for a batch, not one a sequence")
-        longer = torch.nonzero(common.query_start_loc_cpu.diff() > 1)
-        return AttnkitMetadata(
-            num_actual_tokens=common.num_actual_tokens,
-            num_decodes=int(longer[0]) if len(longer) else common.num_reqs,
-            max_query_len=common.max_query_len,
-            max_seq_len=common.max_seq_len,
-            query_start_loc=common.query_start_loc,
-            seq_lens=common.seq_lens,
-            block_table=common.block_table_tensor,
-            slot_mapping=common.slot_mapping,
-            causal=common.causal,
-        )
 
 
 class AttnkitImpl(AttentionImpl[AttnkitMetadata]):  # type: ignore[misc]

@@ -247,7 +247,7 @@ def forward(layer: Layer, call: PagedAttention) -> AttentionOutput:
     """
     import torch
 
-    batch = _batch(call)
+    batch = as_batch(call)
     out = call.out if call.out is not None and call.out.is_contiguous() else torch.full_like(call.query, float("nan"))
     kernel = f"vllm.{type(layer.module.impl).__name__}" + (f"[{layer.module.isa}]" if hasattr(layer.module, "isa") else "")
     if batch is not None:
@@ -255,7 +255,7 @@ def forward(layer: Layer, call: PagedAttention) -> AttentionOutput:
             update = layer.module.impl.do_kv_cache_update
             _set_scales(layer.module, 1.0, 1.0)
         with interface("building its metadata"):
-            metadata = layer.builder.build(common_prefix_len=0, common_attn_metadata=_common(call, batch))
+            metadata = layer.builder.build(common_prefix_len=0, common_attn_metadata=batch_metadata(call, batch))
         with torch.inference_mode():
             update(layer.module, batch.key, batch.value, layer.cache, batch.slots)
             _set_scales(layer.module, call.k_scale, call.v_scale)
@@ -268,7 +268,7 @@ def forward(layer: Layer, call: PagedAttention) -> AttentionOutput:
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
     """The sequences with new tokens.
 
     Args:
@@ -286,7 +286,7 @@ class _Batch:
     starts: Tensor
 
 
-def _batch(call: PagedAttention) -> _Batch | None:
+def as_batch(call: PagedAttention) -> Batch | None:
     """Gather the call's cache; None where no sequence has a new token.
 
     vLLM's block 0 is the null block, so block b of the call is block b + 1 of vLLM.
@@ -307,7 +307,7 @@ def _batch(call: PagedAttention) -> _Batch | None:
     ends = torch.cumsum(lens, 0)
     new = torch.cat([torch.arange(end - n, end) for end, n in zip(ends.tolist(), query_lens.tolist(), strict=True)])
     starts = torch.nn.functional.pad(torch.cumsum(query_lens, 0), (1, 0)).to(torch.int32)
-    return _Batch(
+    return Batch(
         key=read_cache(call.key_cache, slot, 1.0, dtype),
         value=read_cache(call.value_cache, slot, 1.0, dtype),
         slots=slot + call.key_cache.shape[1],
@@ -318,7 +318,8 @@ def _batch(call: PagedAttention) -> _Batch | None:
     )
 
 
-def _common(call: PagedAttention, batch: _Batch) -> Any:
+def batch_metadata(call: PagedAttention, batch: Batch) -> Any:
+    """vLLM's `CommonAttentionMetadata` of a batch made by `as_batch`."""
     return common_metadata(
         call.query.device, batch.starts, batch.lens, batch.table, batch.slots[batch.new], call.softmax.causal
     )

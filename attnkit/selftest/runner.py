@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from attnkit.backends.base import Backend, Capability, missing
-from attnkit.backends.installed import lookup, requirement_names
+from attnkit.backends.base import Backend, Capability
+from attnkit.backends.installed import first_provider
 from attnkit.errors import UnsupportedError
 from attnkit.hardware.device import Device
 from attnkit.selftest.cases import Case, cases
@@ -148,10 +148,12 @@ def default_torch_device(device: Device) -> str:
 
 
 def _provider(backend: Backend, device: Device, provider: str | None) -> tuple[str, Capability]:
-    fitting = [p for p in backend.providers if provider in (None, p.name) and (provider or device.vendor in p.capability.archs)]
-    installed = lookup(requirement_names([backend]))
-    for candidate in (*(p for p in fitting if not missing(p, installed)), *fitting):
-        return candidate.name, candidate.capability
+    if provider is None:
+        found = first_provider(backend, device.vendor)
+    else:
+        found = next((p for p in backend.providers if p.name == provider), None)
+    if found is not None:
+        return found.name, found.capability
     known = ", ".join(p.name for p in backend.providers)
     raise UnsupportedError(f"{backend.name} has no provider {provider or 'for ' + device.vendor}; it has {known}")
 

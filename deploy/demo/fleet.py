@@ -29,6 +29,8 @@ import engine  # noqa: E402
 REGISTRY_PORT = 5000
 TRUSTED = f"/etc/docker/certs.d/registry:{REGISTRY_PORT}"
 """Where a node's engine looks for the registry's authority."""
+AUTHORIZED_KEYS = "/etc/ssh/authorized_keys"
+"""What the sshd of a node reads (node/Dockerfile)."""
 NODE_CONTEXT = Path(__file__).resolve().parent / "node"
 # A container with an engine inside. Plain --privileged would do where the machine's own capability set is complete; this also
 # works where it is not, and gives less.
@@ -257,7 +259,7 @@ class Fleet:
             "--name", container, "--hostname", machine.name, "--network", self.prefix, "--network-alias", machine.name,
             "--restart", "unless-stopped", *ENGINE_FLAGS, *storage,
             "--mount", f"type=bind,source={self.certificates()[0]},target={TRUSTED}/ca.crt,readonly",
-            "--mount", f"type=bind,source={self.ssh_key()}.pub,target=/root/.ssh/authorized_keys,readonly",
+            "--mount", f"type=bind,source={self.ssh_key()}.pub,target={AUTHORIZED_KEYS},readonly",
             *machine.options, self.node_image_name,
         )  # fmt: skip
 

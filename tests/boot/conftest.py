@@ -157,3 +157,22 @@ def engine() -> Callable[..., tuple[list[str], str]]:
         return [sys.executable, str(ENGINE), str(port), *arguments], f"http://127.0.0.1:{port}/health"
 
     return command
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """installed("0.33.0", registered_as="vllm"): a package that states its version where vLLM does comes first on the path."""
+    from attnkit.backends.installed import _library_version  # its cache lives as long as the process
+
+    def put(version: str, *, registered_as: str = "vllm") -> None:
+        (tmp_path / "vllm").mkdir()
+        (tmp_path / "vllm" / "__init__.py").write_text("raise RuntimeError('vllm was imported')\n")
+        (tmp_path / "vllm" / "_version.py").write_text(f"__version__ = version = '{version}'\n")
+        info = tmp_path / f"{registered_as.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {registered_as}\nVersion: {version}\n")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        _library_version.cache_clear()
+
+    yield put
+    _library_version.cache_clear()

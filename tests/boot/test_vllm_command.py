@@ -124,30 +124,6 @@ def test_a_local_model_is_found_by_its_config(tmp_path: Path) -> None:
     assert recognised("vllm", "serve", str(tmp_path)).local_model == tmp_path
 
 
-def _vllm_files(folder: Path, version: str, *, registered_as: str) -> None:
-    """A package that states its version where vLLM states it, published under some name."""
-    (folder / "vllm").mkdir()
-    (folder / "vllm" / "__init__.py").write_text("raise RuntimeError('vllm was imported')\n")
-    (folder / "vllm" / "_version.py").write_text(f"__version__ = version = '{version}'\n")
-    info = folder / f"{registered_as.replace('-', '_')}-{version}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {registered_as}\nVersion: {version}\n")
-
-
-@pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """installed("0.33.0", registered_as="vllm"): such a vLLM comes first on the path."""
-    from attnkit.backends.installed import _library_version  # its cache lives as long as the process
-
-    def put(version: str, *, registered_as: str = "vllm") -> None:
-        _vllm_files(tmp_path, version, registered_as=registered_as)
-        monkeypatch.syspath_prepend(str(tmp_path))
-        _library_version.cache_clear()
-
-    yield put
-    _library_version.cache_clear()
-
-
 def test_the_backend_is_handed_over_as_a_flag(installed) -> None:
     installed("0.33.0")
     launch = vllm.prepare(recognised("vllm", "serve", "m", "--port", "1"), backend="TRITON_ATTN", device=H100, environment={})

@@ -18,6 +18,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from prometheus_client import CONTENT_TYPE_LATEST
 from prometheus_client.parser import text_string_to_metric_families
 
 import attnkit
@@ -126,7 +127,7 @@ def test_the_program(tmp_path: Path) -> None:
         assert _get(f"{base}/ready")[:1] == (503,)
         _boot(tmp_path)
         status, content_type, text = _get(f"{base}/metrics")
-        assert (status, content_type) == (200, "text/plain; version=0.0.4; charset=utf-8")
+        assert (status, content_type) == (200, CONTENT_TYPE_LATEST)
         assert _samples(text)["attnkit_verdict", "pass"] == 1
         assert _get(f"{base}/ready") == (200, "text/plain; charset=utf-8", "ready\n")
         assert _get(f"{base}/report.json")[0] == 404, "nothing else of the folder is shown"

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from deploy.plugins.filter.fleet import outcome_rows
-from deploy.plugins.filter.status_page import COLUMNS, short_image, span, status_page
+from deploy.plugins.filter.status_page import COLUMNS, status_page
 from deploy.plugins.module_utils.boot_report import summary
+from deploy.plugins.module_utils.wording import short, span
 
 NOW = "2026-06-01T12:00:00Z"
 IMAGE = "registry:5000/attnkit/cuda-ampere@sha256:" + "a" * 64
@@ -122,9 +123,9 @@ def test_span(seconds: float, text: str) -> None:
     assert span(seconds) == text
 
 
-def test_short_image() -> None:
-    assert short_image(IMAGE) == "cuda-ampere@aaaaaaaaaaaa"
-    assert short_image("attnkit:cpu") == "attnkit:cpu"
+def test_short() -> None:
+    assert short(IMAGE) == "cuda-ampere@aaaaaaaaaaaa"
+    assert short("attnkit:cpu") == "attnkit:cpu"
 
 
 @pytest.mark.docker

@@ -16,6 +16,7 @@ import build
 import engine
 import platforms
 import pytest
+import sbom
 from packaging.utils import canonicalize_name
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
@@ -266,3 +267,21 @@ def test_an_engine_that_runs_another_backend_is_stopped(cpu_image: str) -> None:
     assert "ready" not in events
     report = json.loads(done.stdout[done.stdout.index("\n{\n") :])
     assert "runs CPU_ATTN, not TORCH_SDPA" in report["error"] and report["exit_code"] == 1
+
+
+def test_the_bill_of_materials_names_what_is_installed(cpu_image: str) -> None:
+    document = json.loads(_run(cpu_image, "cat", sbom.IN_IMAGE).stdout)
+    assert (document["bomFormat"], document["specVersion"]) == ("CycloneDX", sbom.SPECIFICATION)
+    listed: dict[str, set[tuple[str, str]]] = {"deb": set(), "pypi": set()}
+    for part in document["components"]:
+        kind = part.get("purl", "pkg:").removeprefix("pkg:").split("/", maxsplit=1)[0]
+        if kind in listed:
+            listed[kind].add((canonicalize_name(part["name"]) if kind == "pypi" else part["name"], part["version"]))
+    packages = _run(cpu_image, "dpkg-query", "-W", "-f", "${Package}\t${Version}\n").stdout.splitlines()
+    assert listed["deb"] == {(name, version) for name, version in (line.split("\t") for line in packages)}
+    code = "from importlib.metadata import distributions as d; [print(x.metadata['Name'], x.version, sep='\\t') for x in d()]"
+    installed = _run(cpu_image, "python", "-c", code).stdout.splitlines()
+    own = {(canonicalize_name(name), version) for name, version in (line.split("\t") for line in installed)}
+    assert len(own) > 100 and own <= listed["pypi"], own - listed["pypi"]
+    beside = build.bill_of_materials(platforms.load()["cpu"])
+    assert json.loads(beside.read_text(encoding="utf-8")) == document

@@ -17,8 +17,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PUBLIC = re.compile(r"(^|\.)(py[p]i\.org|[p]ythonhosted\.org|debia[n]\.org|ubunt[u]\.com|[d]ocker\.io|[p]ytorch\.org)$")
 LOOPBACK = re.compile(r"^(localhost|127\.[0-9.]+)$")
 URL_HOST = re.compile(r"https?://(?:[^/@\s]*@)?([A-Za-z0-9.-]+)")
-CONTAINER_PATHS = ("/root/.ssh", "/root/.cache/pip")
-"""Where root's files are inside images; that is no machine of ours."""
 
 
 def settings() -> str:
@@ -47,8 +45,6 @@ def find(text: str, prefixes: tuple[str, ...], hosts: set[str]) -> list[tuple[in
     """Line numbers and what was found on them."""
     found = []
     for number, line in enumerate(text.splitlines(), start=1):
-        for allowed in CONTAINER_PATHS:
-            line = line.replace(allowed, "")
         for prefix in prefixes:
             if re.search(rf"(?<![\w.}}-]){re.escape(prefix)}", line):
                 found.append((number, prefix))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ..module_utils.boot_report import moment
+from ..module_utils.wording import short, span
 
 DOCUMENTATION = r"""
 name: status_page
@@ -41,7 +43,7 @@ def status_page(rows: Sequence[Mapping[str, Any]], now: str | None = None) -> st
         rows: a row a node, as `outcome_rows` makes them.
         now: the time of the page.
     """
-    time = _moment(now) if now else datetime.datetime.now(tz=datetime.timezone.utc)
+    time = moment(now) if now else datetime.datetime.now(tz=datetime.timezone.utc)
     shown = [_row(row, time) for row in rows]
     # What needs somebody's eyes comes first; the reader sorts otherwise.
     shown.sort(key=lambda row: (row["serves"], row["type"], row["node"]))
@@ -69,7 +71,7 @@ def status_page(rows: Sequence[Mapping[str, Any]], now: str | None = None) -> st
 
 def _row(row: Mapping[str, Any], now: datetime.datetime) -> dict[str, Any]:
     """What the page shows of one node."""
-    age = (now - _moment(row["created"])).total_seconds() if row.get("created") else None
+    age = (now - moment(row["created"])).total_seconds() if row.get("created") else None
     serves = bool(row["serves"])
     verdict = str(row.get("verdict") or "no report")
     notes = [f"fell back: {step}" for step in row.get("fallbacks") or []]
@@ -92,26 +94,8 @@ def _row(row: Mapping[str, Any], now: datetime.datetime) -> dict[str, Any]:
         "age": age,
         "age_text": None if age is None else span(age),
         "image": row.get("image") or "",
-        "image_text": short_image(row.get("image") or ""),
+        "image_text": short(row.get("image") or ""),
     }
-
-
-def short_image(image: str) -> str:
-    """The last part of the name and twelve digits of the digest: enough to tell two apart."""
-    name, at, digest = image.partition("@sha256:")
-    return f"{name.rpartition('/')[2]}@{digest[:12]}" if at else image
-
-
-def span(seconds: float) -> str:
-    """A time span in the largest unit that says enough."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"
-
-
-def _moment(text: str) -> datetime.datetime:
-    return datetime.datetime.fromisoformat(re.sub(r"Z$", "+00:00", text))
 
 
 class FilterModule:

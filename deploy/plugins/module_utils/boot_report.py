@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import datetime
+import json
 import re
+from pathlib import Path
 from typing import Any
+
+
+def read_json(path: str) -> dict[str, Any] | None:
+    """A report, record or readiness file; None where it is absent or half written."""
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) else None
 
 
 def moment(text: str) -> datetime.datetime:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .boot_report import moment, objection
+from .wording import short, span
 
 CHECKS = ("service", "managed", "release", "image", "configuration", "report", "kernel", "driver", "hardware")
 """Every check, in the order of the tables."""
@@ -195,21 +196,6 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def environment(config: Mapping[str, Any]) -> dict[str, str]:
     """The environment of a container's or an image's configuration."""
     return dict(entry.partition("=")[::2] for entry in config.get("Env") or [])
-
-
-def short(value: Any) -> str:
-    """A value for a table: digests shortened as an engine does."""
-    text = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-    name, at, digest = text.partition("@sha256:")
-    return f"{name.rpartition('/')[2]}@{digest[:12]}" if at else text
-
-
-def span(seconds: float) -> str:
-    """A time span for people, in the largest unit that says enough."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def counted(devices: Any) -> str:

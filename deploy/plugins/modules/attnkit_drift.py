@@ -91,17 +91,8 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils import drift
+from ..module_utils.boot_report import read_json
 from ..module_utils.engine import Engine, EngineError
-
-
-def read_json(path: str) -> dict[str, Any] | None:
-    """The document, None where it is absent or half written."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            document = json.load(file)
-    except (OSError, ValueError):
-        return None
-    return document if isinstance(document, dict) else None
 
 
 def running_names(engine: Engine) -> list[str]:

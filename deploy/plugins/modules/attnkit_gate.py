@@ -120,7 +120,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils.boot_report import moment, objection, summary
+from ..module_utils.boot_report import moment, objection, read_json, summary
 from ..module_utils.engine import Engine, EngineError
 
 
@@ -132,16 +132,6 @@ class Look:
         self.ok = ok
         self.reason = reason
         self.report = report
-
-
-def read_json(path: str) -> dict[str, Any] | None:
-    """The document, None where it is absent or half written."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            document = json.load(file)
-    except (OSError, ValueError):
-        return None
-    return document if isinstance(document, dict) else None
 
 
 def look(
