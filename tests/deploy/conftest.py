@@ -78,6 +78,9 @@ class _Answers(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         status, body = self.server.answers.get(self.path, (404, b'{"message": "no such thing"}'))  # type: ignore[attr-defined]
+        key = getattr(self.server, "api_key", None)
+        if key and self.headers["Authorization"] != f"Bearer {key}":
+            status, body = 401, b'{"error": "Unauthorized"}'
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -100,8 +103,9 @@ class _UnixServer(socketserver.ThreadingUnixStreamServer):
 
 
 class HttpServer(http.server.ThreadingHTTPServer):
-    """A web server with recorded answers; keeps what was posted."""
+    """A web server with recorded answers; keeps what was posted. Where it has an `api_key`, it wants to see it."""
 
+    api_key: str | None = None
     answers: dict[str, tuple[int, bytes]]
     posted: list[dict[str, Any]]
 

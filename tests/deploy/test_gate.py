@@ -219,6 +219,16 @@ def test_a_completion(web: Any) -> None:
     ]
 
 
+def test_an_engine_that_wants_a_key(web: Any) -> None:
+    web.api_key = "sesame"
+    web.answers["/v1/models"] = (200, b'{"data": [{"id": "tiny"}]}')
+    web.answers["/v1/completions"] = (200, b'{"choices": [{"text": "!"}], "usage": {"completion_tokens": 1}}')
+    assert ask(web.url, None, "It passes because", 1, "sesame")["text"] == "!"
+    for key in (None, "wrong"):
+        with pytest.raises(OSError, match="401"):
+            ask(web.url, None, "It passes because", 1, key)
+
+
 @pytest.mark.slow
 def test_the_module(tmp_path: Path, engine_socket: Any, web: Any, module: Any) -> None:
     """Through Ansible: open with a completion; closed where the engine gives none; check mode looks once."""

@@ -37,6 +37,9 @@ options:
   model:
     description: Model name for the completion. The first that the engine serves is taken where this is not set.
     type: str
+  api_key:
+    description: Key for the engine's interface, where it asks for one.
+    type: str
   prompt:
     description: Text to complete.
     type: str
@@ -199,18 +202,29 @@ def _mtime(path: str) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(os.stat(path).st_mtime, tz=datetime.timezone.utc)
 
 
-def ask(url: str, model: str | None, prompt: str, max_tokens: int, timeout: float = 120.0) -> dict[str, Any]:
+def ask(
+    url: str, model: str | None, prompt: str, max_tokens: int, api_key: str | None = None, timeout: float = 120.0
+) -> dict[str, Any]:
     """A completion from the engine.
+
+    Args:
+        url: base of its interface.
+        model: the model's name; None for the first that it serves.
+        prompt: the text.
+        max_tokens: tokens to ask for.
+        api_key: what it wants to see; None for nothing.
+        timeout: seconds for each of the two answers.
 
     Raises:
         OSError, ValueError, KeyError: no answer, or not the answer of an OpenAI-compatible server.
     """
+    key = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     if model is None:
-        with urllib.request.urlopen(f"{url}/v1/models", timeout=timeout) as answer:
+        with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/models", headers=key), timeout=timeout) as answer:
             model = json.load(answer)["data"][0]["id"]
     body = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0.0, "ignore_eos": True}
     request = urllib.request.Request(
-        f"{url}/v1/completions", data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
+        f"{url}/v1/completions", data=json.dumps(body).encode(), headers={"Content-Type": "application/json", **key}
     )
     before = time.monotonic()
     with urllib.request.urlopen(request, timeout=timeout) as answer:
@@ -238,6 +252,7 @@ def main() -> None:
             "accept_planted": {"type": "bool", "default": False},
             "url": {"type": "str"},
             "model": {"type": "str"},
+            "api_key": {"type": "str", "no_log": True},
             "prompt": {"type": "str", "default": "The tests pass because"},
             "max_tokens": {"type": "int", "default": 16},
             "timeout": {"type": "int", "default": 900},
@@ -269,7 +284,7 @@ def main() -> None:
         reason += f" after {p['timeout']} s"
     if ok and p["url"]:
         try:
-            result["completion"] = ask(p["url"], p["model"], p["prompt"], p["max_tokens"])
+            result["completion"] = ask(p["url"], p["model"], p["prompt"], p["max_tokens"], p["api_key"])
         except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
             ok, reason = False, f"ready, but the engine gave no completion at {p['url']}: {error!r}"
         else:
