@@ -270,14 +270,29 @@ def boot(
 
 @main.command()
 def bench(
-    group: Annotated[list[str] | None, typer.Argument(help="prefill, decode, mixed, mla (default: all four); or cpu.")] = None,
-    out: Annotated[Path, typer.Option("--out", help="Directory for kernels.json or cpu.json.")] = Path(),
+    group: Annotated[
+        list[str] | None,
+        typer.Argument(help="decode, prefill, paged, mixed, mla, fp8, tree, dual_chunk, differential, all (default); or cpu."),
+    ] = None,
+    peers: Annotated[bool, typer.Option("--peers", help="Beside ours, every peer that is installed.")] = False,
+    out: Annotated[Path, typer.Option("--out", help="Directory for peers.json and roofline.png, or cpu.json.")] = Path(),
+    only: Annotated[str, typer.Option("--only", help="Only workloads with this in their name.")] = "",
+    implementation: Annotated[
+        list[str] | None, typer.Option("--implementation", help="Only implementations with this in their name; repeatable.")
+    ] = None,
+    limit_seconds: Annotated[
+        float | None, typer.Option("--limit-seconds", help="Begin no new workload after this many seconds.", min=1)
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option("--rank", help="Only workloads up to this rank (0: one of everything).", min=0)
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="bfloat16 or float16.")] = "bfloat16",
     submit: Annotated[
         Path | None, typer.Option("--submit", help="Everything worth sending back, as one file; four minutes on a Turing card.")
     ] = None,
 ) -> None:
-    """Our Triton kernels beside torch's FlashAttention on this GPU, each checked against float64 before it is timed; with
-    `cpu` our C++ kernels beside vLLM's CPU_ATTN.
+    """Our kernels on this GPU, with --peers beside every other implementation that is installed: the card's ceilings first,
+    then each workload, every answer checked before it is timed. `cpu`: our C++ kernels beside vLLM's CPU_ATTN.
     """
     if group == ["cpu"]:
         _need("attnkit bench cpu", "torch", "vllm")
@@ -291,12 +306,29 @@ def bench(
 
         write(submit)
         return
-    from attnkit.bench import kernels as benchmark
+    from attnkit.bench import run as benchmark
+    from attnkit.bench.work import GROUPS
 
-    for name in group or []:
-        if name not in benchmark.GROUPS:
-            raise unknown_name("benchmark", name, benchmark.GROUPS)
-    benchmark.main(["--out", str(out), *(["--only", *group] if group else [])])
+    groups = [name for name in group or ["all"] if name != "all"]
+    for name in groups:
+        if name not in GROUPS:
+            raise unknown_name("benchmark", name, (*GROUPS, "all", "cpu"))
+    if dtype not in ("bfloat16", "float16"):
+        raise unknown_name("dtype", dtype, ("bfloat16", "float16"))
+    benchmark.require_gpu()
+    benchmark.main(
+        benchmark.Options(
+            out=out,
+            groups=groups or GROUPS,
+            peers=peers,
+            only=only,
+            implementations=implementation or (),
+            limit_seconds=limit_seconds,
+            ranks=rank,
+            dtype=dtype,
+            command=" ".join(["attnkit", *sys.argv[1:]]),
+        )
+    )
 
 
 @main.command()

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from attnkit import __version__
-from attnkit.bench import kernels, turing
+from attnkit.bench import run, turing
 from attnkit.hardware import detect
 
 
@@ -26,7 +26,8 @@ def write(file: Path) -> None:
         if is_turing:
             turing.main(["--sweep", "--out", folder])
         else:
-            kernels.main(["--out", folder])
+            run.require_gpu()
+            run.main(run.Options(Path(folder), command="attnkit bench --submit FILE"))
         report = next(Path(folder).glob("*.json"))
         document = json.loads(report.read_text(encoding="utf-8"))
     document["attnkit_version"] = __version__

@@ -1,11 +1,22 @@
-"""Timing on a GPU: graph replays over rotating inputs, medians, and the card's own limits measured beside."""
+"""Timing: graph replays over rotating inputs on a GPU, medians and spread.
+
+On a CPU a loop by the host's clock stands in, so that everything around it can be run and tested without a GPU.
+"""
 
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 
 import torch
+
+
+def microseconds(calls: Sequence[Callable[[], object]], device: str, replays: int = 15) -> tuple[float, float]:
+    """Median time of one call on `device` ("cuda" or "cpu"), and the spread (max - min) / median."""
+    if device == "cpu":
+        return loop_microseconds(calls, replays)
+    return graph_microseconds(calls, replays)
 
 
 def graph_microseconds(calls: Sequence[Callable[[], object]], replays: int = 15, warmup: int = 3) -> tuple[float, float]:
@@ -36,8 +47,24 @@ def graph_microseconds(calls: Sequence[Callable[[], object]], replays: int = 15,
         end.record()
         end.synchronize()
         times.append(float(begin.elapsed_time(end)) * 1e3 / len(calls))
-    middle = statistics.median(times)
     del graph
+    return _median_and_spread(times)
+
+
+def loop_microseconds(calls: Sequence[Callable[[], object]], replays: int = 15) -> tuple[float, float]:
+    """The same by the host's clock, for a CPU: median time of one call over `replays` rounds through `calls`."""
+    calls[0]()
+    times: list[float] = []
+    for _ in range(replays):
+        begin = time.perf_counter()
+        for call in calls:
+            call()
+        times.append((time.perf_counter() - begin) * 1e6 / len(calls))
+    return _median_and_spread(times)
+
+
+def _median_and_spread(times: Sequence[float]) -> tuple[float, float]:
+    middle = statistics.median(times)
     return middle, (max(times) - min(times)) / middle
 
 

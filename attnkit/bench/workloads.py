@@ -1,14 +1,22 @@
-"""The workloads of the kernel benchmark: batches, their cost, and a numerical check on sampled rows."""
+"""Inputs of the benchmarks: batches, their cost, random tensors for them, and a quick numerical check on sampled rows."""
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from attnkit.spec import MlaDecode, PagedAttention, Softmax
+from attnkit.spec import (
+    DifferentialAttention,
+    DualChunkAttention,
+    MlaDecode,
+    PagedAttention,
+    Softmax,
+    TreeAttention,
+    VarlenAttention,
+)
 
 
 @dataclass(frozen=True)
@@ -51,31 +59,31 @@ DECODES = tuple(decode(b, c) for c in (1024, 8192, 32768) for b in (1, 16, 64, 2
 MLA = tuple((b, c) for c in (4096, 8192) for b in (16, 64, 128))
 
 
-def starts(lengths: tuple[int, ...]) -> Tensor:
-    """Prefix sum with a leading zero, int32, on the GPU."""
-    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device="cuda")
+def starts(lengths: tuple[int, ...], device: str = "cuda") -> Tensor:
+    """Prefix sum with a leading zero, int32."""
+    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
 
 
-def _table(seq_lens: tuple[int, ...], block_size: int) -> tuple[Tensor, int]:
+def _table(seq_lens: tuple[int, ...], block_size: int, device: str) -> tuple[Tensor, int]:
     """A randomly permuted block table, and the number of cache blocks."""
     most = max(-(-length // block_size) for length in seq_lens)
     blocks = len(seq_lens) * most
-    order = torch.randperm(blocks, device="cuda", dtype=torch.int32)
+    order = torch.randperm(blocks, device=device).to(torch.int32)
     return order.view(len(seq_lens), most), blocks
 
 
-def paged_call(shape: Shape, dtype: torch.dtype) -> PagedAttention:
+def paged_call(shape: Shape, dtype: torch.dtype, device: str = "cuda") -> PagedAttention:
     """Random normal inputs of `shape` over a permuted paged cache."""
-    table, blocks = _table(shape.seq_lens, shape.block_size)
+    table, blocks = _table(shape.seq_lens, shape.block_size, device)
     cache = (blocks, shape.block_size, shape.num_kv_heads, shape.head_dim)
-    query = torch.randn(sum(shape.query_lens), shape.num_heads, shape.head_dim, dtype=dtype, device="cuda")
+    query = torch.randn(sum(shape.query_lens), shape.num_heads, shape.head_dim, dtype=dtype, device=device)
     return PagedAttention(
         query=query,
-        key_cache=torch.randn(cache, dtype=dtype, device="cuda"),
-        value_cache=torch.randn(cache, dtype=dtype, device="cuda"),
+        key_cache=torch.randn(cache, dtype=dtype, device=device),
+        value_cache=torch.randn(cache, dtype=dtype, device=device),
         block_table=table,
-        seq_lens=torch.tensor(shape.seq_lens, dtype=torch.int32, device="cuda"),
-        query_start_loc=starts(shape.query_lens),
+        seq_lens=torch.tensor(shape.seq_lens, dtype=torch.int32, device=device),
+        query_start_loc=starts(shape.query_lens, device),
         max_query_len=max(shape.query_lens),
         max_seq_len=max(shape.seq_lens),
         softmax=Softmax(shape.head_dim**-0.5),
@@ -83,20 +91,91 @@ def paged_call(shape: Shape, dtype: torch.dtype) -> PagedAttention:
     )
 
 
-def mla_call(batch: int, context: int, dtype: torch.dtype, block_size: int = 64) -> MlaDecode:
+def varlen_call(shape: Shape, dtype: torch.dtype, device: str = "cuda") -> VarlenAttention:
+    """Random normal inputs of `shape` without a cache: packed keys and values."""
+    query = torch.randn(sum(shape.query_lens), shape.num_heads, shape.head_dim, dtype=dtype, device=device)
+    key = torch.randn(sum(shape.seq_lens), shape.num_kv_heads, shape.head_dim, dtype=dtype, device=device)
+    return VarlenAttention(
+        query=query,
+        key=key,
+        value=torch.randn_like(key),
+        query_start_loc=starts(shape.query_lens, device),
+        key_start_loc=starts(shape.seq_lens, device),
+        max_query_len=max(shape.query_lens),
+        max_seq_len=max(shape.seq_lens),
+        softmax=Softmax(shape.head_dim**-0.5),
+        out=torch.empty_like(query),
+    )
+
+
+def fp8_call(shape: Shape, dtype: torch.dtype, device: str = "cuda") -> PagedAttention:
+    """As `paged_call`, over a float8 e4m3 cache with scales of 1/2 and 1/4.
+
+    The query holds values that e4m3 can hold too, so that a peer which takes a float8 query computes the same thing.
+    """
+    call = paged_call(shape, dtype, device)
+    small = torch.float8_e4m3fn
+    return replace(
+        call,
+        query=call.query.to(small).to(dtype),
+        key_cache=(call.key_cache / 0.5).to(small),
+        value_cache=(call.value_cache / 0.25).to(small),
+        k_scale=0.5,
+        v_scale=0.25,
+    )
+
+
+def tree_call(batch: int, nodes: int, context: int, dtype: torch.dtype, device: str = "cuda") -> TreeAttention:
+    """Verification of `nodes` drafts a sequence over `context` cached tokens; a random tree, the same for every sequence."""
+    shape = Shape("", (nodes,) * batch, (context + nodes,) * batch)
+    draw = torch.Generator().manual_seed(nodes)
+    mask = torch.eye(nodes, dtype=torch.bool)
+    for node in range(1, nodes):
+        mask[node] |= mask[int(torch.randint(0, node, (1,), generator=draw))]
+    paged = paged_call(shape, dtype, device)
+    return TreeAttention(replace(paged, softmax=replace(paged.softmax, causal=False)), mask.to(device))
+
+
+def dual_chunk_call(
+    shape: Shape, chunk_size: int, local_size: int, dtype: torch.dtype, device: str = "cuda"
+) -> DualChunkAttention:
+    """Qwen2.5-1M's attention over unrotated keys, rotary base 1e7."""
+    half = shape.head_dim // 2
+    positions = torch.arange(max(2 * (chunk_size - local_size), chunk_size + 1), dtype=torch.float64)
+    angles = torch.outer(positions, 1e7 ** -(torch.arange(half, dtype=torch.float64) / half))
+    return DualChunkAttention(
+        paged_call(shape, dtype, device),
+        chunk_size,
+        local_size,
+        angles.cos().float().to(device),
+        angles.sin().float().to(device),
+    )
+
+
+def differential_call(shape: Shape, dtype: torch.dtype, device: str = "cuda") -> DifferentialAttention:
+    """A layer of the Differential Transformer: heads in pairs, values of a pair twice as wide."""
+    paged = paged_call(shape, dtype, device)
+    out = torch.empty(paged.query.shape[0], shape.num_heads // 2, 2 * shape.head_dim, dtype=dtype, device=device)
+    weight = torch.rand(2 * shape.head_dim, dtype=dtype, device=device) + 0.5
+    return DifferentialAttention(replace(paged, out=out), lambda_full=0.35, lambda_init=0.2, norm_weight=weight)
+
+
+def mla_call(
+    batch: int, context: int, dtype: torch.dtype, block_size: int = 64, device: str = "cuda", heads: int = 128
+) -> MlaDecode:
     """DeepSeek's geometry: 128 heads, latent 512, rope 64."""
-    table, blocks = _table((context,) * batch, block_size)
+    table, blocks = _table((context,) * batch, block_size, device)
     return MlaDecode(
-        query=torch.randn(batch, 128, 576, dtype=dtype, device="cuda"),
-        kv_cache=torch.randn(blocks, block_size, 576, dtype=dtype, device="cuda"),
+        query=torch.randn(batch, heads, 576, dtype=dtype, device=device),
+        kv_cache=torch.randn(blocks, block_size, 576, dtype=dtype, device=device),
         block_table=table,
-        seq_lens=torch.full((batch,), context, dtype=torch.int32, device="cuda"),
-        query_start_loc=starts((1,) * batch),
+        seq_lens=torch.full((batch,), context, dtype=torch.int32, device=device),
+        query_start_loc=starts((1,) * batch, device),
         max_query_len=1,
         max_seq_len=context,
         kv_lora_rank=512,
         softmax_scale=192**-0.5,
-        out=torch.empty(batch, 128, 512, dtype=dtype, device="cuda"),
+        out=torch.empty(batch, heads, 512, dtype=dtype, device=device),
     )
 
 

@@ -1,0 +1,168 @@
+"""Is a timed answer right? The self-test's rule (selftest/tolerance.py) on sampled rows of the very inputs that are timed.
+
+A benchmark's batch is too large for the float64 reference. One row of it is not: a new token with the keys it sees is a decode
+of one sequence. `Judge` cuts some such rows out of the call, at most four key heads of each, and holds the same rows of an
+implementation's output against the reference, with the eager base's error as the measure. Oracle and base are computed once a
+workload, on the CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from attnkit.reference import inner, reference
+from attnkit.selftest.eager import bases
+from attnkit.selftest.tolerance import judge
+from attnkit.spec import (
+    AttentionOutput,
+    Call,
+    DifferentialAttention,
+    DualChunkAttention,
+    MlaDecode,
+    PagedAttention,
+    TreeAttention,
+    VarlenAttention,
+)
+
+MOST_KV_HEADS = 4
+MOST_MLA_HEADS = 16
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """`error`: ||out - exact|| / ||exact|| over the sampled rows. `reason`: why it is outside the self-test's bounds, or ""."""
+
+    error: float
+    reason: str
+
+
+class Judge:
+    """Holds outputs of one call against the reference."""
+
+    def __init__(self, call: Call) -> None:
+        self._spec = call.spec()
+        self._rows = _sampled_rows(call)
+        self._heads, small = _cut(call, self._rows)
+        self._oracle = reference(small)
+        self._bases = bases(small)
+
+    def __call__(self, out: Tensor) -> Judgement:
+        """Judge `out`, the whole output of the call."""
+        tokens = torch.tensor([token for _, token, _ in self._rows], device=out.device)
+        got = out[tokens][:, self._heads.to(out.device)].cpu()
+        exact = self._oracle.out
+        error = float((got.double() - exact).norm() / exact.norm())
+        spec = replace(self._spec, features=self._spec.features - {"lse"})
+        found = judge(AttentionOutput(got, None, ""), AttentionOutput(exact, None, ""), self._bases, spec)
+        return Judgement(error, found.reason)
+
+
+def _sampled_rows(call: Call) -> list[tuple[int, int, int]]:
+    """(sequence, row of the output, node within the sequence): ends and a third of the first, middle and last sequence."""
+    batch = inner(call)
+    begins = batch.query_start_loc.tolist()
+    count = len(begins) - 1
+    rows = []
+    for seq in sorted({0, count // 2, count - 1}):
+        length = begins[seq + 1] - begins[seq]
+        rows += [(seq, begins[seq] + node, node) for node in sorted({0, length // 3, length - 1})]
+    return rows
+
+
+def _cut(call: Call, rows: list[tuple[int, int, int]]) -> tuple[Tensor, Call]:
+    """The output heads that are compared, and a small call on the CPU whose sequences are `rows`."""
+    batch = inner(call)
+    begins = batch.query_start_loc.tolist()
+    kv_heads, heads, out_heads = _heads(call)
+    tokens = torch.tensor([token for _, token, _ in rows], device=batch.query.device)
+    query = batch.query[tokens][:, heads.to(batch.query.device)].cpu()
+    keys, values = [], []
+    for seq, _, node in rows:
+        key, value = _visible(call, seq, node, begins[seq + 1] - begins[seq], kv_heads)
+        keys.append(key)
+        values.append(value)
+    lengths = torch.tensor([key.shape[0] for key in keys], dtype=torch.int32)
+    fields = {
+        "block_table": torch.arange(len(rows), dtype=torch.int32)[:, None],
+        "seq_lens": lengths,
+        "query_start_loc": torch.arange(len(rows) + 1, dtype=torch.int32),
+        "max_query_len": 1,
+        "max_seq_len": int(lengths.max()),
+        "return_lse": False,
+        "out": None,
+    }
+    key_cache = torch.nn.utils.rnn.pad_sequence(keys, batch_first=True)
+    if isinstance(batch, MlaDecode):
+        return out_heads, replace(batch, query=query, kv_cache=key_cache.squeeze(2), **fields)
+    value_cache = torch.nn.utils.rnn.pad_sequence(values, batch_first=True)
+    scales = (batch.k_scale, batch.v_scale) if isinstance(batch, PagedAttention) else (1.0, 1.0)
+    paged = PagedAttention(
+        query=query,
+        key_cache=key_cache,
+        value_cache=value_cache,
+        softmax=replace(batch.softmax, causal=True),
+        k_scale=scales[0],
+        v_scale=scales[1],
+        **fields,
+    )
+    if isinstance(call, DualChunkAttention):
+        return out_heads, replace(
+            call, paged=paged, rope_cos=call.rope_cos.cpu(), rope_sin=call.rope_sin.cpu(), original_max_position=None
+        )
+    if isinstance(call, DifferentialAttention):
+        weight = None if call.norm_weight is None else call.norm_weight.cpu()
+        return out_heads, replace(call, paged=paged, norm_weight=weight)
+    return out_heads, paged
+
+
+def _heads(call: Call) -> tuple[Tensor, Tensor, Tensor]:
+    """Key heads, query heads and output heads that are looked at: the first and the last two key heads and theirs."""
+    spec = call.spec()
+    if isinstance(call, MlaDecode):
+        half = min(MOST_MLA_HEADS, spec.num_heads) // 2
+        heads = torch.tensor([*range(half), *range(spec.num_heads - half, spec.num_heads)])
+        return torch.tensor([0]), heads, heads
+    count, group = spec.num_kv_heads, spec.num_heads // spec.num_kv_heads
+    some = range(count)
+    kv = [*some] if count <= MOST_KV_HEADS else [*some[: MOST_KV_HEADS // 2], *some[count - MOST_KV_HEADS // 2 :]]
+    heads = torch.tensor([head * group + i for head in kv for i in range(group)])
+    if isinstance(call, DifferentialAttention):
+        pairs = torch.tensor(sorted({int(head) // 2 for head in heads}))
+        return torch.tensor(kv), heads, pairs
+    return torch.tensor(kv), heads, heads
+
+
+def _visible(call: Call, seq: int, node: int, query_len: int, kv_heads: Tensor) -> tuple[Tensor, Tensor]:
+    """The keys and values [length, heads, width] on the CPU that the new token `node` of `seq` sees."""
+    batch = inner(call)
+    if isinstance(batch, VarlenAttention):
+        begin, end = batch.key_start_loc[seq : seq + 2].tolist()
+        heads = kv_heads.to(batch.key.device)
+        seen = slice(begin, end - query_len + node + 1)
+        return batch.key[seen][:, heads].cpu(), batch.value[seen][:, heads].cpu()
+    length = int(batch.seq_lens[seq])
+    context = length - query_len
+    if isinstance(call, TreeAttention):
+        nodes = call.tree_mask[node].nonzero().flatten().cpu() + context
+        at = torch.cat((torch.arange(context), nodes))
+    else:
+        at = torch.arange(context + node + 1)
+    if isinstance(batch, MlaDecode):
+        key = _rows(batch.kv_cache.unsqueeze(2), batch.block_table[seq], at, kv_heads)
+        return key, key
+    return (
+        _rows(batch.key_cache, batch.block_table[seq], at, kv_heads),
+        _rows(batch.value_cache, batch.block_table[seq], at, kv_heads),
+    )
+
+
+def _rows(cache: Tensor, table: Tensor, at: Tensor, heads: Tensor) -> Tensor:
+    """Tokens `at` of a sequence out of the paged cache, some heads of them, in the cache's dtype."""
+    at, heads = at.to(cache.device), heads.to(cache.device)
+    size = cache.shape[1]
+    bits = cache.view(torch.uint8) if cache.element_size() == 1 else cache  # float8 cannot be indexed everywhere
+    found = bits[table[at // size].long(), at % size][:, heads]
+    return found.view(cache.dtype).cpu()
