@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,12 @@ def test_neither_file_nor_preset() -> None:
         need_from_config("somewhere/config.json")
     with pytest.raises(UsageError, match="Did you mean llama-3"):
         need_from_config("lama-3")
+
+
+def test_every_preset_names_its_source_and_what_it_was_compared_with() -> None:
+    text = resources.files("attnkit").joinpath("data/models/README.md").read_text("utf-8")
+    sources, compared = text.split("## Compared with")
+    for preset in presets():
+        repository = next(line.split("|")[2].strip() for line in sources.splitlines() if line.startswith(f"| {preset} |"))
+        assert repository.count("/") == 1, f"{preset}: {repository!r} is not an owner/name"
+        assert f"| {preset} |" in compared
