@@ -84,7 +84,7 @@ def main(options: Options, works: Sequence[Work] | None = None, everyone: Sequen
     if works is None:
         works = [w for w in work.chosen(options.groups, options.only) if options.ranks is None or w.rank <= options.ranks]
     for item in works:
-        fitting = [peer for peer in everyone if item.group in peer.groups or peer in ON_CPU]
+        fitting = [peer for peer in everyone if item.group in peer.groups]
         spent = time.monotonic() - begun
         if options.limit_seconds is not None and spent > options.limit_seconds:
             rows = [

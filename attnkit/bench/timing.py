@@ -15,7 +15,7 @@ import torch
 def microseconds(calls: Sequence[Callable[[], object]], device: str, replays: int = 15) -> tuple[float, float]:
     """Median time of one call on `device` ("cuda" or "cpu"), and the spread (max - min) / median."""
     if device == "cpu":
-        return loop_microseconds(calls, replays)
+        return loop_microseconds(calls)
     return graph_microseconds(calls, replays)
 
 
@@ -51,7 +51,7 @@ def graph_microseconds(calls: Sequence[Callable[[], object]], replays: int = 15,
     return _median_and_spread(times)
 
 
-def loop_microseconds(calls: Sequence[Callable[[], object]], replays: int = 15) -> tuple[float, float]:
+def loop_microseconds(calls: Sequence[Callable[[], object]], replays: int = 3) -> tuple[float, float]:
     """The same by the host's clock, for a CPU: median time of one call over `replays` rounds through `calls`."""
     calls[0]()
     times: list[float] = []

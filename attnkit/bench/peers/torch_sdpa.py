@@ -96,8 +96,8 @@ class CudnnContiguous(Cudnn):
 
 
 class Math(_Sdpa):
-    """Plain torch operations; the peer there is on a CPU, for tests."""
+    """Plain torch operations: the peer on a CPU, for tests."""
 
     name: ClassVar[str] = "torch SDPA math"
-    groups: ClassVar[tuple[str, ...]] = ()
+    groups: ClassVar[tuple[str, ...]] = ("decode", "prefill")
     backend: ClassVar[str] = "MATH"

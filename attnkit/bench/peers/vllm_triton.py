@@ -17,6 +17,8 @@ from attnkit.spec import Call, MlaDecode, PagedAttention, TreeAttention, VarlenA
 SEGMENTS = 16
 GRID_2D = 128
 KEYS_A_SPLIT = 512
+FP8_PER_TENSOR = 1
+"""KVQuantMode.FP8_PER_TENSOR of vllm/v1/kv_cache_interface.py."""
 
 
 class Unified(Peer):
@@ -59,9 +61,7 @@ def unified_arguments(call: PagedAttention) -> dict[str, Any]:
     shape = (call.seq_lens.shape[0], kv_heads)
     extra: dict[str, Any] = {}
     if call.key_cache.element_size() == 1:
-        from vllm.v1.kv_cache_interface import KVQuantMode
-
-        extra["kv_quant_mode"] = KVQuantMode.FP8_PER_TENSOR
+        extra["kv_quant_mode"] = FP8_PER_TENSOR
     return {
         "q": call.query,
         "k": call.key_cache,
