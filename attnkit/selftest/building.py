@@ -160,9 +160,9 @@ def _contents(case: Case, new: int, total: int, scale: float, draw: torch.Genera
         k[total // 2] = 0.25 * q.mean(dim=(0, 1)) + 4.0 * q[-1, 0] / q[-1, 0].norm()
     elif case.content == "equal" and total:
         k = k[:1].expand_as(k).clone()
-        if case.op == "mla_decode":
-            k = 20.0 * k.abs()
-            q = q / 20.0
+        if case.op == "mla_decode":  # keys are values there: both large, and queries so small that the scores stay moderate
+            k = 900.0 + 100.0 * k
+            q = q / 1000.0
         v = 900.0 + 100.0 * v
     elif case.content == "balanced" and total:
         signs = torch.sign(normal(case.head_dim)) + 0.0

@@ -64,6 +64,22 @@ FEATURE_FAULTS = (
 )
 
 
+@pytest.mark.parametrize("heads", [8, 128])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_narrow_accumulator_of_mla_overflows_and_a_right_one_does_not(dtype, heads):
+    """Whatever the draw: the sum over equal keys is beyond what float16 holds (FLASHMLA, 64 and 128 heads, once missed it)."""
+    found = registry.get("TORCH_SDPA")
+    capability = next(p for p in found.providers if p.name == "torch").capability
+    need = AttentionSpec(
+        op="mla_decode", dtype=dtype, num_heads=heads, num_kv_heads=1, head_dim=576, head_dim_v=512, block_size=64
+    )
+    case = next(c for c in cases("quick", capability, CPU, need) if c.content == "equal")
+    question = runner._ask(case, "cpu")
+    assert runner._examine(found, "torch", capability, question, "cpu").outcome == "pass"
+    caught = runner._examine(runner.Planted(found, "fp16-accumulator"), "torch", capability, question, "cpu")
+    assert caught.outcome == "fail" and "not finite" in caught.reason
+
+
 def test_a_planted_fault_fails_the_verdict_and_is_named_in_it():
     seen = []
     verdict = run_selftest(registry.get("TORCH_SDPA"), CPU, SMALL, level="quick", fault="all-zero", on_case=seen.append)
