@@ -280,6 +280,9 @@ def bench(
     implementation: Annotated[
         list[str] | None, typer.Option("--implementation", help="Only implementations with this in their name; repeatable.")
     ] = None,
+    without: Annotated[
+        list[str] | None, typer.Option("--without", help="No implementation with this in its name; repeatable.")
+    ] = None,
     limit_seconds: Annotated[
         float | None, typer.Option("--limit-seconds", help="Begin no new workload after this many seconds.", min=1)
     ] = None,
@@ -323,6 +326,7 @@ def bench(
             peers=peers,
             only=only,
             implementations=implementation or (),
+            without=without or (),
             limit_seconds=limit_seconds,
             ranks=rank,
             dtype=dtype,

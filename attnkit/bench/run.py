@@ -38,6 +38,7 @@ class Options:
         peers: the peers too, not only ours.
         only: part of a workload's name; "" takes all.
         implementations: parts of the names of what to run; empty takes all.
+        without: parts of the names of what not to run.
         limit_seconds: no new workload is begun after this many seconds; what is left is listed as not run.
         ranks: workloads up to this rank; None takes all.
     """
@@ -47,6 +48,7 @@ class Options:
     peers: bool = False
     only: str = ""
     implementations: Sequence[str] = ()
+    without: Sequence[str] = ()
     limit_seconds: float | None = None
     ranks: int | None = None
     dtype: str = "bfloat16"
@@ -104,8 +106,12 @@ def _everyone(options: Options) -> list[Peer]:
         everyone: tuple[Peer, ...] = (*OURS, *ON_CPU)
     else:
         everyone = (*OURS, *(PEERS if options.peers else ()))
-    wanted = options.implementations
-    return [peer for peer in everyone if not wanted or any(part in peer.name for part in wanted)]
+    wanted, unwanted = options.implementations, options.without
+    return [
+        peer
+        for peer in everyone
+        if (not wanted or any(part in peer.name for part in wanted)) and not any(part in peer.name for part in unwanted)
+    ]
 
 
 def _ceilings(device: str) -> dict[str, float]:
@@ -150,6 +156,8 @@ def _run_work(item: Work, peers: Sequence[Peer], absent: dict[str, str], options
         show.row(row, report.head)
 
     try:
+        if options.device != "cpu":
+            torch.cuda.empty_cache()
         calls = [item.make(getattr(torch, options.dtype), options.device) for _ in range(item.copies)]
         judge = Judge(calls[0])
     except Exception as failure:  # out of memory, say: this workload has no rows, the next may have
@@ -162,7 +170,22 @@ def _run_work(item: Work, peers: Sequence[Peer], absent: dict[str, str], options
             continue
         add(measure(item, peer, calls, judge, options.device))
         if options.device != "cpu":
+            _require_context(peer)
             torch.cuda.empty_cache()
+
+
+def _require_context(peer: Peer) -> None:
+    """End the run where a kernel has broken the CUDA context: nothing after it could run, and the report has all until here.
+
+    Raises:
+        SystemExit: with what to do.
+    """
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        raise SystemExit(
+            f"{peer.name} broke the CUDA context ({_reason(error)}); run again with --without '{peer.name}'"
+        ) from None
 
 
 def measure(item: Work, peer: Peer, calls: Sequence[Call], judge: Judge, device: str) -> Row:
