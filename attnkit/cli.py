@@ -330,7 +330,7 @@ def bench(
             limit_seconds=limit_seconds,
             ranks=rank,
             dtype=dtype,
-            command=" ".join(["attnkit", *sys.argv[1:]]),
+            command=" ".join(["attnkit", *("DIR" if word == str(out) else word for word in sys.argv[1:])]),
         )
     )
 
@@ -419,6 +419,16 @@ def build_kernels(
         targets = [name for name in targets if name != "cpu"]
         if not targets:
             return
+    from attnkit import bake_pallas
+
+    if bake_pallas.covers(targets):
+        _need("attnkit kernels build", "torch", "jax")
+        lowered = bake_pallas.build(targets, directory, on_module=lambda module: typer.echo(module.name, err=True))
+        if json:
+            _print_json(lowered)
+        else:
+            typer.echo(f"{len(lowered.kernels)} modules for {', '.join(lowered.targets)} in {directory}, JAX {lowered.jax}")
+        return
     _need("attnkit kernels build", "torch", "triton")
     from attnkit import bake
 
@@ -437,12 +447,24 @@ def build_kernels(
 @kernels.command("verify")
 def verify_kernels(directory: Bake, target: Targets = None, json: Json = False) -> None:
     """Check that compiled kernels are whole and cover their targets."""
-    _need("attnkit kernels verify", "torch", "triton")
-    from attnkit import bake
+    from attnkit.kernels.pallas import ahead
 
-    manifest = bake.verify(directory, _targets(target) if target else None)
+    targets = _targets(target) if target else None
+    manifest: Any
+    if ahead.is_here(directory):
+        _need("attnkit kernels verify", "torch", "jax")
+        from attnkit import bake_pallas
+
+        manifest = bake_pallas.verify(directory, targets)
+        compiler = {"jax": manifest.jax}
+    else:
+        _need("attnkit kernels verify", "torch", "triton")
+        from attnkit import bake
+
+        manifest = bake.verify(directory, targets)
+        compiler = {"triton": manifest.triton}
     if json:
-        _print_json({"triton": manifest.triton, "level": manifest.level, "kernels": manifest.counts()})
+        _print_json({**compiler, "level": manifest.level, "kernels": manifest.counts()})
     else:
         for name, count in manifest.counts().items():
             typer.echo(f"{name:<13} {count}")

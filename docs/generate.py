@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import performance
+
 from attnkit import evidence, profiles, report
 from attnkit.backends.base import Backend, Capability, Provider
 from attnkit.backends.registry import all_backends
@@ -90,6 +92,7 @@ def profiles_schema() -> str:
 GENERATED: dict[str, Callable[[], str]] = {
     "attnkit/data/evidence.json": evidence_json,
     "docs/backends.md": backends_md,
+    "docs/performance.md": performance.markdown,
     "docs/report.schema.json": report.schema_text,
     "profiles/schema.json": profiles_schema,
 }
