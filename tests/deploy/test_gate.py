@@ -6,6 +6,8 @@ import copy
 import json
 import os
 import struct
+import threading
+import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -250,3 +252,40 @@ def test_the_module(tmp_path: Path, engine_socket: Any, web: Any, module: Any) -
     assert late["reason"] == "no boot report yet after 1 s"
     looked = module("attnkit_gate", {**asked, "timeout": 600}, check=True)
     assert not looked["ok"] and looked["reason"] == "no boot report yet" and not looked["changed"]
+
+
+@pytest.mark.slow
+def test_ready_for_a_moment_is_not_enough(tmp_path: Path, engine_socket: Any, web: Any, module: Any) -> None:
+    """An engine that was ready, answered and died: the gate looks once more, and at the start that it saw before."""
+    path, answers = engine_socket
+    web.answers["/v1/models"] = (200, b'{"data": [{"id": "tiny"}]}')
+    web.answers["/v1/completions"] = (200, b'{"choices": [{"text": "!"}], "usage": {"completion_tokens": 1}}')
+    answers["/containers/attnkit/logs?stdout=1&stderr=0&tail=500"] = (200, b"")
+    answers["/containers/attnkit/logs?stdout=1&stderr=1&tail=60"] = (200, b"out of memory\n")
+    asked = {"container": "attnkit", "run_dir": str(tmp_path), "docker_socket": path, "url": web.url, "timeout": 5}
+    again = {**CONTAINER, "RestartCount": 1, "State": {**CONTAINER["State"], "StartedAt": "2126-01-01T00:00:00Z"}}
+
+    def judged(settle: float) -> Any:
+        web.posted.clear()
+        _judge(tmp_path, REPORT)
+        os.utime(tmp_path / "ready.json", (time.time() + 3600,) * 2)  # ready since no time at all, however long a module takes
+        answers["/containers/attnkit/json"] = (200, json.dumps(CONTAINER).encode())
+        over = threading.Event()
+
+        def die() -> None:
+            while not web.posted and not over.wait(0.05):
+                pass
+            answers["/containers/attnkit/json"] = (200, json.dumps(again).encode())
+
+        dying = threading.Thread(target=die)
+        dying.start()
+        try:
+            return module("attnkit_gate", {**asked, "settle": settle})
+        finally:
+            over.set()
+            dying.join()
+
+    assert judged(0)["ok"], "without it, a moment is enough"
+    closed = judged(2)
+    assert not closed["ok"] and closed["log_tail"] == ["out of memory"]
+    assert closed["reason"].startswith("it was ready and answered, and then: the service ended"), closed["reason"]

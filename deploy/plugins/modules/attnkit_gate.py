@@ -10,6 +10,8 @@ version_added: 0.1.0
 description:
   - Follows the service's container until its boot report is in, its readiness file and health check agree, and the engine
     behind it has answered a completion; or until one of these has failed for good.
+  - An engine that dies again and again may be ready for a moment each time. So the gate looks once more after a while, and
+    stays closed where that is another start of the service.
   - A report or a readiness file from before the container's start counts for nothing.
   - A closed gate is a value (C(ok) is false, with C(reason)), so that the play can roll back and still say why.
 options:
@@ -52,6 +54,10 @@ options:
     description: Seconds to wait for the boot; 0 looks once.
     type: int
     default: 900
+  settle:
+    description: Seconds that the service must have been ready. Not waited for where it is only looked at.
+    type: float
+    default: 0.0
   poll:
     description: Seconds between two looks.
     type: float
@@ -128,13 +134,24 @@ from ..module_utils.engine import Engine, EngineError
 
 
 class Look:
-    """One look at the service: is it decided, and how."""
+    """One look at the service: is it decided, and how; which start of it that was, and for how many seconds it was ready."""
 
-    def __init__(self, *, done: bool, ok: bool, reason: str, report: dict[str, Any] | None) -> None:
+    def __init__(
+        self,
+        *,
+        done: bool,
+        ok: bool,
+        reason: str,
+        report: dict[str, Any] | None,
+        started: str | None = None,
+        ready_for: float = 0.0,
+    ) -> None:
         self.done = done
         self.ok = ok
         self.reason = reason
         self.report = report
+        self.started = started
+        self.ready_for = ready_for
 
 
 def look(
@@ -184,7 +201,8 @@ def look(
     health = (state.get("Health") or {}).get("Status", "none")
     if health not in ("none", "healthy"):
         return Look(done=False, ok=False, reason=f"ready, but the health check says {health}", report=report)
-    return Look(done=True, ok=True, reason="", report=report)
+    ready_for = max(0.0, time.time() - os.stat(ready_path).st_mtime)  # a clock may have been set back
+    return Look(done=True, ok=True, reason="", report=report, started=state["StartedAt"], ready_for=ready_for)
 
 
 def _how_it_ended(inspected: dict[str, Any], report: dict[str, Any] | None) -> str:
@@ -241,6 +259,15 @@ def ask(
     }
 
 
+def _look(engine: Engine, p: dict[str, Any]) -> Look:
+    """One look with the module's parameters; an engine that gives no answer decides nothing."""
+    try:
+        inspected = engine.container(p["container"])
+        return look(inspected, p["run_dir"], image=p["image"], node_type=p["node_type"], accept_planted=p["accept_planted"])
+    except EngineError as error:
+        return Look(done=False, ok=False, reason=str(error), report=None)
+
+
 def main() -> None:
     """The module's entry."""
     module = AnsibleModule(
@@ -256,6 +283,7 @@ def main() -> None:
             "prompt": {"type": "str", "default": "The tests pass because"},
             "max_tokens": {"type": "int", "default": 16},
             "timeout": {"type": "int", "default": 900},
+            "settle": {"type": "float", "default": 0.0},
             "poll": {"type": "float", "default": 1.0},
             "docker_socket": {"type": "path", "default": "/var/run/docker.sock"},
         },
@@ -266,16 +294,7 @@ def main() -> None:
     deadline = time.monotonic() + (0 if module.check_mode else p["timeout"])
     result: dict[str, Any] = {"changed": False}
     while True:
-        try:
-            seen = look(
-                engine.container(p["container"]),
-                p["run_dir"],
-                image=p["image"],
-                node_type=p["node_type"],
-                accept_planted=p["accept_planted"],
-            )
-        except EngineError as error:
-            seen = Look(done=False, ok=False, reason=str(error), report=None)
+        seen = _look(engine, p)
         if seen.done or time.monotonic() >= deadline:
             break
         time.sleep(p["poll"])
@@ -290,6 +309,14 @@ def main() -> None:
         else:
             if not result["completion"]["completion_tokens"]:
                 ok, reason = False, "the engine answered a completion with no tokens"
+    unsettled = p["settle"] - seen.ready_for
+    if ok and unsettled > 0 and p["timeout"] and not module.check_mode:
+        time.sleep(unsettled)
+        later = _look(engine, p)
+        if not later.ok:
+            ok, reason, seen = False, f"it was ready and answered, and then: {later.reason}", later
+        elif later.started != seen.started:
+            ok, reason = False, f"it was ready and answered, but was started again within {p['settle']:g} s"
     try:
         result["events"] = [
             line for line in engine.logs(p["container"], stdout=True, stderr=False, tail=500) if line.startswith("{")
