@@ -1,0 +1,130 @@
+"""A fleet of unlike nodes on this machine, and what befalls it: scenarios with an end state, asked of the nodes themselves.
+
+lab.py                    bring the fleet up, run every scenario, write a report
+lab.py --only NAME,…      these scenarios alone (--list names them)
+lab.py --scale            measure a rollout of 20 nodes beside plain Ansible doing the same steps
+lab.py --record           keep the report in docs/reports/fleet, and make docs/fleet.md's tables from it
+lab.py --down             remove all of it
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+
+import machines  # puts demo/ on the path
+
+# isort: split
+import venv
+
+import bench
+import build
+import engine
+import everyday
+import fleet
+import platforms
+import report
+import scale
+import scenarios
+import stand_ins
+from case import Case, Scenario
+from machines import LAB, ROOT
+from rich.console import Console
+
+OUT = ROOT / "out" / LAB.prefix.removeprefix("attnkit-")
+ALL: tuple[Scenario, ...] = (*everyday.SCENARIOS, *scenarios.SCENARIOS)
+SCALE_NODES = 20
+
+console = Console()
+
+
+def say(text: str) -> None:
+    """One line of progress, with the time."""
+    console.print(f"[dim]{time.strftime('%H:%M:%S')}[/] {text}", highlight=False)
+
+
+def prepare(count: int) -> bench.Bench:
+    """Engine, images, machines, registry: everything that comes before a rollout."""
+    shutil.rmtree(OUT, ignore_errors=True)
+    OUT.mkdir(parents=True)
+    engine.ensure()
+    wheel = build.build_wheel()
+    venv.ensure(ROOT / ".venv", ROOT / "deploy" / "requirements.txt", [wheel])
+    say("stand-in images")
+    tags = stand_ins.build_all(wheel, bench.RELEASES, {scenarios.HEAVY: scenarios.HEAVY_PLATFORM})
+    say(f"{count} machines and a registry")
+    nodes = machines.lab_nodes(count, small_disk=scenarios.SMALL_DISK)
+    hosts = machines.up(nodes)
+    say("the images into the registry")
+    names = {release: {platform: LAB.push(tag) for platform, tag in of_release.items()} for release, of_release in tags.items()}
+    return bench.Bench(nodes, hosts, names, OUT)
+
+
+def run_all(chosen: tuple[Scenario, ...], lab: bench.Bench) -> list[tuple[Scenario, Case]]:
+    """Every scenario, each from a mended fleet."""
+    found = []
+    for scenario in chosen:
+        part = lab.part(scenario.nodes)
+        part.mend()
+        say(f"[bold]{scenario.name}[/]: {scenario.title}")
+        case = scenario.run(part)
+        for check in case.checks:
+            say(f"  {'[green]yes[/]' if check.held else '[red]NO [/]'} {check.what}")
+            if not check.held:
+                console.print(f"      {check.found}", markup=False, highlight=False)
+        if case.error:
+            console.print(f"      {case.error}", markup=False, style="red")
+        say(f"  {'[green]pass[/]' if case.passed else '[red]FAIL[/]'} {case.seconds:.0f} s: {' | '.join(case.measured)}")
+        found.append((scenario, case))
+    return found
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", metavar="NAME,…", help="these scenarios")
+    parser.add_argument("--nodes", type=int, default=0, help="nodes to start; default: as many as the scenarios need")
+    parser.add_argument("--list", action="store_true", help="name the scenarios")
+    parser.add_argument("--scale", action="store_true", help="measure a rollout of 20 nodes")
+    parser.add_argument("--record", action="store_true", help="keep the report in docs/reports/fleet")
+    parser.add_argument("--down", action="store_true", help="remove all of the lab")
+    args = parser.parse_args()
+    wanted = [name for name in args.only.split(",") if name]
+    if unknown := set(wanted) - {scenario.name for scenario in ALL}:
+        parser.error(f"no such scenario: {', '.join(sorted(unknown))}; known: {', '.join(s.name for s in ALL)}")
+    chosen = tuple(scenario for scenario in ALL if not wanted or scenario.name in wanted)
+    try:
+        if args.down:
+            machines.down()
+            return 0
+        if args.list:
+            for scenario in ALL:
+                print(f"{scenario.name:16} {scenario.nodes:2} nodes  {scenario.title}")
+            return 0
+        if args.scale:
+            lab = prepare(args.nodes or SCALE_NODES)
+            rows = []
+            for row in scale.measure(lab):
+                rows.append(row)
+                say(", ".join(f"{name} {value}" for name, value in row.items()))
+                file = report.write(OUT / "scale.json", report.scale(rows, len(lab.names)))
+            say(f"report: {(report.keep(file) if args.record else file).relative_to(ROOT)}")
+            return 0 if all(row["code"] == 0 and row["working"] == row["nodes"] for row in rows) else 1
+        count = args.nodes or max(scenario.nodes for scenario in chosen)
+        chosen = tuple(scenario for scenario in chosen if scenario.nodes <= count)
+        lab = prepare(count)
+        found = run_all(chosen, lab)
+        file = report.write(OUT / "faults.json", report.faults(found, count))
+        say(f"{sum(case.passed for _, case in found)} of {len(found)} pass; report: {file.relative_to(ROOT)}, logs beside it")
+        if args.record:
+            say(f"kept as {report.keep(file).relative_to(ROOT)}")
+        return 0 if all(case.passed for _, case in found) else 1
+    except (fleet.DemoError, engine.EngineError, platforms.DescriptionError) as error:
+        console.print(f"error: {error}", style="red", markup=False)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

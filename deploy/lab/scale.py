@@ -1,0 +1,51 @@
+"""What a rollout costs: time, CPU and memory of the controller, beside plain Ansible that does the same steps (by_hand.yml)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench import Bench
+from controller import Run
+from everyday import GIVEN, GPU
+
+HERE = Path(__file__).resolve().parent
+
+
+def measure(bench: Bench) -> Iterator[dict[str, Any]]:
+    """A row a run: a bare fleet installed, the same again, another release; with attnkit.fleet and by hand."""
+    types: dict[str, dict[str, Any]] = {}
+    for node in bench.nodes:
+        given = GIVEN[node.kind]
+        types[node.name] = {
+            "lab_type": node.kind,
+            "lab_platform": given.platform,
+            "lab_devices": list(given.devices),
+            "lab_requests": [{name.lower(): value for name, value in request.items()} for request in GPU] if given.gpu else [],
+            "lab_groups": list(given.groups),
+        }
+    for who, playbook, hosts in (("attnkit.fleet", "rollout", {}), ("by hand", HERE / "by_hand.yml", types)):
+        bench.strip()
+        for what, release in (("install", "1"), ("the same again", "1"), ("another release", "2")):
+            run = bench.play(playbook, release, hosts=hosts)
+            states = bench.look()
+            working = sum(state.works and state.release == release for state in states.values())
+            yield row(who, what, run, len(bench.names), working)
+
+
+def row(who: str, what: str, run: Run, nodes: int, working: int) -> dict[str, Any]:
+    """One line of the table."""
+    return {
+        "who": who,
+        "what": what,
+        "code": run.code,
+        "nodes": nodes,
+        "working": working,
+        "changed": sum(run.changed.values()),
+        "seconds": round(run.seconds, 1),
+        "seconds_a_node": round(run.seconds / nodes, 2),
+        "controller_cpu_seconds": round(run.cpu_seconds, 1),
+        "cpu_seconds_a_node": round(run.cpu_seconds / nodes, 2),
+        "controller_peak_mb": round(run.peak_bytes / 1e6),
+    }

@@ -1,0 +1,140 @@
+"""Write the tables of docs/fleet.md from the reports in docs/reports/fleet, or with --check say that they are stale.
+
+Between `<!-- NAME -->` and `<!-- end -->` stands what this script writes, from the newest report of each kind; the rest of the
+page is written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import plan
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "fleet.md"
+REPORTS = ROOT / "docs" / "reports" / "fleet"
+
+
+def newest(kind: str) -> tuple[str, dict[str, Any]]:
+    """The newest report of a kind: its path in the repository, and the report."""
+    path = sorted(REPORTS.glob(f"{kind}-*.json"))[-1]
+    return path.relative_to(ROOT / "docs").as_posix(), json.loads(path.read_text(encoding="utf-8"))
+
+
+def source(path: str, report: dict[str, Any]) -> str:
+    """The sentence under a table."""
+    machine, versions = report["machine"], report["versions"]
+    return (
+        f"[{path}]({path}): {report['date']}, `{report['command']}`, {report['nodes']} nodes, revision {report['revision']}, "
+        f"ansible-core {versions['ansible-core']}, engine {versions['engine']}, {machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['memory_gib']} GiB; load at the end {machine['load_at_the_end'][0]}."
+    )
+
+
+def cell(text: str) -> str:
+    """Text that breaks no table."""
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def faults() -> list[str]:
+    """What befell the fleet, and how it ended."""
+    path, report = newest("faults")
+    lines = ["| scenario | what happens | expected | measured | checks | s | |", "|---|---|---|---|---|---|---|"]
+    for row in report["scenarios"]:
+        held = sum(check["held"] for check in row["checks"])
+        # Which node got what is a table of its own.
+        measured = "; then ".join(row["measured"][-1:] if row["name"] == "unlike" else row["measured"]) or row["error"] or ""
+        lines.append(
+            f"| {row['name']} | {cell(row['title'])} | {cell(row['expected'])} | {cell(measured)} | "
+            f"{held} of {len(row['checks'])} | "
+            f"{row['seconds']:.0f} | {'pass' if row['passed'] else '**FAIL**'} |"
+        )
+    return [*lines, "", source(path, report)]
+
+
+def unlike() -> list[str]:
+    """What every node type got."""
+    path, report = newest("faults")
+    row = next(row for row in report["scenarios"] if row["name"] == "unlike")
+    lines = ["| node | node type | image, architecture and backend that its boot chose |", "|---|---|---|"]
+    for text in row["measured"][:-1]:
+        node, kind, rest = text.replace(":", "", 1).split(" ", 2)
+        lines.append(f"| {node} | {kind} | {cell(rest)} |")
+    return [*lines, "", source(path, report)]
+
+
+def scale() -> list[str]:
+    """What a rollout costs."""
+    path, report = newest("scale")
+    lines = [
+        "| with | run | nodes that work | changed | s | s a node | controller CPU s | CPU s a node | controller peak MB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in report["rows"]:
+        lines.append(
+            f"| {row['who']} | {row['what']} | {row['working']} of {row['nodes']} | {row['changed']} | {row['seconds']:.0f} | "
+            f"{row['seconds_a_node']:.1f} | {row['controller_cpu_seconds']:.0f} | {row['cpu_seconds_a_node']:.2f} | "
+            f"{row['controller_peak_mb']} |"
+        )
+    return [*lines, "", source(path, report)]
+
+
+def simulated() -> list[str]:
+    """Rollouts of many nodes, estimated."""
+    path, report = newest("scale")
+    update = next(row for row in report["rows"] if row["who"] == "attnkit.fleet" and row["what"] == "another release")
+    spent = update["cpu_seconds_a_node"]
+    lines = ["| estimate | nodes | hours | pulls | boots | controller |", "|---|---|---|---|---|---|"]
+    for title, nodes, assumed in plan.PLANS:
+        found = plan.rollout(nodes, assumed, spent)
+        shown = " | ".join(f"{found[name]:.1f}" for name in ("hours", "pull", "boot", "controller"))
+        lines.append(f"| {title} | {nodes} | {shown} |")
+    first = plan.Assumed()
+    return [
+        *lines,
+        "",
+        f"Estimates, not measurements: simulated by `deploy/lab/plan.py` from {spent:.2f} CPU seconds a node ({path}) and "
+        f"assumptions: {first.image_gb:.0f} GB of an image to pull, {first.node_gbit:.0f} Gbit/s for a node, "
+        f"{first.source_gbit:.0f} Gbit/s from a registry or mirror, {first.boot_s:.0f} s (median) from start to completion.",
+    ]
+
+
+TABLES = {"faults": faults, "unlike": unlike, "scale": scale, "simulated": simulated}
+
+
+def page(text: str) -> str:
+    """The page with its tables anew."""
+    for name, make in TABLES.items():
+        head, tail = f"<!-- {name} -->\n", "<!-- end -->"
+        pattern = re.compile(f"{re.escape(head)}.*?{re.escape(tail)}", re.DOTALL)
+        if not pattern.search(text):
+            raise SystemExit(f"{PAGE.name} has no place for the table {name!r}")
+        table = head + "\n".join(make()) + "\n" + tail
+        text = pattern.sub(lambda _, table=table: table, text, count=1)
+    return text
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where the page is stale")
+    check = parser.parse_args().check
+    old = PAGE.read_text(encoding="utf-8")
+    new = page(old)
+    if new == old:
+        return 0
+    if check:
+        print(f"{PAGE.relative_to(ROOT)} is stale: run deploy/lab/tables.py")
+        return 1
+    PAGE.write_text(new, encoding="utf-8")
+    print(f"wrote {PAGE.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
