@@ -3,7 +3,8 @@
 A benchmark's batch is too large for the float64 reference. One row of it is not: a new token with the keys it sees is a decode
 of one sequence. `Judge` cuts some such rows out of the call, at most four key heads of each, and holds the same rows of an
 implementation's output against the reference, with the eager base's error as the measure. Oracle and base are computed once a
-workload, on the CPU.
+workload: by the reference itself on the CPU, or, for plain attention on a GPU, by the same formulas there, because a minute of
+float64 a workload is more than a lent card has (tests/bench holds the two together).
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from attnkit.spec import (
     DualChunkAttention,
     MlaDecode,
     PagedAttention,
+    Softmax,
     TreeAttention,
     VarlenAttention,
 )
 
 MOST_KV_HEADS = 4
 MOST_MLA_HEADS = 16
+MOST_KEYS = 1 << 18
+"""Keys of all heads together that the CPU is asked to look at; fewer heads of long sequences are looked at."""
 
 
 @dataclass(frozen=True)
@@ -44,23 +48,66 @@ class Judge:
 
     def __init__(self, call: Call) -> None:
         self._spec = call.spec()
-        self._rows = _sampled_rows(call)
-        self._heads, small = _cut(call, self._rows)
-        self._oracle = reference(small)
-        self._bases = bases(small)
+        self._rows = sampled_rows(call)
+        if is_plain(call) and inner(call).query.is_cuda:
+            self._heads, self._exact, bases_of = on_device(call, self._rows)
+            self._bases: tuple[AttentionOutput, ...] = (AttentionOutput(bases_of, None, "eager"),)
+        else:
+            self._heads, small = cut(call, self._rows)
+            self._exact = reference(small).out
+            self._bases = bases(small)
 
     def __call__(self, out: Tensor) -> Judgement:
         """Judge `out`, the whole output of the call."""
         tokens = torch.tensor([token for _, token, _ in self._rows], device=out.device)
         got = out[tokens][:, self._heads.to(out.device)].cpu()
-        exact = self._oracle.out
-        error = float((got.double() - exact).norm() / exact.norm())
+        error = float((got.double() - self._exact).norm() / self._exact.norm())
         spec = replace(self._spec, features=self._spec.features - {"lse"})
-        found = judge(AttentionOutput(got, None, ""), AttentionOutput(exact, None, ""), self._bases, spec)
+        found = judge(AttentionOutput(got, None, ""), AttentionOutput(self._exact, None, ""), self._bases, spec)
         return Judgement(error, found.reason)
 
 
-def _sampled_rows(call: Call) -> list[tuple[int, int, int]]:
+def is_plain(call: Call) -> bool:
+    """Softmax of scaled products over the visible keys, and nothing else."""
+    if isinstance(call, DualChunkAttention | DifferentialAttention):
+        return False
+    batch = inner(call)
+    return isinstance(batch, MlaDecode) or replace(batch.softmax, causal=True) == Softmax(batch.softmax.softmax_scale)
+
+
+def on_device(call: Call, rows: list[tuple[int, int, int]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Output heads compared, exact rows in float64, eager rows in the call's dtype: computed where the call lies.
+
+    The formulas are those of `attnkit.reference.reference` and `attnkit.selftest.eager.eager`.
+    """
+    batch = inner(call)
+    begins = batch.query_start_loc.tolist()
+    kv_heads, heads, out_heads = _heads(call, MOST_KV_HEADS)
+    dtype = batch.query.dtype
+    scale = batch.softmax_scale if isinstance(batch, MlaDecode) else batch.softmax.softmax_scale
+    scales = (batch.k_scale, batch.v_scale) if isinstance(batch, PagedAttention) else (1.0, 1.0)
+    if isinstance(batch, MlaDecode):
+        scales = (batch.kv_scale, batch.kv_scale)
+    exact, eager = [], []
+    for seq, token, node in rows:
+        key, value = _visible(call, seq, node, begins[seq + 1] - begins[seq], kv_heads)
+        key, value = key.float().double() * scales[0], value.float().double() * scales[1]
+        if isinstance(batch, MlaDecode):
+            value = value[..., : batch.kv_lora_rank]
+        query = batch.query[token, heads.to(batch.query.device)].double().view(key.shape[1], -1, key.shape[2])
+        exact.append(_attend(query, key, value, scale, scaled=False))
+        eager.append(_attend(query.to(dtype), key.to(dtype), value.to(dtype), scale, scaled=True))
+    return out_heads, torch.stack(exact).cpu(), torch.stack(eager).cpu()
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float, *, scaled: bool) -> Tensor:
+    """[num_heads, width] of a token [kv_heads, group, d] over keys [L, kv_heads, d]; with `scaled` the keys bear the scale."""
+    on_keys, on_scores = (scale, 1.0) if scaled else (1.0, scale)
+    scores = torch.einsum("hgd,lhd->hgl", query, key * on_keys) * on_scores
+    return torch.einsum("hgl,lhd->hgd", torch.softmax(scores, dim=-1), value).flatten(0, 1)
+
+
+def sampled_rows(call: Call) -> list[tuple[int, int, int]]:
     """(sequence, row of the output, node within the sequence): ends and a third of the first, middle and last sequence."""
     batch = inner(call)
     begins = batch.query_start_loc.tolist()
@@ -72,18 +119,19 @@ def _sampled_rows(call: Call) -> list[tuple[int, int, int]]:
     return rows
 
 
-def _cut(call: Call, rows: list[tuple[int, int, int]]) -> tuple[Tensor, Call]:
+def cut(call: Call, rows: list[tuple[int, int, int]]) -> tuple[Tensor, Call]:
     """The output heads that are compared, and a small call on the CPU whose sequences are `rows`."""
     batch = inner(call)
     begins = batch.query_start_loc.tolist()
-    kv_heads, heads, out_heads = _heads(call)
+    keys_a_head = len(rows) * batch.max_seq_len
+    kv_heads, heads, out_heads = _heads(call, max(2, min(MOST_KV_HEADS, MOST_KEYS // keys_a_head)))
     tokens = torch.tensor([token for _, token, _ in rows], device=batch.query.device)
     query = batch.query[tokens][:, heads.to(batch.query.device)].cpu()
     keys, values = [], []
     for seq, _, node in rows:
         key, value = _visible(call, seq, node, begins[seq + 1] - begins[seq], kv_heads)
-        keys.append(key)
-        values.append(value)
+        keys.append(key.cpu())
+        values.append(value.cpu())
     lengths = torch.tensor([key.shape[0] for key in keys], dtype=torch.int32)
     fields = {
         "block_table": torch.arange(len(rows), dtype=torch.int32)[:, None],
@@ -118,16 +166,19 @@ def _cut(call: Call, rows: list[tuple[int, int, int]]) -> tuple[Tensor, Call]:
     return out_heads, paged
 
 
-def _heads(call: Call) -> tuple[Tensor, Tensor, Tensor]:
-    """Key heads, query heads and output heads that are looked at: the first and the last two key heads and theirs."""
+def _heads(call: Call, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Key heads, query heads and output heads that are looked at: the first and last key heads, at most `most`, and theirs."""
     spec = call.spec()
     if isinstance(call, MlaDecode):
         half = min(MOST_MLA_HEADS, spec.num_heads) // 2
         heads = torch.tensor([*range(half), *range(spec.num_heads - half, spec.num_heads)])
         return torch.tensor([0]), heads, heads
     count, group = spec.num_kv_heads, spec.num_heads // spec.num_kv_heads
-    some = range(count)
-    kv = [*some] if count <= MOST_KV_HEADS else [*some[: MOST_KV_HEADS // 2], *some[count - MOST_KV_HEADS // 2 :]]
+    most = 2 * (most // 2)  # even at both ends: differential attention has heads in pairs
+    kv = [*range(count)]
+    if count > most:
+        half = most // 2 if not isinstance(call, DifferentialAttention) else 2 * max(1, most // 4)
+        kv = [*kv[:half], *kv[count - half :]]
     heads = torch.tensor([head * group + i for head in kv for i in range(group)])
     if isinstance(call, DifferentialAttention):
         pairs = torch.tensor(sorted({int(head) // 2 for head in heads}))
@@ -136,13 +187,13 @@ def _heads(call: Call) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _visible(call: Call, seq: int, node: int, query_len: int, kv_heads: Tensor) -> tuple[Tensor, Tensor]:
-    """The keys and values [length, heads, width] on the CPU that the new token `node` of `seq` sees."""
+    """The keys and values [length, heads, width] that the new token `node` of `seq` sees, in the dtype of the cache."""
     batch = inner(call)
     if isinstance(batch, VarlenAttention):
         begin, end = batch.key_start_loc[seq : seq + 2].tolist()
         heads = kv_heads.to(batch.key.device)
         seen = slice(begin, end - query_len + node + 1)
-        return batch.key[seen][:, heads].cpu(), batch.value[seen][:, heads].cpu()
+        return batch.key[seen][:, heads], batch.value[seen][:, heads]
     length = int(batch.seq_lens[seq])
     context = length - query_len
     if isinstance(call, TreeAttention):
@@ -165,4 +216,4 @@ def _rows(cache: Tensor, table: Tensor, at: Tensor, heads: Tensor) -> Tensor:
     size = cache.shape[1]
     bits = cache.view(torch.uint8) if cache.element_size() == 1 else cache  # float8 cannot be indexed everywhere
     found = bits[table[at // size].long(), at % size][:, heads]
-    return found.view(cache.dtype).cpu()
+    return found.view(cache.dtype)

@@ -14,12 +14,14 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from attnkit.bench import run, workloads
+from attnkit.bench import judging, run, workloads
 from attnkit.bench.judging import Judge
 from attnkit.bench.peers import ON_CPU, OURS, PEERS, Run, Unsupported, torch_sdpa
 from attnkit.bench.results import Row, load, ratios
 from attnkit.bench.work import GROUPS, ROTATE_BYTES, WORKS, Work, chosen
 from attnkit.bench.workloads import Shape
+from attnkit.reference import reference
+from attnkit.selftest.eager import bases
 from attnkit.spec import Call
 
 TINY = Path(__file__).with_name("tiny_run.py")
@@ -168,8 +170,6 @@ def test_the_judge_sees_a_row_of_another_token(make: Callable[..., Call]) -> Non
     )
     call = make(shape, torch.float32, "cpu")
     judge = Judge(call)
-    from attnkit.reference import reference
-
     exact = reference(call).out.float()
     assert judge(exact).reason == ""
     shifted = exact.roll(1, dims=0)
@@ -196,3 +196,33 @@ def test_every_group_has_peers_and_names_are_unique() -> None:
 def test_a_peer_says_why_it_cannot(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="no tree"):
         torch_sdpa.Math().prepare(workloads.tree_call(1, 4, 16, torch.float32, "cpu"))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: workloads.paged_call(
+            Shape("", (3, 1), (50, 40), num_heads=8, num_kv_heads=2, head_dim=32), torch.bfloat16, "cpu"
+        ),
+        lambda: workloads.varlen_call(
+            Shape("", (9, 5), (9, 5), num_heads=8, num_kv_heads=8, head_dim=32), torch.bfloat16, "cpu"
+        ),
+        lambda: workloads.fp8_call(
+            Shape("", (1, 1), (50, 40), num_heads=8, num_kv_heads=2, head_dim=32), torch.bfloat16, "cpu"
+        ),
+        lambda: workloads.mla_call(2, 70, torch.bfloat16, device="cpu", heads=16),
+        lambda: workloads.tree_call(2, 8, 32, torch.bfloat16, "cpu"),
+    ],
+    ids=["paged", "varlen", "fp8", "mla", "tree"],
+)
+def test_the_formulas_on_a_gpu_are_those_of_the_reference(make: Callable[[], Call]) -> None:
+    call = make()
+    rows = judging.sampled_rows(call)
+    heads, small = judging.cut(call, rows)
+    assert judging.is_plain(call)
+    same_heads, exact, eager = judging.on_device(call, rows)
+    assert torch.equal(heads, same_heads)
+    torch.testing.assert_close(exact, reference(small).out, rtol=1e-12, atol=1e-12)
+    (base,) = bases(small)
+    eps = torch.finfo(torch.bfloat16).eps
+    assert (eager.double() - base.out.double()).abs().max() <= 2 * eps * exact.abs().max()
