@@ -19,15 +19,12 @@ from attnkit.hardware.device import Device
 from attnkit.kernels import aot
 from attnkit.kernels.aot_files import Baked
 from attnkit.kernels.aot_variants import DEFAULT_GEOMETRIES, BootCalls
-from attnkit.plan import make_plan, place
-from attnkit.profiles import workload_names
+from attnkit.plan import place
 from attnkit.selftest.building import build as build_call
 from attnkit.selftest.cases import Case, cases
 from attnkit.selftest.model import Level
-from attnkit.spec import AttentionSpec, Call
-
-LEVEL: Level = "standard"
-"""The level that node profiles ask for."""
+from attnkit.spec import Call
+from attnkit.usual import LEVEL, needs
 
 
 def boot_calls(level: Level = LEVEL) -> BootCalls:
@@ -58,13 +55,6 @@ def verify(directory: Path, targets: Sequence[str] | None = None) -> aot.Manifes
 def list_kernels(targets: Sequence[str]) -> tuple[aot.Variant, ...]:
     """Every kernel that `build` compiles."""
     return aot.list_kernels(targets, geometries=DEFAULT_GEOMETRIES, boot=boot_calls())
-
-
-def needs(target: str) -> tuple[AttentionSpec, ...]:
-    """What a boot on `target` may have to prove when no model is given: the usual need of its node type and every workload."""
-    where = place(arch=target)
-    plans = [make_plan(where, workload=workload) for workload in (None, *workload_names())]
-    return tuple(dict.fromkeys(spec for plan in plans for spec in plan.need.specs))
 
 
 def _calls(target: str, *, level: Level) -> Iterator[tuple[str, Call]]:

@@ -8,11 +8,14 @@ ATTNKIT_PALLAS_INTERPRET=1 is set.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attnkit.backends.base import Backend, Capability, HeadDims, Provider
 from attnkit.errors import UnsupportedError
 from attnkit.spec import AttentionOutput, Call, PagedAttention
+
+if TYPE_CHECKING:
+    from attnkit.kernels.pallas.ahead import Signature
 
 _CAPABILITY = Capability(
     ops=frozenset({"paged"}),
@@ -47,35 +50,65 @@ class Pallas(Backend):
             raise UnsupportedError(f"PALLAS implements paged attention, not {call.op}")
         import jax
 
+        from attnkit.kernels.pallas import ahead
         from attnkit.kernels.pallas.paged import paged_attention
 
         interpret = jax.default_backend() != "tpu"
         if interpret and provider == "attnkit":
             raise UnsupportedError("PALLAS needs a TPU; elsewhere it runs only in the interpreter, for tests")
         soft = call.softmax
-        out, lse = paged_attention(
-            _to_jax(call.query),
-            _to_jax(call.key_cache),
-            _to_jax(call.value_cache),
-            _to_jax(call.block_table),
-            _to_jax(call.seq_lens),
-            _to_jax(call.query_start_loc),
+        arrays = [
+            _to_jax(array)
+            for array in (
+                call.query,
+                call.key_cache,
+                call.value_cache,
+                call.block_table,
+                call.seq_lens,
+                call.query_start_loc,
+            )
+        ]
+        slopes, sinks = (None if array is None else _to_jax(array) for array in (soft.alibi_slopes, soft.sinks))
+        signature = self.signature(call)
+        lowered = None if interpret else ahead.load(signature)
+        if lowered is not None:
+            out, lse = lowered(*arrays, slopes, sinks)
+        else:
+            out, lse = paged_attention(*arrays, alibi_slopes=slopes, sinks=sinks, interpret=interpret, **signature.options)
+        kernel = "pallas_paged_attention" + ("(interpreter)" if interpret else "(ahead)" if lowered is not None else "")
+        result = _like(call.query, out)
+        if call.out is not None:
+            call.out.copy_(result)
+            result = call.out
+        return AttentionOutput(result, _like(call.query, lse) if call.return_lse else None, kernel)
+
+    @staticmethod
+    def signature(call: PagedAttention) -> Signature:
+        """What decides the kernel of this call."""
+        from attnkit.kernels.pallas.ahead import Signature
+
+        soft = call.softmax
+        return Signature(
+            query=tuple(call.query.shape),
+            dtype=_dtype_name(call.query),
+            key_cache=tuple(call.key_cache.shape),
+            value_cache=tuple(call.value_cache.shape),
+            cache_dtype=_dtype_name(call.key_cache),
+            block_table=tuple(call.block_table.shape),
             max_query_len=call.max_query_len,
             max_seq_len=call.max_seq_len,
             softmax_scale=soft.softmax_scale,
             causal=soft.causal,
             window=soft.window,
             softcap=soft.softcap,
-            alibi_slopes=None if soft.alibi_slopes is None else _to_jax(soft.alibi_slopes),
-            sinks=None if soft.sinks is None else _to_jax(soft.sinks),
-            interpret=interpret,
+            alibi=soft.alibi_slopes is not None,
+            sinks=soft.sinks is not None,
         )
-        kernel = "pallas_paged_attention" + ("(interpreter)" if interpret else "")
-        result = _like(call.query, out)
-        if call.out is not None:
-            call.out.copy_(result)
-            result = call.out
-        return AttentionOutput(result, _like(call.query, lse) if call.return_lse else None, kernel)
+
+
+def _dtype_name(array: Any) -> str:
+    """bfloat16 …, of a torch tensor or a JAX array."""
+    return str(array.dtype).rpartition(".")[2]
 
 
 def _to_jax(tensor: Any) -> Any:
