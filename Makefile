@@ -8,7 +8,7 @@ BIN := $(TESTS)/bin
 PYTEST := $(BIN)/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv engine image images images-test demo demo-fault demo-down lock test-venv test lint docs
+.PHONY: help venv engine image images images-test bundle demo demo-fault demo-down lab lab-scale lock test-venv test lint docs
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ images-test: venv ## builds both CUDA images and looks into them (20 GB of disk)
 	@$(VENV)/bin/python images/build.py cuda-ampere
 	@$(VENV)/bin/python images/examine.py cuda-turing cuda-ampere
 
+bundle: venv ## one file for hosts without a network: image, playbooks, profiles, wheels, checksums: make bundle PLATFORM=cpu
+	@$(VENV)/bin/python images/bundle.py "$(PLATFORM)"
+
 demo: venv ## the whole chain on this machine: image, a fleet of three nodes, rollout, a completion from each
 	@$(VENV)/bin/python deploy/demo/demo.py
 
@@ -38,6 +41,12 @@ demo-fault: venv ## rehearse a node that fails its self-test: make demo-fault FA
 
 demo-down: venv ## remove everything that the demo made
 	@$(VENV)/bin/python deploy/demo/demo.py --down
+
+lab: venv ## a fleet of unlike nodes (stand-in images) and what befalls it: every scenario of docs/fleet.md; takes an hour
+	@$(VENV)/bin/python deploy/lab/lab.py
+
+lab-scale: venv ## a rollout of 20 nodes, measured, beside plain Ansible that does the same steps
+	@$(VENV)/bin/python deploy/lab/lab.py --scale
 
 lock: venv ## the hash-locked requirement files, from their .in files
 	@$(VENV)/bin/python images/lock.py

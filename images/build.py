@@ -182,7 +182,7 @@ def build_arguments(platform: Platform, base_name: str) -> dict[str, str]:
         "LOCK": platform.lock_path.stem if platform.lock_path else "",
         "PLATFORM": platform.name,
         "FOUNDATION": "flat" if platform.bootstrap else "system",
-        "KERNELS": "yes" if platform.bakes_triton else "no",
+        "KERNELS": platform.kernels,
         "TARGETS": ",".join(platform.targets),
     }
 

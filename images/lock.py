@@ -30,12 +30,21 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Lock:
-    """One lock: `source` (the .in file), for which interpreters it is made, and whether it is of torch's CUDA build alone."""
+    """One lock.
+
+    Args:
+        source: the .in file.
+        python: the oldest interpreter it is for.
+        universal: for every system and newer interpreters; otherwise for this interpreter on `system` alone.
+        cuda: of torch's CUDA build alone.
+        system: what wheels may ask of the system, as uv names it.
+    """
 
     source: str
     python: str
     universal: bool
     cuda: bool = False
+    system: str = "x86_64-manylinux_2_28"
 
     @property
     def target(self) -> Path:
@@ -56,7 +65,10 @@ class Lock:
 LOCKS: dict[str, Lock] = {
     "cpu": Lock("images/requirements/cpu.in", python="3.11", universal=False),
     "cuda": Lock("images/requirements/cuda.in", python="3.11", universal=False, cuda=True),
+    "ipex": Lock("images/requirements/ipex.in", python="3.11", universal=False),
+    "tpu": Lock("images/requirements/tpu.in", python="3.11", universal=False, system="x86_64-manylinux_2_31"),
     "sbom": Lock("images/requirements/sbom.in", python="3.11", universal=False),
+    "bundle": Lock("images/requirements/bundle.in", python="3.11", universal=True),
     "deploy": Lock("deploy/requirements.in", python="3.11", universal=True),
     "tests": Lock("tests/requirements.in", python="3.11", universal=True),
 }
@@ -103,7 +115,7 @@ def compile_lock(lock: Lock) -> str:
         command = [sys.executable, "-m", "uv", "pip", "compile", str(ROOT / lock.source), "-o", str(out), "--quiet"]
         command += ["--generate-hashes", "--no-annotate", "--no-header", "--no-emit-index-url", "--no-emit-find-links"]
         command += ["--python-version", lock.python]
-        command += ["--universal"] if lock.universal else ["--python-platform", "x86_64-manylinux_2_28"]
+        command += ["--universal"] if lock.universal else ["--python-platform", lock.system]
         if lock.override.is_file():
             command += ["--override", str(lock.override)]
         if lock.target.is_file():

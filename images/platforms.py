@@ -51,9 +51,11 @@ class Platform:
     not_built: str | None = None
 
     @property
-    def bakes_triton(self) -> bool:
-        """Whether Triton kernels are compiled ahead for it."""
-        return any(target.startswith(("sm_", "gfx")) for target in self.targets)
+    def kernels(self) -> str:
+        """What is compiled ahead for its targets: triton, pallas or none, as the Dockerfile's KERNELS."""
+        if not self.targets:
+            return "none"
+        return "pallas" if all(target.startswith("tpu-") for target in self.targets) else "triton"
 
     @property
     def lock_path(self) -> Path | None:

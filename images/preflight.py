@@ -86,7 +86,7 @@ def _cuda(platform: Platform, locked: dict[str, str]) -> Iterator[str]:
 
 
 def _triton(platform: Platform, locked: dict[str, str]) -> Iterator[str]:
-    if not platform.bakes_triton:
+    if platform.kernels != "triton":
         return
     version = locked.get("triton")
     if version is None:

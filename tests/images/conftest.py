@@ -1,4 +1,4 @@
-"""What the image tests share: the scripts of images/ as modules, and the built cpu image."""
+"""What the image tests share: the scripts of images/ (and the demo's machines) as modules, and the built cpu image."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "images"))
+sys.path.append(str(ROOT / "deploy" / "demo"))
 
 
 @pytest.fixture(scope="session")
