@@ -1,0 +1,188 @@
+"""The lab's own parts: what it says of a node, when it acts in a playbook, what it measures, and the plan that it simulates."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path += [str(ROOT / "deploy" / "lab"), str(ROOT / "deploy" / "demo"), str(ROOT / "images")]
+
+import case  # noqa: E402
+import controller  # noqa: E402
+import everyday  # noqa: E402
+import lab  # noqa: E402
+import machines  # noqa: E402
+import plan  # noqa: E402
+import tables  # noqa: E402
+from look import State  # noqa: E402
+
+from attnkit import profiles  # noqa: E402
+
+IMAGE = "registry:5000/attnkit-lab/cpu@sha256:" + "1" * 64
+
+
+def _state(**changes: Any) -> State:
+    raw: dict[str, Any] = {
+        "recorded": IMAGE,
+        "ready": True,
+        "report": {"verdict": "planted"},
+        "container": {"running": True, "image": IMAGE, "digests": [IMAGE], "labels": {"attnkit.release": "1"}, "id": "a"},
+    }
+    answers = changes.pop("answers", True)
+    return State(up=True, raw={**raw, **changes}, answers=answers)
+
+
+def test_a_node_that_serves() -> None:
+    assert _state().serves("1") and not _state().serves("2")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"answers": False},
+        {"ready": False},
+        {"report": {"verdict": "fail"}},
+        {"report": None},
+        {"container": None},
+        {"recorded": None},
+        {"recorded": IMAGE.replace("1" * 64, "2" * 64)},
+    ],
+)
+def test_a_node_that_does_not(changes: dict[str, Any]) -> None:
+    assert not _state(**changes).serves("1")
+
+
+def test_a_digest_that_the_engine_does_not_know() -> None:
+    container = {**_state().container, "digests": []}
+    assert _state(container=container).works and not _state(container=container).serves("1")
+
+
+def test_nothing_is_lost_but_a_machine_that_is_down() -> None:
+    states = {"node-01": _state(), "node-02": _state(answers=False), "node-03": State(up=False)}
+    for down, held in (([], False), (["node-03"], False), (["node-02", "node-03"], True)):
+        found = case.Case("x")
+        found.nothing_lost(states, down=down)
+        assert found.passed is held
+
+
+def test_a_case_without_a_check_does_not_pass() -> None:
+    assert not case.Case("x").passed
+
+
+def test_the_same_start_is_untouched_and_another_is_not() -> None:
+    again = _state(container={**_state().container, "id": "b"})
+    for after, held in ((_state(), True), (again, False), (_state(recorded="other"), False)):
+        found = case.Case("x")
+        found.untouched({"node-01": _state()}, {"node-01": after}, ["node-01"])
+        assert found.passed is held
+
+
+def test_span() -> None:
+    assert case.span(["node-02", "node-01", "node-03", "node-20"]) == "node 01–03, 20"
+    assert case.span([]) == "no node"
+
+
+def test_names_of_scenarios_are_unique() -> None:
+    names = [scenario.name for scenario in lab.ALL]
+    assert len(names) == len(set(names)) > 15
+
+
+def test_what_node_types_are_given_is_what_their_profiles_say() -> None:
+    assert set(everyday.GIVEN) == set(machines.KINDS)
+    for kind, given in everyday.GIVEN.items():
+        assert profiles.load_node(kind).platform == given.platform
+
+
+def _playbook(folder: Path, *tasks: dict[str, Any]) -> Path:
+    play = [{"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": list(tasks)}]
+    file = folder / "play.yml"
+    file.write_text(yaml.safe_dump(play, sort_keys=False), encoding="utf-8")
+    variables = {"ansible_python_interpreter": str(ROOT / ".venv" / "bin" / "python")}
+    (folder / "hosts.json").write_text(json.dumps({"all": {"hosts": {"localhost": variables}}}), encoding="utf-8")
+    return file
+
+
+def _wait(name: str, seconds: float) -> dict[str, Any]:
+    return {"name": name, "ansible.builtin.command": {"argv": ["sleep", str(seconds)]}}
+
+
+@pytest.fixture
+def controller_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ansible is in the tools' environment, not in the tests'."""
+    monkeypatch.setattr(sys, "executable", str(ROOT / ".venv" / "bin" / "python"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("controller_python")
+def test_a_moment_comes_once_its_task_is_done(tmp_path: Path) -> None:
+    playbook = _playbook(tmp_path, _wait("First", 0), _wait("Second", 3))
+    seen: list[int] = []
+    moments = [
+        controller.Moment("First", "localhost", lambda process: seen.append(process.pid)),
+        controller.Moment("First", "another", lambda process: seen.append(0)),
+    ]
+    run = controller.play(playbook, tmp_path / "hosts.json", tmp_path / "out.log", moments=moments)
+    assert run.code == 0, run.text
+    assert seen == [seen[0]] != [0] and [moment.came for moment in moments] == [True, False]
+    assert run.changed == {"localhost": 2}
+    assert 0 < run.cpu_seconds < run.seconds * (os.cpu_count() or 1)
+    assert 20e6 < run.peak_bytes < 2e9, "Ansible and its worker, by what the kernel says"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("controller_python")
+def test_a_killed_controller_leaves_no_process(tmp_path: Path) -> None:
+    playbook = _playbook(tmp_path, _wait("First", 0), _wait("Second", 120))
+    pids: list[int] = []
+
+    def kill(process: Any) -> None:
+        pids.append(process.pid)
+        controller.kill(process)
+
+    began = time.monotonic()
+    run = controller.play(
+        playbook, tmp_path / "hosts.json", tmp_path / "out.log", moments=[controller.Moment("First", "localhost", kill)]
+    )
+    assert run.code == -signal.SIGKILL and time.monotonic() - began < 60
+    assert controller.memory_of(pids[0]) == 0
+
+
+def test_makespan() -> None:
+    assert plan.makespan([], 3) == 0
+    assert plan.makespan([1, 1, 1, 1], 2) == 2
+    assert plan.makespan([3, 1, 1, 1], 2) == 3
+
+
+def test_the_plan_has_the_batches_of_the_playbook() -> None:
+    plays = yaml.safe_load((ROOT / "deploy" / "playbooks" / "rollout.yml").read_text(encoding="utf-8"))
+    serial = next(play["serial"] for play in plays if play.get("hosts") == "attnkit_rest")
+    assert [f"{share:.0%}" for share in plan.SHARES] == serial
+    for nodes in (8, 20, 1000, 5000):
+        assert sum(plan.batches(nodes, 7)) == nodes
+    assert plan.batches(20, 7) == [1] * 7 + [1, 6, 6]
+
+
+def test_more_of_anything_makes_the_plan_no_slower() -> None:
+    hours = [plan.rollout(1000, assumed, 3.0)["hours"] for assumed in (
+        plan.Assumed(), plan.Assumed(forks=100), plan.Assumed(forks=100, sources=20), plan.Assumed(forks=400, sources=20),
+    )]  # fmt: skip
+    assert hours == sorted(hours, reverse=True)
+
+
+def test_tables_keep_what_is_written_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "TABLES", {"one": lambda: ["| a |"], "two": lambda: ["| \\1 b |"]})
+    text = "hand\n<!-- one -->\nstale\n<!-- end -->\nby\n<!-- two -->\n<!-- end -->\nend\n"
+    made = tables.page(text)
+    assert made == "hand\n<!-- one -->\n| a |\n<!-- end -->\nby\n<!-- two -->\n| \\1 b |\n<!-- end -->\nend\n"
+    assert tables.page(made) == made
+    with pytest.raises(SystemExit, match="no place for the table 'one'"):
+        tables.page("nothing")
