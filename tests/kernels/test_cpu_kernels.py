@@ -30,7 +30,46 @@ verdict = run_selftest(get("TORCH_SDPA"), cpu, None, level="quick", provider="at
 wrong = [(case.case, case.reason) for case in verdict.cases if case.outcome != "pass"]
 kernels = {case.kernel for case in verdict.cases}
 assert verdict.outcome == "pass" and not wrong, wrong
-assert kernels == {f"attnkit_cpu_{sys.argv[1]}", f"attnkit_cpu_{sys.argv[1]}_varlen"}, kernels
+assert kernels == {f"attnkit_cpu_{sys.argv[1]}{what}" for what in ("", "_varlen", "_mla")}, kernels
+"""
+
+FEW_ROWS = """
+import itertools
+import torch
+from attnkit.backends.registry import get
+from attnkit.reference import reference
+from attnkit.spec import PagedAttention, Softmax
+
+torch.set_num_threads(2)
+draw = torch.Generator().manual_seed(0)
+LENS = (1, 7, 129, 300, 1200)  # the last one is split between threads
+features = {
+    "plain": {}, "window": {"window": (40, -1)}, "softcap": {"softcap": 5.0}, "non_causal": {"causal": False},
+    "alibi": {"alibi_slopes": 0.3}, "sinks": {"sinks": 1.5},
+}
+shapes = ((1, 1), (2, 1), (3, 1), (4, 1), (1, 4))  # query heads a key head, new tokens
+checked = 0
+for (group, new), dim, (name, how) in itertools.product(shapes, (20, 64, 80), features.items()):
+    heads, page = 2 * group, 16
+    how = {k: torch.full((heads,), v) if k in ("alibi_slopes", "sinks") else v for k, v in how.items()}
+    pages = [-(-n // page) for n in LENS]
+    order = torch.randperm(sum(pages), generator=draw).to(torch.int32)
+    table = torch.zeros(len(LENS), max(pages), dtype=torch.int32)
+    for row, count in enumerate(pages):
+        table[row, :count], order = order[:count], order[count:]
+    news = torch.tensor([min(new, n) for n in LENS])
+    key, value = (torch.randn(sum(pages), page, 2, dim, generator=draw) for _ in "kv")
+    call = PagedAttention(
+        torch.randn(int(news.sum()), heads, dim, generator=draw), key, value, table, torch.tensor(LENS, dtype=torch.int32),
+        torch.nn.functional.pad(news.cumsum(0), (1, 0)).to(torch.int32), new, max(LENS), Softmax(dim**-0.5, **how),
+        return_lse=True,
+    )
+    got, oracle = get("TORCH_SDPA").run(call, "attnkit-cpu"), reference(call)
+    for what in ("out", "lse"):
+        error = (getattr(got, what).double() - getattr(oracle, what)).abs().max().item()
+        assert error < 5e-6, (group, new, dim, name, what, error)
+    checked += 1
+print(checked)
 """
 
 
@@ -57,6 +96,18 @@ def test_right_on_every_instruction_set(bake: Path, isa: str) -> None:
     environment = {**os.environ, "ATTNKIT_KERNELS": str(bake), "ATTNKIT_CPU_ISA": isa}
     done = subprocess.run([sys.executable, "-c", PROGRAM, isa], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+def test_tiles_of_few_rows_with_every_feature(bake: Path, isa: str) -> None:
+    from attnkit.kernels.cpu import library
+
+    if not library.instruction_sets(bake / library.file_name()).get(isa):
+        pytest.skip(f"this processor has no {isa}")
+    environment = {**os.environ, "ATTNKIT_KERNELS": str(bake), "ATTNKIT_CPU_ISA": isa}
+    done = subprocess.run([sys.executable, "-c", FEW_ROWS], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["90"]
 
 
 def test_not_compiled_is_a_reason_and_the_next_provider_is_taken() -> None:

@@ -38,7 +38,7 @@ struct Item {
 };
 
 constexpr int kTileRows = 64;
-constexpr int kMaxDim = 512;
+constexpr int kMaxDim = 576;  // MLA's keys: 512 latent + 64 rotary
 
 // Floats that a split leaves for the merge: [dim_v][rows] sums, the rows' maxima, their denominators.
 inline int64_t partial_floats(const Call& c, const Item& item) { return static_cast<int64_t>(item.rows) * (c.dim_v + 2); }

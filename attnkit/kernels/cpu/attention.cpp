@@ -5,7 +5,8 @@
 // Rows (new tokens x the query heads of one key head) lie across the lanes of vectors, so the whole online softmax is
 // lane-wise: no sum or maximum across lanes. Q is transposed once a tile; elements of K and V are broadcast straight from the
 // paged cache, which is therefore read in place, whatever its strides. Sums of a key tile start at zero and are then added to
-// the running output, so that long contexts do not add tiny terms to large ones one by one.
+// the running output, so that long contexts do not add tiny terms to large ones one by one. A tile of few rows would leave
+// most lanes empty: few_rows.h.
 //
 // Two dot operations: float32 fused multiply-add, and where the processor has it, bfloat16 pairs with float32 sums
 // (vdpbf16ps). Other formats are widened to float32, a tile of keys at a time.
@@ -391,15 +392,38 @@ void finish(const View& w, int ld, const float* o, const float* m, const float* 
   }
 }
 
+// What a tile leaves: its result, or where its keys are split its sums o [dv][ld], maxima and denominators for the merge.
+void leave(const View& w, int ld, float* o, Scratch& t, float* partial) {
+  const Call& c = w.c;
+  const int rows = w.it.rows;
+  if (c.v_scale != 1.0f)
+    for (int i = 0; i < ld * c.dim_v; ++i) o[i] *= c.v_scale;
+  if (!partial) return finish(w, ld, o, t.m, t.l, t.row);
+  for (int d = 0; d < c.dim_v; ++d) memcpy(partial + d * rows, o + d * ld, sizeof(float) * rows);
+  memcpy(partial + c.dim_v * rows, t.m, sizeof(float) * rows);
+  memcpy(partial + (c.dim_v + 1) * rows, t.l, sizeof(float) * rows);
+}
+
+// True where keys and values are used where they lie; float8 ones get their decoding table.
+template <class Dot>
+bool in_place(const Call& c, Scratch& t) {
+  if (c.cache_dtype == attnkit::kFp8E4M3 || c.cache_dtype == attnkit::kFp8E5M2)
+    for (int b = 0; b < 256; ++b) t.fp8[b] = fp8_to_float(static_cast<uint8_t>(b), c.cache_dtype == attnkit::kFp8E4M3);
+  return Dot::pairs || c.cache_dtype == attnkit::kFloat32;
+}
+
+}  // namespace
+
+#include "few_rows.h"
+
+namespace {
+
 template <class Dot, int W>
 void attend_as(const Call& c, const Item& it, float* partial) {
   Scratch& t = scratch;
   const View w(c, it);
   const int ld = (it.rows + W - 1) / W * W;
-  const bool fp8 = c.cache_dtype == attnkit::kFp8E4M3 || c.cache_dtype == attnkit::kFp8E5M2;
-  const bool direct = Dot::pairs || c.cache_dtype == attnkit::kFloat32;
-  if (fp8)
-    for (int b = 0; b < 256; ++b) t.fp8[b] = fp8_to_float(static_cast<uint8_t>(b), c.cache_dtype == attnkit::kFp8E4M3);
+  const bool direct = in_place<Dot>(c, t);
   take_queries<Dot>(w, ld, t);
   for (int r = 0; r < ld; ++r) {
     t.m[r] = kNegInf;
@@ -427,12 +451,7 @@ void attend_as(const Call& c, const Item& it, float* partial) {
 #endif
     value_rows<Dot, W>(t, t.s, ld, n, c.dim_v);
   }
-  if (c.v_scale != 1.0f)
-    for (int i = 0; i < ld * c.dim_v; ++i) t.o[i] *= c.v_scale;
-  if (!partial) return finish(w, ld, t.o, t.m, t.l, t.row);
-  for (int d = 0; d < c.dim_v; ++d) memcpy(partial + d * it.rows, t.o + d * ld, sizeof(float) * it.rows);
-  memcpy(partial + c.dim_v * it.rows, t.m, sizeof(float) * it.rows);
-  memcpy(partial + (c.dim_v + 1) * it.rows, t.l, sizeof(float) * it.rows);
+  leave(w, ld, t.o, t, partial);
 }
 
 template <int W>
@@ -442,7 +461,11 @@ void attend_wide(const Call& c, const Item& it, float* partial) {
   if (c.dtype == attnkit::kBfloat16 && c.cache_dtype == attnkit::kBfloat16 && whole)
     return attend_as<Pairs, W>(c, it, partial);
 #endif
-  attend_as<Fma, W>(c, it, partial);
+  if (it.rows > kFewRows) return attend_as<Fma, W>(c, it, partial);
+  Scratch& t = scratch;
+  const View w(c, it);
+  attend_few<kNarrow>(w, t, in_place<Fma>(c, t));
+  leave(w, it.rows, t.s, t, partial);
 }
 
 void attend(const Call& c, const Item& it, float* partial) {

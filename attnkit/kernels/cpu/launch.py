@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from attnkit.errors import UnsupportedError
 from attnkit.kernels.cpu import library
-from attnkit.spec import PagedAttention, VarlenAttention
+from attnkit.spec import MlaDecode, PagedAttention, Softmax, VarlenAttention
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,7 +14,7 @@ else:
     Tensor = Any
 
 
-def attend(call: PagedAttention | VarlenAttention) -> tuple[Tensor, Tensor | None, str]:
+def attend(call: PagedAttention | VarlenAttention | MlaDecode) -> tuple[Tensor, Tensor | None, str]:
     """Compute `call` on as many threads as torch uses.
 
     Caches are read in place, whatever their strides, as long as the numbers of a row lie side by side.
@@ -29,6 +29,9 @@ def attend(call: PagedAttention | VarlenAttention) -> tuple[Tensor, Tensor | Non
     """
     import torch
 
+    if isinstance(call, MlaDecode):
+        out, lse, kernel = attend(_over_latents(call))
+        return out, lse, kernel + "_mla"
     softmax, query = call.softmax, call.query if call.query.stride(2) == 1 else call.query.contiguous()
     tokens, heads, dim = query.shape
     paged = isinstance(call, PagedAttention)
@@ -91,6 +94,26 @@ def attend(call: PagedAttention | VarlenAttention) -> tuple[Tensor, Tensor | Non
         )
     )
     return out, lse, kernel + ("" if paged else "_varlen")
+
+
+def _over_latents(call: MlaDecode) -> PagedAttention:
+    """MLA's one key head: a whole row of the cache is the key, its latent part the value."""
+    rows = call.kv_cache.unsqueeze(2)
+    return PagedAttention(
+        call.query,
+        rows,
+        rows[..., : call.kv_lora_rank],
+        call.block_table,
+        call.seq_lens,
+        call.query_start_loc,
+        call.max_query_len,
+        call.max_seq_len,
+        Softmax(call.softmax_scale),
+        call.kv_scale,
+        call.kv_scale,
+        call.return_lse,
+        call.out,
+    )
 
 
 def _pointer(tensor: Tensor | None) -> int | None:

@@ -24,7 +24,7 @@ BAKE_VARIABLE = "ATTNKIT_KERNELS"
 ISA_VARIABLE = "ATTNKIT_CPU_ISA"
 """Takes a lesser instruction set than the processor has: portable, avx2, avx512, avx512bf16."""
 
-SOURCES = ("abi.h", "vectors.h", "attention.cpp", "dispatch.cpp")
+SOURCES = ("abi.h", "vectors.h", "few_rows.h", "attention.cpp", "dispatch.cpp")
 FOLDER = Path(__file__).parent
 
 
