@@ -34,10 +34,10 @@ CAPABILITY = Capability(
 )
 
 _CPU_KERNELS = Capability(
-    ops=frozenset({"paged", "varlen"}),
+    ops=frozenset({"paged", "varlen", "mla_decode"}),
     archs={"cpu": ("x86_64", "aarch64")},
     dtypes=frozenset({"float16", "bfloat16", "float32"}),
-    head_dims=HeadDims(low=1, high=256),
+    head_dims=HeadDims(low=1, high=256, extra=frozenset({(576, 512), (192, 128)})),  # MLA's decoding and prefill
     kv_cache_dtypes=frozenset({"auto", "fp8_e4m3", "fp8_e5m2"}),
     features=frozenset({"non_causal", "window", "softcap", "alibi", "sinks", "lse"}),
     deterministic=True,
@@ -70,7 +70,7 @@ class TorchSdpa(Backend):
         if pick_provider(self, call, provider).name == "attnkit-cpu":
             from attnkit.kernels.cpu.launch import attend
 
-            assert isinstance(call, PagedAttention | VarlenAttention)
+            assert isinstance(call, PagedAttention | VarlenAttention | MlaDecode)
             return finish(call, *attend(call))
         batch = call.paged if isinstance(call, TreeAttention) else call
         assert isinstance(batch, PagedAttention | VarlenAttention | MlaDecode)
