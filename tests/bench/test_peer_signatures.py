@@ -113,7 +113,7 @@ def test_vllm_takes_what_we_pass(repo_root: Path, monkeypatch: pytest.MonkeyPatc
     )
     called = _bind(peers, package, VLLM)
     assert set(VLLM) <= set(called)
-    assert {"unified_attention", "decode_attention_fwd", "context_attention_fwd"} <= set(called)
+    assert {"unified_attention", "decode_attention_fwd", "context_attention_fwd", "merge_attn_states"} <= set(called)
 
 
 def test_a_parameter_that_a_package_lacks_is_found(tmp_path: Path) -> None:

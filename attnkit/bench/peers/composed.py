@@ -1,7 +1,7 @@
 """What people do without a kernel for it: tree, dual chunk and differential attention put together from ordinary calls.
 
-Parts run one after the other and are joined by their log-sum-exps in torch. Two sets of parts: FlashAttention 3 and our own
-paged kernels. What can be done once a step (rotated keys, block tables of the chunks) is done before the timing.
+Parts run one after the other and are joined by their log-sum-exps. Two sets of parts: FlashAttention 3 with vLLM's merge kernel,
+and our own paged kernels with torch. What can be done once a step (rotated keys, block tables of the chunks) is done before the timing.
 
     tree          context by one call without a mask; the nodes among themselves by torch under the tree mask; join
     dual chunk    own chunk (causal), the chunk before, everything earlier: three rotations of the query, three calls; join
@@ -30,6 +30,10 @@ class _Composed(Peer):
     def part(self, call: PagedAttention) -> Part:
         """Attention over the cache of `call` for a query given later."""
         raise NotImplementedError
+
+    def join(self, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """One attention out of several over disjoint keys."""
+        return join(parts)
 
     def prepare(self, call: Call) -> Run:
         """See `Peer.prepare`."""
@@ -66,7 +70,7 @@ class _Composed(Peer):
             p = torch.softmax(scores, dim=-1).to(query.dtype)
             among = torch.einsum("bkgnm,bmkd->bnkgd", p, flat_values[slots]).reshape(out.shape)
             among_lse = torch.logsumexp(scores, dim=-1).permute(0, 3, 1, 2).reshape(lse.shape)
-            return join([(out, lse), (among, among_lse)]), f"{self.name}: context + nodes + join"
+            return self.join([(out, lse), (among, among_lse)]), f"{self.name}: context + nodes + join"
 
         return run
 
@@ -104,7 +108,7 @@ class _Composed(Peer):
             parts.append((self.part(piece), cos, sin))
 
         def run() -> tuple[Tensor, str]:
-            joined = join([part(_rotate(paged.query, cos, sin)) for part, cos, sin in parts])
+            joined = self.join([part(_rotate(paged.query, cos, sin)) for part, cos, sin in parts])
             return joined, f"{self.name}: {len(parts)} chunks + join"
 
         return run
@@ -144,7 +148,11 @@ class ComposedFa3(_Composed):
 
     name: ClassVar[str] = "composed of FA3"
     package: ClassVar[str] = "vllm"
-    modules: ClassVar[tuple[str, ...]] = ("vllm.vllm_flash_attn", "vllm.vllm_flash_attn._vllm_fa3_C")
+    modules: ClassVar[tuple[str, ...]] = (
+        "vllm.vllm_flash_attn",
+        "vllm.vllm_flash_attn._vllm_fa3_C",
+        "vllm.v1.attention.ops.triton_merge_attn_states",
+    )
 
     def part(self, call: PagedAttention) -> Part:
         """See `_Composed.part`."""
@@ -159,6 +167,17 @@ class ComposedFa3(_Composed):
             return out, lse.transpose(0, 1)
 
         return attend
+
+    def join(self, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """By vLLM's merge kernel, two at a time; it wants log-sum-exps as [heads, tokens]."""
+        from vllm.v1.attention.ops.triton_merge_attn_states import merge_attn_states
+
+        out, lse = parts[0][0], parts[0][1].transpose(0, 1).contiguous()
+        for more, more_lse in parts[1:]:
+            merged, merged_lse = torch.empty_like(out), torch.empty_like(lse)
+            merge_attn_states(merged, out, lse, more.contiguous(), more_lse.transpose(0, 1).contiguous(), merged_lse)
+            out, lse = merged, merged_lse
+        return out
 
 
 class ComposedOurs(_Composed):
