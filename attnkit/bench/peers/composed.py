@@ -1,7 +1,8 @@
 """What people do without a kernel for it: tree, dual chunk and differential attention put together from ordinary calls.
 
-Parts run one after the other and are joined by their log-sum-exps. Two sets of parts: FlashAttention 3 with vLLM's merge kernel,
-and our own paged kernels with torch. What can be done once a step (rotated keys, block tables of the chunks) is done before the timing.
+Parts run one after the other and are joined by their log-sum-exps. Two sets of parts: FlashAttention 3 with vLLM's merge
+kernel, and our own paged kernels with torch. What can be done once a step (rotated keys, block tables of the chunks) is done
+before the timing.
 
     tree          context by one call without a mask; the nodes among themselves by torch under the tree mask; join
     dual chunk    own chunk (causal), the chunk before, everything earlier: three rotations of the query, three calls; join
