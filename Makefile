@@ -25,10 +25,10 @@ image: venv ## the image of one platform: make image PLATFORM=cpu
 images: venv ## every image that can be built today
 	@$(VENV)/bin/python images/build.py --all
 
-images-test: venv ## builds both CUDA images and looks into them (20 GB of disk); reports in docs/reports/images
-	@$(VENV)/bin/python images/build.py cuda-turing
-	@$(VENV)/bin/python images/build.py cuda-ampere
-	@$(VENV)/bin/python images/examine.py cuda-turing cuda-ampere
+images-test: venv ## builds every image and looks into each (30 GB of disk, hours); reports in docs/reports/images
+	@$(VENV)/bin/python images/build.py --all
+	@$(VENV)/bin/python images/examine.py --rebuild cpu
+	@$(VENV)/bin/python images/examine.py ipex tpu cuda-turing cuda-ampere
 
 bundle: venv ## one file for hosts without a network: image, playbooks, profiles, wheels, checksums: make bundle PLATFORM=cpu
 	@$(VENV)/bin/python images/bundle.py "$(PLATFORM)"
@@ -66,6 +66,7 @@ lint: test-venv ## style, types, layers, YAML, Dockerfiles, playbooks, generated
 	git ls-files '*Dockerfile' | xargs $(BIN)/hadolint
 	$(BIN)/python docs/generate.py --check
 	$(BIN)/python deploy/kubernetes/generate.py --check
+	$(BIN)/python images/document.py --check
 	$(BIN)/python tests/data/trees/make_trees.py --check
 	$(BIN)/python tests/packaging/machine_words.py
 	cd deploy && PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ANSIBLE_HOME="$(CURDIR)/.cache/ansible" ansible-lint
@@ -78,6 +79,7 @@ test: lint ## everything that this machine can run, against the installed wheel 
 	@$(PYTHON) images/engine.py ensure || test "$$ATTNKIT_REQUIRE_DOCKER" != 1
 	$(PYTEST) -m docker tests/images tests/deploy --durations=10
 
-docs: test-venv ## the generated files: tables of backends, schemas, evidence, Kubernetes manifests
+docs: test-venv ## the generated files: tables of backends, schemas, evidence, Kubernetes manifests, images
 	@$(BIN)/python docs/generate.py
 	@$(BIN)/python deploy/kubernetes/generate.py
+	@$(BIN)/python images/document.py

@@ -45,12 +45,11 @@ def version() -> str:
     return str(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"])
 
 
-def build_wheel() -> Path:
-    """attnkit's wheel, built reproducibly from the working tree."""
-    folder = STAGE / "wheel"
+def build_wheel(root: Path = ROOT, folder: Path = STAGE / "wheel") -> Path:
+    """attnkit's wheel, built reproducibly from the tree below root."""
     shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     wheels = sorted(folder.glob("attnkit-*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
         raise engine.EngineError(f"building attnkit's wheel failed:\n{(done.stdout + done.stderr)[-2000:]}")
@@ -187,6 +186,38 @@ def build_arguments(platform: Platform, base_name: str) -> dict[str, str]:
     }
 
 
+def docker_build(
+    platform: Platform,
+    context: Path,
+    arguments: dict[str, str],
+    names: dict[str, str],
+    called: Sequence[str],
+    no_cache: bool,
+    plain: bool,
+) -> None:
+    """Build a staged context under the names `called`, with the labels `names`.
+
+    Raises:
+        EngineError: the build failed.
+    """
+    command = [engine.client(), "build", "--progress", "plain" if plain else "auto"]
+    command += [part for tag in called for part in ("-t", tag)]
+    command += ["--no-cache"] if no_cache else []
+    for key, value in names.items():
+        command += ["--label", f"{key}={value}"]
+    for key, value in arguments.items():
+        command += ["--build-arg", f"{key}={value}"]
+    for key in PROXIES:
+        if os.environ.get(key) or os.environ.get(key.upper()):
+            command += ["--build-arg", f"{key}={os.environ.get(key) or os.environ[key.upper()]}"]
+    for key, path in secrets(STAGE / "secrets").items():
+        command += ["--secret", f"id={key},src={path}"]
+    done = subprocess.run([*command, str(context)], env={**os.environ, "DOCKER_BUILDKIT": "1"}, check=False)
+    shutil.rmtree(STAGE / "secrets", ignore_errors=True)
+    if done.returncode != 0:
+        raise engine.EngineError(f"docker build of {platform.name} failed (exit code {done.returncode}); its output is above")
+
+
 def build(platform: Platform, *, wheel: Path | None, no_cache: bool, plain: bool) -> str:
     """Build one image, or find that it is up to date. Returns its id."""
     if platform.not_built:
@@ -204,24 +235,8 @@ def build(platform: Platform, *, wheel: Path | None, no_cache: bool, plain: bool
         subprocess.run([engine.client(), "tag", tag, moving], check=True)
         state = "up to date"
     else:
-        command = [engine.client(), "build", "-t", tag, "-t", moving, "--progress", "plain" if plain else "auto"]
-        command += ["--no-cache"] if no_cache else []
-        for key, value in (names | {"attnkit.inputs": inputs}).items():
-            command += ["--label", f"{key}={value}"]
-        for key, value in arguments.items():
-            command += ["--build-arg", f"{key}={value}"]
-        for key in PROXIES:
-            if os.environ.get(key) or os.environ.get(key.upper()):
-                command += ["--build-arg", f"{key}={os.environ.get(key) or os.environ[key.upper()]}"]
-        for key, path in secrets(STAGE / "secrets").items():
-            command += ["--secret", f"id={key},src={path}"]
         say(f"{platform.name}: building {tag} on {base_name}")
-        done = subprocess.run([*command, str(context)], env={**os.environ, "DOCKER_BUILDKIT": "1"}, check=False)
-        shutil.rmtree(STAGE / "secrets", ignore_errors=True)
-        if done.returncode != 0:
-            raise engine.EngineError(
-                f"docker build of {platform.name} failed (exit code {done.returncode}); its output is above"
-            )
+        docker_build(platform, context, arguments, names | {"attnkit.inputs": inputs}, (tag, moving), no_cache, plain)
         state = "built"
     sbom.take(engine.client(), tag, bill_of_materials(platform))
     identity, size = inspect(tag, "{{.Id}}"), int(inspect(tag, "{{.Size}}"))
