@@ -173,4 +173,5 @@ _READERS = {
     "bench": _nothing,
     "demo": _nothing,
     "image": _nothing,
+    "fleet": _nothing,
 }
