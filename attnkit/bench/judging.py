@@ -95,16 +95,15 @@ def on_device(call: Call, rows: list[tuple[int, int, int]]) -> tuple[Tensor, Ten
         if isinstance(batch, MlaDecode):
             value = value[..., : batch.kv_lora_rank]
         query = batch.query[token, heads.to(batch.query.device)].double().view(key.shape[1], -1, key.shape[2])
-        exact.append(_attend(query, key, value, scale, scaled=False))
-        eager.append(_attend(query.to(dtype), key.to(dtype), value.to(dtype), scale, scaled=True))
-    return out_heads, torch.stack(exact).cpu(), torch.stack(eager).cpu()
+        exact.append(_product("hgl,lhd->hgd", torch.softmax(_product("hgd,lhd->hgl", query, key) * scale, -1), value))
+        scores = _product("hgd,lhd->hgl", query.to(dtype), key.to(dtype) * scale)
+        eager.append(_product("hgl,lhd->hgd", torch.softmax(scores.float(), -1).to(dtype), value.to(dtype)))
+    return out_heads, torch.stack(exact).flatten(1, 2).cpu(), torch.stack(eager).flatten(1, 2).cpu()
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float, *, scaled: bool) -> Tensor:
-    """[num_heads, width] of a token [kv_heads, group, d] over keys [L, kv_heads, d]; with `scaled` the keys bear the scale."""
-    on_keys, on_scores = (scale, 1.0) if scaled else (1.0, scale)
-    scores = torch.einsum("hgd,lhd->hgl", query, key * on_keys) * on_scores
-    return torch.einsum("hgl,lhd->hgd", torch.softmax(scores, dim=-1), value).flatten(0, 1)
+def _product(equation: str, left: Tensor, right: Tensor) -> Tensor:
+    """A product in float64, rounded once to the dtype of `left`."""
+    return torch.einsum(equation, left.double(), right.double()).to(left.dtype)
 
 
 def sampled_rows(call: Call) -> list[tuple[int, int, int]]:
