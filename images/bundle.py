@@ -35,8 +35,8 @@ PYTHONS = ("3.11", "3.12", "3.13")
 """Interpreters of a controller that the bundle has wheels for."""
 TAGS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux1_x86_64")
 LOCKS = (engine.ROOT / "deploy" / "requirements.txt", engine.ROOT / "images" / "requirements" / "bundle.txt")
-LEFT_OUT = {"demo", "out", "requirements.in", "__pycache__", ".ansible", ".molecule"}
-"""Of deploy/: the demo builds machines and images, which needs a network."""
+LEFT_OUT = {"demo", "lab", "out", "requirements.in", "__pycache__", ".ansible", ".molecule"}
+"""Of deploy/: demo and lab build machines and images, which needs a network."""
 
 
 class BundleError(Exception):
@@ -67,9 +67,9 @@ def wheels(folder: Path, attnkit: Path) -> None:
 
 
 def save_image(tag: str, target: Path) -> None:
-    """The image as the engine saves it, compressed, without a time or a name in the compressed file's head."""
+    """The image as the engine saves it, compressed at the quickest level, with no time or name in the file's head."""
     command = [engine.client(), "save", tag]
-    with target.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as out:
+    with target.open("wb") as raw, gzip.GzipFile("", "wb", 1, raw, mtime=0) as out:
         with subprocess.Popen(command, stdout=subprocess.PIPE) as saving:
             assert saving.stdout is not None
             shutil.copyfileobj(saving.stdout, out, install.CHUNK)
@@ -104,6 +104,19 @@ def collect(folder: Path, platform: Platform, wheel: Path) -> None:
     write_sums(folder)
 
 
+def inputs(platform: Platform, wheel: Path) -> str:
+    """A hash over everything that decides the bundle's content."""
+    tag = build.tags(platform)[0]
+    seen = hashlib.sha256(build.inspect(tag, "{{json .RootFS.Layers}} {{json .Config.Labels}}").encode())
+    parts = [wheel, Path(__file__), Path(install.__file__), *LOCKS]
+    for folder in (engine.ROOT / "deploy", engine.ROOT / "profiles"):
+        inside = (path for path in folder.rglob("*") if not LEFT_OUT & set(path.relative_to(folder).parts))
+        parts += sorted(path for path in inside if path.is_file())
+    for path in parts:
+        seen.update(f"{path.name} {install.digest(path)}\n".encode())
+    return seen.hexdigest()
+
+
 def write_sums(folder: Path) -> None:
     """SHA256SUMS, in the form that `sha256sum -c` reads; links are not in it."""
     lines = [
@@ -134,15 +147,20 @@ def pack(folder: Path, target: Path) -> None:
 
 
 def bundle(platform: Platform) -> Path:
-    """Build the image, where it is not up to date, and pack it; returns the file."""
+    """Build the image and pack it, each where it is not up to date; returns the file."""
     started = time.monotonic()
     wheel = build.build_wheel()
     build.build(platform, wheel=wheel, no_cache=False, plain=True)
-    shutil.rmtree(STAGE, ignore_errors=True)
     folder = STAGE / f"attnkit-{build.version()}-{platform.name}"
+    target = OUT / f"{folder.name}.bundle.tar"
+    packed, wanted = target.with_suffix(".inputs"), inputs(platform, wheel)
+    if target.is_file() and packed.is_file() and packed.read_text(encoding="utf-8").strip() == wanted:
+        say(f"{target.relative_to(engine.ROOT)}: up to date")
+        return target
+    packed.unlink(missing_ok=True)
+    shutil.rmtree(STAGE, ignore_errors=True)
     folder.mkdir(parents=True)
     OUT.mkdir(parents=True, exist_ok=True)
-    target = OUT / f"{folder.name}.bundle.tar"
     try:
         collect(folder, platform, wheel)
         pack(folder, target)
@@ -151,6 +169,7 @@ def bundle(platform: Platform) -> Path:
     with target.open("rb") as file:
         value = hashlib.file_digest(file, "sha256").hexdigest()
     target.with_suffix(".tar.sha256").write_text(f"{value}  {target.name}\n", encoding="utf-8")
+    packed.write_text(wanted + "\n", encoding="utf-8")
     size = target.stat().st_size / 1e6
     say(f"{target.relative_to(engine.ROOT)}: {size:.0f} MB in {time.monotonic() - started:.0f} s, sha256 {value}")
     say(f"on the other side: tar xf {target.name} && python3 {folder.name}/install.py")
