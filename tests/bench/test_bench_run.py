@@ -226,3 +226,13 @@ def test_the_formulas_on_a_gpu_are_those_of_the_reference(make: Callable[[], Cal
     (base,) = bases(small)
     eps = torch.finfo(torch.bfloat16).eps
     assert (eager.double() - base.out.double()).abs().max() <= 2 * eps * exact.abs().max()
+
+
+def test_the_read_ceiling_reads_every_word(interpreted: dict[str, str]) -> None:
+    code = (
+        "import torch; from attnkit.bench.ceilings import read_all\n"
+        "data, sums = torch.arange(512, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)\n"
+        "read_all[(2,)](data, sums, 4, 64); assert torch.equal(sums, data.view(2, -1).sum(1).int()), sums"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=interpreted, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
