@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from attnkit.errors import UnsupportedError
-from attnkit.kernels.triton import configs
+from attnkit.kernels.triton import configs, hopper
 from attnkit.kernels.triton.configs import Tile
 from attnkit.kernels.triton.launch import Launch, Target, cache_of, padded, require_rows, run_all, target_of
 from attnkit.kernels.triton.merge_splits import plan_merge
@@ -163,7 +163,8 @@ def plan_paged(
     }
     width = padded(max(head_dim, head_dim_v))
     size = query.element_size()
-    prefill_tile = prefill_tile or configs.tile("prefill", target.arch, width, size, interpret=target.interpret)
+    given = prefill_tile
+    prefill_tile = given or configs.tile("prefill", target.arch, width, size, interpret=target.interpret)
     decode_tile = decode_tile or configs.tile("decode", target.arch, width, size, interpret=target.interpret)
 
     uniform = tokens == num_seqs * call.max_query_len
@@ -176,7 +177,10 @@ def plan_paged(
         shortest = longest + 1
     launches: list[Launch] = []
     names: list[str] = []
-    if shortest is not None:
+    if shortest is not None and given is None and hopper.takes(target.arch, common):
+        launches.append(hopper.plan(out, lse, common, target.units, tokens, num_seqs, kv_heads, shortest))
+        names.append("gluon_hopper_prefill")
+    elif shortest is not None:
         launches.append(_prefill(out, lse, common, prefill_tile, tokens, num_seqs, kv_heads, shortest))
         names.append("triton_paged_prefill")
     if longest:
