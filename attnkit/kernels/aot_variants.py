@@ -152,6 +152,11 @@ def launches(call: Call, arch: str) -> list[Launch]:
     return found
 
 
+def planned(call: Call, arch: str, splits: int) -> list[Launch]:
+    """The launches of this call on `arch` where a decode's context is cut into `splits`."""
+    return [launch for plan, _ in _plans(call, arch) for launch in plan(splits)]
+
+
 def _plans(call: Call, arch: str) -> Iterator[tuple[Callable[[int], list[Launch]], int]]:
     """Planners of the call, from a number of splits to launches, and the longest context each is to cut."""
     if isinstance(call, PagedAttention):
@@ -252,6 +257,8 @@ def _fact(value: Any, param: Any) -> Any:
     aligns = not (param.do_not_specialize or param.do_not_specialize_on_alignment)
     if isinstance(value, torch.Tensor):
         return [dtype_name(value), aligns and value.data_ptr() % 16 == 0, value.untyped_storage().nbytes() >= TWO_GIB]
+    if hasattr(value, "block_shape"):  # a matrix that the copy engine reads
+        return [dtype_name(value.base), list(value.block_shape), repr(value.layout)]
     if param.is_constexpr or value is None:
         return value
     if isinstance(value, float):
