@@ -1,0 +1,194 @@
+"""Every own Triton kernel, compiled for every architecture it claims: `python -m attnkit.bench.cross_compile --json FILE`.
+
+No GPU is needed. For each backend that runs our Triton kernels on a target, the launches of a few calls (32 query heads on 8 of
+128: prefill in every dtype, every feature at once, head size 256; decode, from a float8 cache too; the other operations once)
+are planned as on that target and compiled; the machine code then says how many matrix instructions it has, and what it needs in
+registers and shared memory. What a node compiles beyond these is `attnkit kernels build`'s.
+
+A kernel is `ok` where it compiled, fits into the shared memory of the target and has matrix instructions if it has a matrix
+product in a 16-bit dtype. Exempt is what stock Triton makes for sm_75 (code "sm_75-scalar"), which has none; TURING_ATTN's goes
+through `attnkit.kernels.turing` and must have them. The report is the evidence behind the word "compiled".
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton import knobs
+
+from attnkit import __version__
+from attnkit.backends.base import Backend, Capability, arch_matches
+from attnkit.backends.registry import all_backends
+from attnkit.errors import unknown_name
+from attnkit.hardware.device import Device
+from attnkit.kernels.aot_compile import compile_one
+from attnkit.kernels.aot_inspect import inspect
+from attnkit.kernels.aot_variants import planned, variant_name, writes
+from attnkit.kernels.triton.launch import Launch
+from attnkit.kernels.triton.targets import TARGETS
+from attnkit.plan import place
+from attnkit.selftest.building import build
+from attnkit.selftest.cases import Case
+from attnkit.spec import Op
+
+SPLITS = 8
+"""Splits of a decode's context: more than one, so that the merge, a kernel of its own, is compiled too."""
+
+
+def _case(name: str, op: Op, *seqs: tuple[int, int], **changes: Any) -> Case:
+    return replace(Case(name, "", op, "bfloat16", 32, 8, 128, 128, 16, seqs), **changes)
+
+
+_EVERY_FEATURE: dict[str, Any] = {"window": (24, 0), "softcap": 20.0, "alibi": True, "sinks": True, "lse": True}
+_MLA: dict[str, Any] = {"heads": 128, "kv_heads": 1, "head_dim": 576, "head_dim_v": 512, "block_size": 64}
+_EVERY_DTYPE = (_case("prefill", "paged", (128, 128), (128, 128)),)
+_ONE_DTYPE = (
+    _case("prefill-features", "paged", (128, 128), (128, 128), **_EVERY_FEATURE),
+    _case("prefill-d256", "paged", (128, 128), (128, 128), head_dim=256, head_dim_v=256),
+    _case("decode", "paged", (1, 512), (1, 512)),
+    _case("decode-fp8", "paged", (1, 512), (1, 512), kv_cache_dtype="fp8_e4m3"),
+    _case("mla-decode", "mla_decode", (1, 512), (1, 512), **_MLA),
+    _case("tree", "tree", (8, 128), (8, 128)),
+    _case("dual-chunk", "dual_chunk", (64, 256), (64, 256)),
+    _case("differential", "differential", (64, 128), (64, 128)),
+)
+
+
+def questions(capability: Capability, device: Device) -> Iterator[Case]:
+    """The cases to compile for a provider on a device: what it claims of them, in bfloat16 where it has that, else float16."""
+
+    def claimed(case: Case) -> list[Case]:
+        each = (replace(case, dtype=dtype) for dtype in ("bfloat16", "float16", "float32"))
+        return [one for one in each if not capability.reject(one.spec(), device)]
+
+    for case in _EVERY_DTYPE:
+        yield from claimed(case)
+    for case in _ONE_DTYPE:
+        yield from claimed(case)[:1]
+
+
+def ours(backend: Backend, device: Device) -> Capability | None:
+    """What our Triton kernels claim on `device` through this backend; None where they do not run there."""
+    for provider in backend.providers:
+        if provider.name == "attnkit" and any(text.startswith("triton") for text in provider.requires):
+            return provider.capability if arch_matches(device, provider.capability.archs) else None
+    return None
+
+
+def launches(case: Case, code: str) -> dict[str, Launch]:
+    """The distinct launches of a case on a target, by variant name."""
+    call = build(case)
+    return {variant_name(launch): launch for launch in (*planned(call, code, SPLITS), *writes(call))}
+
+
+def survey(targets: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """One row a backend, target, case and kernel; what two of them share is compiled once."""
+    for target in targets:
+        device = place(arch=target).device
+        made: dict[tuple[str, str], dict[str, Any]] = {}
+        for backend in all_backends():
+            capability = ours(backend, device)
+            code = "sm_75-scalar" if target == "sm_75" and backend.name != "TURING_ATTN" else target
+            for case in () if capability is None else questions(capability, device):
+                for name, launch in launches(case, code).items():
+                    if (code, name) not in made:
+                        made[code, name] = compiled(launch, code, case)
+                    where = {"backend": backend.name, "target": target, "code": code, "case": case.name, "dtype": case.dtype}
+                    yield {**where, **made[code, name], "variant": name}
+
+
+def compiled(launch: Launch, code: str, case: Case) -> dict[str, Any]:
+    """What came out of one compilation, and whether it is what it must be."""
+    kernel = launch.kernel.fn.__name__
+    limit = TARGETS[code.partition("-")[0]].shared_limit
+    started = time.monotonic()
+    try:
+        binary = compile_one(code, launch)
+        cost = inspect(binary.asm)
+    except Exception as error:  # whatever a compiler raises: the row says so, and the others are still compiled
+        return {"kernel": kernel, "ok": False, "reason": f"{type(error).__name__}: {str(error).strip()[:500]}"}
+    matrix, shared = cost.matrix(), int(binary.metadata.shared)
+    reason = ""
+    if shared > limit:
+        reason = f"needs {shared} bytes of shared memory; {code} has {limit}"
+    elif "tt.dot" in binary.asm["ttir"] and not matrix and case.dtype != "float32" and code != "sm_75-scalar":
+        reason = "has a matrix product and no matrix instruction"
+    return {
+        "kernel": kernel,
+        "ok": not reason,
+        "reason": reason,
+        "matrix": matrix,
+        "instructions": cost.instructions.total(),
+        "registers": cost.registers,
+        "shared_bytes": shared,
+        "shared_limit": limit,
+        "spill_bytes": cost.spill_bytes,
+        "scratch_bytes": cost.stack_bytes,
+        "lane_spills": cost.lane_spills,
+        "code_bytes": len(binary.kernel),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def sources() -> str:
+    """sha256 of the kernels' sources, so that a report says which code it is about."""
+    folder = Path(__file__).parents[1] / "kernels"
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("triton/*.py"), *folder.glob("turing*.py")]):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def report(targets: Sequence[str]) -> dict[str, Any]:
+    """The whole report; says on stderr how far it is."""
+    rows, code = [], sources()  # the sources as they were imported
+    for row in survey(targets):
+        rows.append(row)
+        print(
+            f"{row['target']} {row['backend']} {row['case']} {row['kernel']} {'ok' if row['ok'] else row['reason']}",
+            file=sys.stderr,
+        )
+    return {
+        "kind": "cross-compile",
+        "attnkit_version": __version__,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "command": ["python", "-m", "attnkit.bench.cross_compile", *sys.argv[1:]],
+        "compiler": f"Triton {triton.__version__}",
+        "assemblers": {name: str(getattr(knobs.nvidia, name).version) for name in ("ptxas", "ptxas_blackwell")},
+        "host": {"machine": platform.machine(), "python": platform.python_version()},
+        "sources": code,
+        "kernels": rows,
+    }
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m attnkit.bench.cross_compile", description=__doc__)
+    parser.add_argument("--json", type=Path, required=True, help="the file to write")
+    parser.add_argument("--target", help=f"some of {', '.join(TARGETS)}; default: all")
+    arguments = parser.parse_args()
+    targets = arguments.target.split(",") if arguments.target else list(TARGETS)
+    for target in targets:
+        if target not in TARGETS:
+            parser.error(str(unknown_name("target", target, TARGETS)))
+    with tempfile.TemporaryDirectory() as folder, knobs.cache.scope():
+        knobs.cache.dir = folder
+        document = report(targets)
+    arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return 0 if all(row["ok"] for row in document["kernels"]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
