@@ -105,10 +105,18 @@ def visible(call: Call, seq: Sequence) -> Tensor:
     return seen & softmax.mask_mod(*_positions(seq)).broadcast_to(seq.q.shape[1], *seen.shape)
 
 
-def products(call: Call, seq: Sequence) -> Tensor:
-    """q.k as [num_heads, n, L] in the dtype of `seq`, with the rotations of dual chunk attention where the call is one."""
+def products(call: Call, seq: Sequence, multiply: Callable[[Tensor, Tensor], Tensor] = torch.matmul) -> Tensor:
+    """q.k as [num_heads, n, L] in the dtype of `seq`, with the rotations of dual chunk attention where the call is one.
+
+    Args:
+        multiply: the matrix product of one head, [n, head_dim] by [head_dim, L].
+    """
+
+    def dot(q: Tensor, k: Tensor) -> Tensor:
+        return torch.stack([multiply(q[:, head], k[:, key_head(call, head)].T) for head in range(q.shape[1])])
+
     if not isinstance(call, DualChunkAttention):
-        return _dot(call, seq.q, seq.k)
+        return dot(seq.q, seq.k)
     period = call.chunk_size - call.local_size
     k_pos = torch.arange(seq.k.shape[0])
     k = rotate(call, seq.k, k_pos % period)
@@ -116,7 +124,7 @@ def products(call: Call, seq: Sequence) -> Tensor:
     successor = (near + period).clamp(max=call.chunk_size)
     far = torch.full_like(near, min(2 * period - 1, call.chunk_size))
     distance = seq.q_pos[:, None] // period - k_pos[None, :] // period
-    intra, succ, inter = (_dot(call, rotate(call, seq.q, p), k) for p in (near, successor, far))
+    intra, succ, inter = (dot(rotate(call, seq.q, p), k) for p in (near, successor, far))
     chosen = torch.where(distance <= 0, intra, torch.where(distance == 1, succ, inter))
     return length_factor(call, seq.k.shape[0]) * chosen
 
@@ -131,7 +139,7 @@ def shaped(call: Call, seq: Sequence, s: Tensor) -> Tensor:
     """Scaled scores with softcap, ALiBi, score_mod and mask applied, in the dtype of `s`."""
     softmax = softmax_of(call)
     if softmax.softcap > 0.0:
-        s = softmax.softcap * torch.tanh(s / softmax.softcap)
+        s = softmax.softcap * torch.tanh((s / softmax.softcap).double()).to(s.dtype)
     if softmax.alibi_slopes is not None:
         distance = torch.arange(seq.k.shape[0])[None, :] - seq.q_pos[:, None]
         s = s + (_f64(softmax.alibi_slopes)[:, None, None] * distance).to(s.dtype)
@@ -197,7 +205,8 @@ def paired(v: Tensor) -> Tensor:
 def difference(call: DifferentialAttention, out: Tensor) -> Tensor:
     """(first - lambda * second) of each head pair, RMSNorm over the pair's width, times 1 - lambda_init."""
     d = out[:, 0::2] - call.lambda_full * out[:, 1::2]
-    normed = d / torch.sqrt(d.square().mean(dim=-1, keepdim=True) + call.eps)
+    mean = d.square().double().mean(dim=-1, keepdim=True).to(d.dtype)
+    normed = d / torch.sqrt(mean + call.eps)
     weight = 1.0 if call.norm_weight is None else call.norm_weight.to(out.dtype).cpu()
     return (1.0 - call.lambda_init) * normed * weight
 
@@ -214,10 +223,6 @@ def rotate(call: DualChunkAttention, x: Tensor, positions: Tensor) -> Tensor:
     cos, sin = (table.cpu().to(x.dtype)[positions][:, None] for table in (call.rope_cos, call.rope_sin))
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
-
-
-def _dot(call: Call, q: Tensor, k: Tensor) -> Tensor:
-    return torch.stack([q[:, head] @ k[:, key_head(call, head)].T for head in range(q.shape[1])])
 
 
 def _positions(seq: Sequence) -> tuple[Tensor, Tensor, Tensor, Tensor]:

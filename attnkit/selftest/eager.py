@@ -1,20 +1,29 @@
-"""The base: what this precision can do. Plain eager torch in the tested dtype, with the operations in another order.
+"""The base: what this precision can do. Plain attention in the tested dtype, with the operations in another order.
 
 The scale goes onto the keys instead of the scores, scores and probabilities are rounded to the tested dtype, nothing is upcast
 (the yardstick of FlashAttention's tests). Its error against the float64 reference is what the tolerance is made of. Runs on the
 CPU, like the reference.
+
+The base is the same on every host. A matrix product by the BLAS of the day is not: the order of its sums follows the CPU, and
+one float32 case had the bound 1.80e-6 on one host and 2.30e-6 on another. So nothing here is summed or exponentiated in the
+tested dtype: each operation is worked out in float64, whose own error is far below, and rounded to the tested dtype where that
+operation would round. In sixteen bits that is one rounding a result, as of a matrix unit that accumulates in float32. In
+float32 the sums are all there is, and they are made explicit: `CHUNK` products at a time, partial sums added pairwise, each
+rounded. That is no looser than the matrix product was on any case, and about half of it in the median.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.functional import pad
 
 from attnkit.reference import difference, inner, paired, products, sequences, shaped, softmax_of, value_head
-from attnkit.spec import AttentionOutput, Call, DifferentialAttention, DualChunkAttention
+from attnkit.spec import AttentionOutput, Call, DifferentialAttention
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,26 +34,28 @@ else:
 ORDERS = 8
 """Orders of summation that are drawn in float32."""
 
+CHUNK = 8
+"""Products that a float32 sum takes together before it rounds."""
+
 
 def bases(call: Call) -> tuple[AttentionOutput, ...]:
-    """The base of a call; in float32 several, one an order of summing over head_dim, and the worst of them counts.
+    """The base of a call; in float32 several, one an order of summing, and the worst of them counts.
 
     Sixteen-bit rounding swamps the order of a sum. In float32 the order is all there is: one draw can be lucky by a factor of
     ten, and a backend that sums in another order is not wrong for that.
     """
     first = eager(call)
-    if first.out.dtype != torch.float32 or isinstance(call, DualChunkAttention):
+    if first.out.dtype != torch.float32:
         return (first,)
-    width = call.spec().head_dim
     draw = torch.Generator().manual_seed(1)
-    return first, *(eager(call, torch.randperm(width, generator=draw)) for _ in range(ORDERS - 1))
+    return first, *(eager(call, draw) for _ in range(ORDERS - 1))
 
 
-def eager(call: Call, order: Tensor | None = None) -> AttentionOutput:
+def eager(call: Call, draw: torch.Generator | None = None) -> AttentionOutput:
     """`call` in its own dtype, operation by operation.
 
     Args:
-        order: a permutation of head_dim, the order in which q.k is summed; None leaves it.
+        draw: where the orders of summation come from; None sums in the order of the tensors.
 
     Returns:
         out in the dtype of the query on the CPU; lse float32 of the rounded scores, or None where not asked for.
@@ -57,20 +68,40 @@ def eager(call: Call, order: Tensor | None = None) -> AttentionOutput:
     out = torch.zeros(tokens, spec.num_heads, width, dtype=dtype)
     lse = torch.full((tokens, spec.num_heads), -math.inf, dtype=torch.float32)
     for exact in sequences(call):
-        if order is not None:
-            exact = replace(exact, q=exact.q[..., order], k=exact.k[..., order])
         if not exact.q.shape[0] or not exact.k.shape[0]:
             continue
         seq = replace(exact, q=exact.q.to(dtype), k=exact.k.to(dtype) * softmax.softmax_scale, v=exact.v.to(dtype))
-        logits = shaped(call, seq, products(call, seq))
+        along = None if draw is None else torch.randperm(spec.head_dim, generator=draw)
+        logits = shaped(call, seq, products(call, seq, partial(product, order=along)))
         lse[exact.rows] = _lse(logits, softmax.sinks).transpose(0, 1)
         p = _softmax(logits, softmax.sinks)
         v = paired(seq.v) if differential else seq.v
+        along = None if draw is None else torch.randperm(v.shape[0], generator=draw)
         for head in range(spec.num_heads):
-            out[exact.rows, head] = p[head] @ v[:, value_head(call, head)]
+            out[exact.rows, head] = product(p[head], v[:, value_head(call, head)], along)
     if isinstance(call, DifferentialAttention):
         return AttentionOutput(difference(call, out), None, "eager")
     return AttentionOutput(out, lse if batch.return_lse else None, "eager")
+
+
+def product(a: Tensor, b: Tensor, order: Tensor | None = None) -> Tensor:
+    """a [m, K] by b [K, n], rounded as the module says, in the dtype of `a`.
+
+    Args:
+        order: a permutation of K, the order in which a float32 sum takes its products.
+    """
+    if a.dtype != torch.float32:
+        return (a.double() @ b.double()).to(a.dtype)
+    if order is not None:
+        a, b = a[:, order], b[order]
+    chunks, spare = -(-a.shape[1] // CHUNK), -a.shape[1] % CHUNK
+    left = pad(a.double(), (0, spare)).view(a.shape[0], chunks, CHUNK).transpose(0, 1)
+    right = pad(b.double(), (0, 0, 0, spare)).view(chunks, CHUNK, b.shape[1])
+    sums = torch.bmm(left, right).float()
+    while sums.shape[0] > 1:
+        even = sums.shape[0] // 2 * 2
+        sums = torch.cat((sums[0:even:2] + sums[1:even:2], sums[even:]))
+    return sums[0]
 
 
 def _with_sink(logits: Tensor, sinks: Tensor | None) -> Tensor:
@@ -81,9 +112,14 @@ def _with_sink(logits: Tensor, sinks: Tensor | None) -> Tensor:
 
 
 def _softmax(logits: Tensor, sinks: Tensor | None) -> Tensor:
-    p = torch.softmax(_with_sink(logits, sinks), dim=-1)[..., : logits.shape[-1]]
+    """Exponentials and their sum rounded to float32 each, as every softmax of torch does, then the probabilities."""
+    x = _with_sink(logits, sinks).float()
+    top = x.amax(-1, keepdim=True).nan_to_num(neginf=0.0)
+    weights = (x - top).double().exp().float()
+    total = weights.double().sum(-1, keepdim=True).float()
+    p = (weights / total).to(logits.dtype)[..., : logits.shape[-1]]
     return p.masked_fill(torch.isneginf(logits).all(-1, keepdim=True), 0.0)  # a row without keys is 0, not 0/0
 
 
 def _lse(logits: Tensor, sinks: Tensor | None) -> Tensor:
-    return torch.logsumexp(_with_sink(logits, sinks).float(), dim=-1)
+    return torch.logsumexp(_with_sink(logits, sinks).double(), dim=-1).float()
