@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from attnkit.errors import UnsupportedError, UsageError
 from attnkit.hardware.device import Device
 from attnkit.profiles import load_workload, workload_names
 from attnkit.select import _WORKLOAD_OP, Decision, installed_versions, select
-from attnkit.spec import DTYPES, FEATURES, KV_CACHE_DTYPES, OPS, AttentionSpec
+from attnkit.spec import DTYPES, FEATURES, KV_CACHE_DTYPES, OPS, PHASES, AttentionSpec
 
 DEVICES = [
     *(Device("nvidia", "gpu", f"card {sm}", f"sm_{sm}") for sm in (70, 75, 80, 86, 89, 90, 100, 120)),
@@ -87,6 +88,56 @@ def test_an_explicit_choice_is_never_replaced(dev, spec, installed, spelling) ->
     assert [a.backend for a in decision.accepted] in ([], [name])
     judged = next(b for b in all_backends() if b.name == name).evaluate(spec, dev, installed)
     assert bool(decision.accepted) == (not isinstance(judged, Rejected))
+
+
+@laws
+@given(st.sampled_from(DEVICES), specs(), INSTALLED, st.none() | st.sampled_from(NAMES))
+def test_what_is_accepted_claims_the_need_and_is_installed(dev, spec, installed, explicit) -> None:
+    """Sound whoever asks: the provider that is named has no reason against it, by its own capability and requirements."""
+    for accepted in select(dev, spec, installed, explicit=explicit).accepted:
+        backend = next(b for b in all_backends() if b.name == accepted.backend)
+        provider = next(p for p in backend.providers if p.name == accepted.provider)
+        assert dev.vendor in provider.capability.archs
+        assert provider.capability.reject(spec, dev) == ()
+        assert all(installed[split_requirement(text)[0]] is not None for text in provider.requires)
+
+
+@laws
+@given(st.sampled_from(DEVICES), specs(), st.sampled_from(FEATURES), st.sampled_from(PHASES))
+def test_asking_for_more_never_adds_a_backend(dev, spec, feature, phase) -> None:
+    """Every name is in the order, so that only what the backends claim decides."""
+    less = replace(spec, features=spec.features - {feature}, phases=spec.phases - {phase})
+    more = replace(spec, features=spec.features | {feature}, phases=spec.phases | {phase})
+    serve_less, serve_more = ({a.backend for a in select(dev, s, EVERYTHING, order=NAMES).accepted} for s in (less, more))
+    assert serve_more <= serve_less
+
+
+@laws
+@given(st.sampled_from(DEVICES), specs(), INSTALLED)
+def test_what_is_impossible_is_never_accepted(dev, spec, installed) -> None:
+    accepted = {a.backend for a in select(dev, spec, installed, order=NAMES).accepted}
+    if dev.arch == "sm_75":
+        assert "FLASH_ATTN" not in accepted
+        if spec.dtype == "bfloat16":
+            assert accepted == set()
+    if (spec.head_dim, spec.value_dim) == (72, 72):
+        assert "FLASHINFER" not in accepted
+    if spec.op == "mla_decode":
+        assert accepted <= {*MLA_BACKENDS, "TORCH_SDPA"}
+    elif spec.op in ("paged", "varlen"):
+        assert not accepted & MLA_BACKENDS
+    if dev.vendor == "google":
+        assert accepted <= {"PALLAS"}
+
+
+MLA_BACKENDS = {"FLASH_ATTN_MLA", "FLASHMLA", "CUTLASS_MLA", "FLASHINFER_MLA", "ROCM_AITER_MLA", "TRITON_MLA"}
+
+
+@laws
+@given(st.sampled_from(DEVICES), specs(), INSTALLED, st.integers(0, 7))
+def test_which_of_several_cards_it_is_changes_nothing(dev, spec, installed, index) -> None:
+    here, there = (select(replace(dev, index=i), spec, installed) for i in (0, index))
+    assert (here.accepted, here.rejected, here.order) == (there.accepted, there.rejected, there.order)
 
 
 def reasons(decision: Decision, name: str) -> str:
