@@ -19,6 +19,7 @@ import performance
 from attnkit import evidence, profiles, report
 from attnkit.backends.base import Backend, Capability, Provider
 from attnkit.backends.registry import all_backends
+from attnkit.engines import vllm_table
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -94,6 +95,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "docs/backends.md": backends_md,
     "docs/performance.md": performance.markdown,
     "docs/report.schema.json": report.schema_text,
+    "docs/vllm-names.md": vllm_table.markdown,
     "profiles/schema.json": profiles_schema,
 }
 

@@ -31,6 +31,10 @@ _UNUSABLE_FROM = {"NO_ATTENTION": "0", "DUAL_CHUNK_FLASH_ATTN": "0.11.0", "DIFFE
 """In the enum from this version on, but without code behind it."""
 
 _CPU_RENAME = Version("0.11.1")  # TORCH_SDPA became CPU_ATTN
+_CPU_MLA = {
+    "CPU_MLA": " for MLA models where the processor has no AMX",
+    "AMX_MLA": " for MLA models where the processor has AMX",
+}
 _XPU_NAMES = ("FLASH_ATTN", "TRITON_ATTN", "TRITON_MLA", "FLASH_ATTN_MLA")
 
 
@@ -170,6 +174,8 @@ def _silent_platform(
     if platform == "cpu":
         runs = "CPU_ATTN" if Version(sampled) >= _CPU_RENAME else "TORCH_SDPA"
         same = base in ("TORCH_SDPA", "CPU_ATTN")
+        if "CPU_MLA" in names and (base in _CPU_MLA or _decodes_mla_only(base)):
+            runs, same = (base, True) if base in _CPU_MLA else ("CPU_MLA", False)
     else:
         runs = "PALLAS" if "PALLAS" in names else "FLASH_ATTN"
         same = base in ("PALLAS", runs)
@@ -178,10 +184,16 @@ def _silent_platform(
     notes.clear()
     if same:
         renamed = f": {base} is called {runs} there" if base != runs else ""
-        notes.append(f"no switch is needed on {platform}, where vLLM {sampled} always runs {runs}{renamed}")
+        where = _CPU_MLA.get(runs, "")
+        notes.append(f"no switch is needed on {platform}, where vLLM {sampled} always runs {runs}{where}{renamed}")
         return runs, True, False
     notes.append(f"on {platform} vLLM {sampled} replaces {base} by {runs} silently (one INFO line), whatever it is told")
     return runs, False, False
+
+
+def _decodes_mla_only(name: str) -> bool:
+    ours = attnkit_name(name)
+    return ours is not None and all(p.capability.ops == {"mla_decode"} for p in get(ours).providers)
 
 
 def _runs_there(found: str, platform: str, notes: list[str]) -> bool:
