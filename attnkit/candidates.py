@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from attnkit.backends.base import Accepted
-from attnkit.backends.registry import canonical
+from attnkit.backends.registry import canonical, get
 from attnkit.engines import vllm
 from attnkit.engines.vllm_names import resolve
-from attnkit.engines.vllm_plugin import PLACES, VARIABLE
+from attnkit.engines.vllm_plugin import PLACES, VARIABLE, lacking
 from attnkit.engines.vllm_serving import Expected, expected
 from attnkit.errors import NoBackendError
 from attnkit.plan import Plan
@@ -102,7 +102,11 @@ def _own(candidate: Accepted) -> Candidate:
 
 def _refusal(backend: str, version: str, platform: str, note: str) -> str:
     text = f"vLLM {version} on {platform} cannot be told to use it: {note}"
-    return f"{text} (attnkit's plugin can compute it there: {VARIABLE}={backend})" if platform in PLACES else text
+    if platform not in PLACES:
+        return text
+    if needs := lacking(get(backend)):
+        return f"{text} (nor can attnkit's plugin: vLLM's attention layers do not hand over {needs})"
+    return f"{text} (attnkit's plugin can compute it there: {VARIABLE}={backend})"
 
 
 def _is_mla(plan: Plan) -> bool:

@@ -5,7 +5,8 @@
 Models are made on the spot: random weights, wide enough that the next token depends on what is attended to (with the usual
 small weights a random model repeats one token whatever its attention does; `distinct` in the result says how many differ).
 float32, greedy, prompts of unlike lengths half of which share a prefix, prefix caching on, prefill in chunks, all prompts at
-once. Each engine runs in a process of its own; which backend it ran is read from its log.
+once. (For MLA models vLLM on a CPU without AMX switches both off by itself.) Each engine runs in a process of its own, vLLM's
+and ours in turn, `--rounds` times; in each it answers fresh prompts `--repeats` times. Which backend ran is read from its log.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,6 +27,7 @@ from typing import Any
 from attnkit.engines.vllm_log import backend_from_log
 from attnkit.engines.vllm_plugin import VARIABLE
 from attnkit.errors import EXIT_CHECK_FAILED, EXIT_OK, AttnkitError, unknown_name
+from attnkit.kernels.cpu import library as cpu_kernels
 
 VOCABULARY, CONTEXT = 512, 1024
 _COMMON = {
@@ -43,8 +46,35 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 4},
     "qwen3": {"model_type": "qwen3", "num_attention_heads": 8, "num_key_value_heads": 2},
     "mistral-window": {"model_type": "mistral", "num_attention_heads": 4, "num_key_value_heads": 1, "sliding_window": 48},
+    "gemma2": {
+        "model_type": "gemma2",
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "sliding_window": 48,
+        "attn_logit_softcapping": 20.0,
+        "final_logit_softcapping": 30.0,
+        "query_pre_attn_scalar": 64,
+        "tie_word_embeddings": True,
+    },
+    "deepseek": {
+        "model_type": "deepseek_v2",
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "q_lora_rank": None,
+        "kv_lora_rank": 512,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "first_k_dense_replace": 2,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 64,
+        "n_group": 1,
+        "topk_group": 1,
+    },
 }
-"""config.json of each model over `_COMMON`: MHA; GQA 4:1 with normalised queries and keys; MQA with a sliding window."""
+"""config.json of each model over `_COMMON`: MHA; GQA 4:1 with normalised queries and keys; MQA with a sliding window; softcap
+with a window in every other layer; multi-head latent attention at DeepSeek's widths."""
 
 
 @dataclass(frozen=True)
@@ -53,29 +83,31 @@ class Run:
 
     Args:
         backend: what its log says computed the attention.
-        tokens: the generated token ids of each prompt.
-        seconds: generation, without the start. vllm: its version.
+        tokens: the generated token ids of each prompt, repeat after repeat.
+        seconds: of each repeat's generation, without the start. vllm: its version.
     """
 
     backend: str | None
     tokens: list[list[int]]
-    seconds: float
+    seconds: list[float]
     vllm: str
 
-    @property
-    def tokens_per_s(self) -> float:
-        """Generated tokens a second."""
-        return sum(map(len, self.tokens)) / self.seconds
+    def tokens_per_s(self) -> list[float]:
+        """Generated tokens a second in each repeat."""
+        each = sum(map(len, self.tokens)) / len(self.seconds)
+        return [each / seconds for seconds in self.seconds]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two engines on one model. The speeds mean something only on a machine that does nothing else (see `load_before`).
+    """Two engines on one model. The speeds mean something only beside one another, and little where `load_before` is high.
 
     Args:
-        equal: prompts with the very same tokens; of `prompts`.
+        prompts: different prompts in all. tokens: generated for each. equal: prompts with the very same tokens in every round.
         distinct: different tokens in all answers. first_difference: (prompt, position) or None.
-        own, ours: backend by each engine's log. own_tokens_per_s, ours_tokens_per_s: generated tokens a second.
+        own, ours: backend by each engine's log.
+        own_tokens_per_s, ours_tokens_per_s: medians of generated tokens a second, over repeats and rounds.
+        ratios: ours / own, repeat by repeat and round by round; ratio: their median.
     """
 
     model: str
@@ -87,6 +119,8 @@ class Comparison:
     ours: str | None
     own_tokens_per_s: float
     ours_tokens_per_s: float
+    ratio: float
+    ratios: list[float]
     vllm: str
     first_difference: tuple[int, int] | None = field(default=None)
 
@@ -121,11 +155,12 @@ def prompts(count: int, *, seed: int = 0) -> list[list[int]]:
     return found
 
 
-def run_engine(model: Path, *, count: int, tokens: int, backend: str | None, timeout: float = 600.0) -> Run:
+def run_engine(model: Path, *, count: int, tokens: int, backend: str | None, repeats: int = 1, timeout: float = 900.0) -> Run:
     """Generate with an offline vLLM in a process of its own.
 
     Args:
         backend: attnkit's backend through the plugin; None leaves vLLM's own.
+        repeats: how often, with `count` fresh prompts each time.
 
     Raises:
         AttnkitError: the engine failed; the message ends with its last lines.
@@ -137,8 +172,9 @@ def run_engine(model: Path, *, count: int, tokens: int, backend: str | None, tim
         environment[VARIABLE] = backend
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder, "answer.json")
+        asked = [str(model), str(answer), str(count), str(tokens), str(repeats)]
         child = subprocess.run(
-            [sys.executable, "-m", "attnkit.engines.equal_tokens", "--child", str(model), str(answer), str(count), str(tokens)],
+            [sys.executable, "-m", "attnkit.engines.equal_tokens", "--child", *asked],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -154,38 +190,47 @@ def run_engine(model: Path, *, count: int, tokens: int, backend: str | None, tim
     return Run(backend_from_log(lines, found["vllm"]), found["tokens"], found["seconds"], found["vllm"])
 
 
-def compare(kind: str, *, count: int, tokens: int, backend: str) -> Comparison:
-    """Both engines on one model.
+def compare(kind: str, *, count: int, tokens: int, backend: str, repeats: int = 1, rounds: int = 1) -> Comparison:
+    """Both engines on one model, in turn.
 
     Raises:
         AttnkitError: an engine failed.
     """
     with tempfile.TemporaryDirectory() as folder:
         model = make_model(kind, Path(folder, kind))
-        own = run_engine(model, count=count, tokens=tokens, backend=None)
-        ours = run_engine(model, count=count, tokens=tokens, backend=backend)
-    pairs = list(zip(own.tokens, ours.tokens, strict=True))
-    differing = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+        runs = [
+            run_engine(model, count=count, tokens=tokens, backend=name, repeats=repeats)
+            for _ in range(rounds)
+            for name in (None, backend)
+        ]
+    own, ours = runs[0], runs[1]
+    answers = list(zip(*(run.tokens for run in runs), strict=True))  # of every run, prompt by prompt
+    equal = [all(answer == first for answer in others) for first, *others in answers]
     first = None
-    if differing is not None:
-        a, b = pairs[differing]
-        first = differing, next(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
+    if not all(equal):
+        differing = equal.index(False)
+        step = next(i for i, found in enumerate(zip(*answers[differing], strict=True)) if len(set(found)) > 1)
+        first = differing, step
+    speeds = [[speed for run in runs[side::2] for speed in run.tokens_per_s()] for side in (0, 1)]
+    ratios = [b / a for a, b in zip(*speeds, strict=True)]
     return Comparison(
         model=kind,
-        prompts=count,
+        prompts=count * repeats,
         tokens=tokens,
-        equal=sum(a == b for a, b in pairs),
+        equal=sum(equal),
         distinct=len({token for answer in own.tokens for token in answer}),
         own=own.backend,
         ours=ours.backend,
-        own_tokens_per_s=round(own.tokens_per_s, 1),
-        ours_tokens_per_s=round(ours.tokens_per_s, 1),
+        own_tokens_per_s=round(statistics.median(speeds[0]), 1),
+        ours_tokens_per_s=round(statistics.median(speeds[1]), 1),
+        ratio=round(statistics.median(ratios), 3),
+        ratios=[round(ratio, 3) for ratio in ratios],
         vllm=own.vllm,
         first_difference=first,
     )
 
 
-def _child(model: str, answer: str, count: int, tokens: int) -> None:
+def _child(model: str, answer: str, count: int, tokens: int, repeats: int) -> None:
     import vllm
     from vllm import LLM, SamplingParams
 
@@ -201,36 +246,43 @@ def _child(model: str, answer: str, count: int, tokens: int) -> None:
         enable_chunked_prefill=True,
     )
     sampling = SamplingParams(temperature=0.0, max_tokens=tokens, min_tokens=tokens, ignore_eos=True, detokenize=False)
-    asked = [{"prompt_token_ids": ids} for ids in prompts(count)]
-    started = time.monotonic()
-    outputs = engine.generate(asked, sampling, use_tqdm=False)
-    seconds = time.monotonic() - started
-    found = {"tokens": [list(o.outputs[0].token_ids) for o in outputs], "seconds": seconds, "vllm": vllm.__version__}
+    found: dict[str, Any] = {"tokens": [], "seconds": [], "vllm": vllm.__version__}
+    for seed in range(repeats):
+        asked = [{"prompt_token_ids": ids} for ids in prompts(count, seed=seed)]
+        started = time.monotonic()
+        outputs = engine.generate(asked, sampling, use_tqdm=False)
+        found["seconds"].append(time.monotonic() - started)
+        found["tokens"] += [list(output.outputs[0].token_ids) for output in outputs]
     Path(answer).write_text(json.dumps(found), encoding="utf-8")
 
 
 def main() -> int:
     """Compare, print, write the report; exit code 1 where any token differs or our backend did not run."""
     if sys.argv[1:2] == ["--child"]:
-        model, answer, count, tokens = sys.argv[2:6]
-        _child(model, answer, int(count), int(tokens))
+        model, answer, *numbers = sys.argv[2:7]
+        _child(model, answer, *map(int, numbers))
         return EXIT_OK
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--backend", default="TORCH_SDPA")
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     load = os.getloadavg()[0]
-    results = [compare(m, count=asked.prompts, tokens=asked.tokens, backend=asked.backend) for m in asked.models.split(",")]
+    how = {"tokens": asked.tokens, "backend": asked.backend, "repeats": asked.repeats, "rounds": asked.rounds}
+    results = [compare(model, count=asked.prompts, **how) for model in asked.models.split(",")]
     document = {
         "kind": "demo",
         "what": "greedy float32 tokens of vLLM's own attention and of attnkit's inside the same vLLM",
         "command": "python -m attnkit.engines.equal_tokens " + " ".join(sys.argv[1:]),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "device": f"CPU ({platform.machine()}, {os.cpu_count()} cores)",
+        "attnkit_cpu_kernels": cpu_kernels.find() is not None,
         "load_before": round(load, 1),
+        "load_after": round(os.getloadavg()[0], 1),
         "results": [asdict(result) for result in results],
     }
     text = json.dumps(document, indent=2) + "\n"

@@ -10,7 +10,6 @@ in its place.
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -24,86 +23,18 @@ from vllm.v1.attention.backend import (
     MultipleOf,
 )
 
-from attnkit.backends.base import Backend, Capability, Rejected
-from attnkit.backends.installed import first_provider, lookup, requirement_names
-from attnkit.backends.registry import get
-from attnkit.backends.torch_device import device_of
+from attnkit.backends.base import Capability
 from attnkit.engines.vllm_batch import AttnkitBuilder, AttnkitMetadata, Part, behind_window, parts
 from attnkit.engines.vllm_log import LOG_LINE
-from attnkit.engines.vllm_plugin import VARIABLE, place_here
+from attnkit.engines.vllm_need import ENCODERS, FP8, capability, chosen, evaluate, layer_need, provider_for
+from attnkit.engines.vllm_plugin import place_here
 from attnkit.errors import UnsupportedError
-from attnkit.spec import (
-    NO_WINDOW,
-    AttentionSpec,
-    Feature,
-    KvCacheDtype,
-    Op,
-    PagedAttention,
-    Phase,
-    Softmax,
-    VarlenAttention,
-)
+from attnkit.spec import NO_WINDOW, Feature, PagedAttention, Softmax, VarlenAttention
 
 logger = init_logger("vllm.plugins.attnkit")
 
-_ENCODERS = (AttentionType.ENCODER_ONLY, AttentionType.ENCODER)
-_FP8: dict[str, tuple[KvCacheDtype, torch.dtype]] = {
-    "fp8": ("fp8_e4m3", torch.float8_e4m3fn),
-    "fp8_e4m3": ("fp8_e4m3", torch.float8_e4m3fn),
-    "fp8_e5m2": ("fp8_e5m2", torch.float8_e5m2),
-}
-
-
-def chosen() -> Backend:
-    """The backend that the environment names."""
-    return get(os.environ[VARIABLE])
-
-
-def refuse(spec: AttentionSpec) -> list[str]:
-    """Every reason why the chosen backend cannot serve `spec` on this process's device; empty where it can."""
-    from vllm.platforms import current_platform
-
-    backend = chosen()
-    device = device_of(torch.empty(0, device=current_platform.device_type))
-    found = backend.evaluate(spec, device, lookup(requirement_names([backend])))
-    return [f"{backend.name}: {reason.message}" for reason in found.reasons] if isinstance(found, Rejected) else []
-
-
-def need(
-    *,
-    head_size: int,
-    dtype: torch.dtype,
-    kv_cache_dtype: str | None,
-    block_size: int | None,
-    num_heads: int = 1,
-    num_kv_heads: int = 1,
-    attn_type: str = AttentionType.DECODER,
-    features: frozenset[Feature] = frozenset(),
-) -> AttentionSpec:
-    """vLLM's words for a layer as a need.
-
-    Raises:
-        UnsupportedError: a cache format that attnkit has no word for.
-    """
-    encoder = attn_type in _ENCODERS
-    cache_dtype: KvCacheDtype = "auto"
-    if kv_cache_dtype in _FP8:
-        cache_dtype = _FP8[kv_cache_dtype][0]
-    elif kv_cache_dtype not in (None, "auto", "float16", "bfloat16", "float32"):
-        raise UnsupportedError(f"attnkit does not read vLLM's {kv_cache_dtype} cache; it reads auto, {', '.join(_FP8)}")
-    op: Op = "varlen" if encoder else "paged"
-    phases: tuple[Phase, ...] = ("prefill",) if encoder else ("prefill", "decode", "mixed")
-    return AttentionSpec(
-        op=op,
-        dtype=str(dtype).removeprefix("torch."),  # type: ignore[arg-type]
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_size,
-        kv_cache_dtype="auto" if encoder else cache_dtype,
-        block_size=None if encoder else block_size,
-        phases=frozenset(phases),
-        features=features | {"non_causal"} if encoder else features,
-    )
+_TAKE_WHOLE_BATCHES = frozenset({"attnkit-cpu"})
+"""Providers whose one kernel is as good at decodes as at chunks, side by side, and skips by itself what no window reaches."""
 
 
 class AttnkitBackend(AttentionBackend):  # type: ignore[misc]
@@ -111,15 +42,12 @@ class AttnkitBackend(AttentionBackend):  # type: ignore[misc]
 
     forward_includes_kv_cache_update: bool = False
     supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float16, torch.bfloat16, torch.float32]
-    supported_kv_cache_dtypes: ClassVar[list[str]] = ["auto", "float16", "bfloat16", *_FP8]
+    supported_kv_cache_dtypes: ClassVar[list[str]] = ["auto", "float16", "bfloat16", *FP8]
 
     @staticmethod
     def attnkit_capability() -> Capability:
         """What the chosen backend's provider for this platform's devices can do."""
-        from vllm.platforms import current_platform
-
-        vendor = device_of(torch.empty(0, device=current_platform.device_type)).vendor
-        return (first_provider(chosen(), vendor) or chosen().providers[0]).capability
+        return capability("paged")
 
     @staticmethod
     def get_impl_cls() -> type[AttentionImpl]:
@@ -134,10 +62,10 @@ class AttnkitBackend(AttentionBackend):  # type: ignore[misc]
     @staticmethod
     def get_supported_kernel_block_sizes(kv_cache_spec: Any = None) -> list[int | MultipleOf]:
         """The block sizes of the backend's first provider."""
-        capability = AttnkitBackend.attnkit_capability()
-        if capability.block_sizes is not None:
-            return sorted(capability.block_sizes)
-        return [MultipleOf(max(capability.block_multiple, capability.min_block_size))]
+        found = capability("paged")
+        if found.block_sizes is not None:
+            return sorted(found.block_sizes)
+        return [MultipleOf(max(found.block_multiple, found.min_block_size))]
 
     @staticmethod
     def get_kv_cache_shape(
@@ -178,7 +106,7 @@ class AttnkitBackend(AttentionBackend):  # type: ignore[misc]
     @classmethod
     def supports_attn_type(cls, attn_type: str) -> bool:
         """Decoders and encoders; no cross attention."""
-        return attn_type == AttentionType.DECODER or (attn_type in _ENCODERS and _claims("non_causal"))
+        return attn_type == AttentionType.DECODER or (attn_type in ENCODERS and _claims("non_causal"))
 
     @classmethod
     def validate_configuration(
@@ -206,7 +134,7 @@ class AttnkitBackend(AttentionBackend):  # type: ignore[misc]
             reasons.append(f"attention type {attn_type} is not supported")
             return reasons
         try:
-            spec = need(
+            spec = layer_need(
                 head_size=head_size,
                 dtype=dtype,
                 kv_cache_dtype=kv_cache_dtype,
@@ -216,7 +144,7 @@ class AttnkitBackend(AttentionBackend):  # type: ignore[misc]
             )
         except UnsupportedError as error:
             return [*reasons, str(error)]
-        return reasons + refuse(spec)
+        return reasons + evaluate(spec)[1]
 
 
 def _claims(feature: Feature) -> bool:
@@ -266,6 +194,7 @@ class AttnkitImpl(AttentionImpl[AttnkitMetadata]):  # type: ignore[misc]
         attn_type: str = AttentionType.DECODER,
         kv_sharing_target_layer_name: str | None = None,
         sinks: torch.Tensor | None = None,
+        **others: Any,
     ) -> None:
         """See vLLM's AttentionImpl.
 
@@ -278,22 +207,24 @@ class AttnkitImpl(AttentionImpl[AttnkitMetadata]):  # type: ignore[misc]
         self.num_kv_heads = num_kv_heads or num_heads
         self.kv_cache_dtype, self.attn_type = kv_cache_dtype, attn_type
         self.backend = chosen()
+        if others:  # what a model hands to a special attention of its own (dual chunk attention, for one) changes the result
+            raise UnsupportedError(f"{self.backend.name} in vLLM does not take this layer's {', '.join(sorted(others))}")
         window = NO_WINDOW if sliding_window is None or sliding_window < 0 else (sliding_window - 1, -1)
-        if attn_type in _ENCODERS and window != NO_WINDOW:
+        if attn_type in ENCODERS and window != NO_WINDOW:
             window = (window[0], window[0])
         self.softmax = Softmax(
             self.scale,
-            causal=attn_type not in _ENCODERS,
+            causal=attn_type not in ENCODERS,
             window=window,
             softcap=logits_soft_cap or 0.0,
             alibi_slopes=None if alibi_slopes is None else torch.tensor(alibi_slopes, dtype=torch.float32),
             sinks=sinks,
         )
-        if attn_type != AttentionType.DECODER and attn_type not in _ENCODERS:
+        if attn_type != AttentionType.DECODER and attn_type not in ENCODERS:
             raise UnsupportedError(f"{self.backend.name} in vLLM does not serve attention type {attn_type}")
         config = get_current_vllm_config()
-        reasons = refuse(
-            need(
+        self.provider = provider_for(
+            layer_need(
                 head_size=head_size,
                 dtype=config.model_config.dtype if config.model_config else torch.get_default_dtype(),
                 kv_cache_dtype=kv_cache_dtype,
@@ -304,8 +235,7 @@ class AttnkitImpl(AttentionImpl[AttnkitMetadata]):  # type: ignore[misc]
                 features=self.softmax.features(False) - {"non_causal"},
             )
         )
-        if reasons:
-            raise UnsupportedError(f"this model's attention cannot be served ({VARIABLE}): " + "; ".join(reasons))
+        self.whole = self.provider in _TAKE_WHOLE_BATCHES
         logger.info_once(LOG_LINE.format(backend=self.backend.name, place=place_here()))
 
     def forward(
@@ -335,22 +265,12 @@ class AttnkitImpl(AttentionImpl[AttnkitMetadata]):  # type: ignore[misc]
         batch, n = attn_metadata, attn_metadata.num_actual_tokens
         out = output[:n].view(n, self.num_heads, self.head_size)
         query = query[:n].view(n, self.num_heads, self.head_size)
-        if self.attn_type in _ENCODERS:
-            self.backend.run(
-                VarlenAttention(
-                    query,
-                    key[:n],
-                    value[:n],
-                    batch.query_start_loc,
-                    batch.query_start_loc,
-                    batch.max_query_len,
-                    batch.max_query_len,
-                    self.softmax,
-                    out=out,
-                )
-            )
+        if self.attn_type in ENCODERS:
+            starts, longest = batch.query_start_loc, batch.max_query_len
+            call = VarlenAttention(query, key[:n], value[:n], starts, starts, longest, longest, self.softmax, out=out)
+            self.backend.run(call, self.provider)
             return output
-        for part in parts(batch):
+        for part in (batch.whole(),) if self.whole else parts(batch):
             self._run(layer, query, kv_cache, part, out)
         return output
 
@@ -358,44 +278,45 @@ class AttnkitImpl(AttentionImpl[AttnkitMetadata]):  # type: ignore[misc]
         key_cache, value_cache = self._halves(kv_cache)
         softmax = self.softmax if part.causal else replace(self.softmax, causal=False)
         table, lens, longest = part.block_table, part.seq_lens, part.max_seq_len
-        if softmax.window[0] >= 0 and softmax.alibi_slopes is None:
+        if softmax.window[0] >= 0 and softmax.alibi_slopes is None and not self.whole:
             table, lens, longest = behind_window(part, softmax.window[0], kv_cache.shape[2])
-        self.backend.run(
-            PagedAttention(
-                query[part.tokens],
-                key_cache,
-                value_cache,
-                table,
-                lens,
-                part.query_start_loc,
-                part.max_query_len,
-                longest,
-                softmax,
-                k_scale=layer._k_scale_float,
-                v_scale=layer._v_scale_float,
-                out=out[part.tokens],
-            )
+        call = PagedAttention(
+            query[part.tokens],
+            key_cache,
+            value_cache,
+            table,
+            lens,
+            part.query_start_loc,
+            part.max_query_len,
+            longest,
+            softmax,
+            k_scale=layer._k_scale_float,
+            v_scale=layer._v_scale_float,
+            out=out[part.tokens],
         )
+        self.backend.run(call, self.provider)
 
     def do_kv_cache_update(
         self, layer: Any, key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor
     ) -> None:
         """Write new keys and values. Padding (slot -1) goes to the null block, which no sequence reads."""
-        if self.attn_type in _ENCODERS or kv_cache.numel() == 0:
+        if self.attn_type in ENCODERS or kv_cache.numel() == 0:
             return
         n = slot_mapping.shape[0]
-        size = kv_cache.shape[2]
-        slot = slot_mapping.clamp(min=0)
-        halves = zip(self._halves(kv_cache), (key[:n], value[:n]), (layer._k_scale_float, layer._v_scale_float), strict=True)
-        for cache, new, scale in halves:
-            if self.kv_cache_dtype in _FP8:
-                new = (new.float() / scale).to(cache.dtype).view(torch.uint8)
-                cache = cache.view(torch.uint8)
-            cache[slot // size, slot % size] = new
+        key, value = key[:n], value[:n]
+        if self.kv_cache_dtype in FP8:
+            dtype = FP8[self.kv_cache_dtype][1]
+            limit = torch.finfo(dtype).max
+            scaled = (key.float() / layer._k_scale_float, value.float() / layer._v_scale_float)
+            key, value = (x.clamp(-limit, limit).to(dtype).view(torch.uint8) for x in scaled)
+            kv_cache = kv_cache.view(torch.uint8)
+        # tokens lie before heads in memory, so a row of this view is a token's keys and values
+        rows = kv_cache.transpose(1, 2).view(-1, self.num_kv_heads, kv_cache.shape[3])
+        rows[slot_mapping.clamp(min=0)] = torch.cat((key, value), dim=-1)
 
     def _halves(self, kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values as [num_blocks, block_size, num_kv_heads, head_size] views of vLLM's cache."""
-        if self.kv_cache_dtype in _FP8:
-            kv_cache = kv_cache.view(_FP8[self.kv_cache_dtype][1])
+        if self.kv_cache_dtype in FP8:
+            kv_cache = kv_cache.view(FP8[self.kv_cache_dtype][1])
         tokens_first = kv_cache.transpose(1, 2)
         return tokens_first[..., : self.head_size], tokens_first[..., self.head_size :]

@@ -28,10 +28,17 @@ class AttnkitMetadata:
     slot_mapping: torch.Tensor
     causal: bool
 
+    def whole(self) -> Part:
+        """The batch as it is."""
+        tokens = slice(0, self.num_actual_tokens)
+        return Part(
+            tokens, self.query_start_loc, self.seq_lens, self.block_table, self.max_query_len, self.max_seq_len, self.causal
+        )
+
 
 @dataclass(frozen=True)
 class Part:
-    """The decodes of a batch, or the rest. `tokens`: its rows; the other names as in `PagedAttention`."""
+    """The decodes of a batch, or the rest, or all of it. `tokens`: its rows; the other names as in `PagedAttention`."""
 
     tokens: slice
     query_start_loc: torch.Tensor

@@ -121,13 +121,18 @@ def engine_backend(name: str) -> EngineBackend:
 
 def _capability(name: str, backend: Any) -> Capability:
     """The vLLM class's claims in attnkit's words."""
+    mla = bool(backend.is_mla())
     if hasattr(backend, "attnkit_capability"):  # our own classes, put there by the plugin
         ours: Capability = backend.attnkit_capability()
         spoken = ours.features - {"lse", "score_mod", "mask_mod"}  # vLLM's interface has no words for these
-        return replace(ours, ops=frozenset({"paged"}), features=spoken, conflicts=_CONFLICTS, graphs=False)
-    mla = bool(backend.is_mla())
+        if mla:
+            # vLLM's cache for MLA is never float8 on CPU, and its layer decodes one token a sequence
+            dims, caches = HeadDims.of((576, 512)), frozenset[KvCacheDtype]({"auto"})
+            ours = replace(ours, ops=_MLA, phases=_DECODE, head_dims=dims, kv_cache_dtypes=caches)
+            return replace(ours, features=frozenset(), graphs=False)
+        return replace(ours, ops=_PAGED, features=spoken, conflicts=_CONFLICTS, graphs=False)
     dtypes = {dtype.removeprefix("torch.") for dtype in map(str, backend.supported_dtypes)}
-    caches: dict[str, KvCacheDtype] = {"auto": "auto", "fp8": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
+    words: dict[str, KvCacheDtype] = {"auto": "auto", "fp8": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
     sizes = backend.get_supported_kernel_block_sizes()
     bases = [size.base for size in sizes if hasattr(size, "base")]
     heads = backend.get_supported_head_sizes()
@@ -147,11 +152,26 @@ def _capability(name: str, backend: Any) -> Capability:
         block_sizes=None if bases else frozenset(sizes),
         min_block_size=min(bases, default=1),
         block_multiple=min(bases, default=1),
-        kv_cache_dtypes=frozenset(caches[c] for c in backend.supported_kv_cache_dtypes if c in caches),
+        kv_cache_dtypes=frozenset(words[c] for c in backend.supported_kv_cache_dtypes if c in words) - _refused_caches(name),
         phases=_DECODE if mla else frozenset(PHASES),
         features=frozenset() if mla else frozenset(features),
         conflicts=_CONFLICTS,
     )
+
+
+def _refused_caches(name: str) -> frozenset[KvCacheDtype]:
+    """Caches that the class claims and refuses on this very CPU, vLLM being asked: CPU_ATTN's float8 needs AVX-512 or AMX."""
+    if name == "CPU_ATTN":
+        try:
+            import torch
+            from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
+
+            _get_attn_isa(torch.bfloat16, 128, 64, "fp8_e4m3")
+        except NotImplementedError:
+            return frozenset({"fp8_e4m3", "fp8_e5m2"})
+        except (ImportError, TypeError):
+            pass  # another vLLM, which keeps its word or fails the self-test
+    return frozenset()
 
 
 def is_tested(version: str, platform: str) -> bool:

@@ -35,7 +35,7 @@ def expected(
     Args:
         now: `vllm_names.Resolution.now`: what this version of vLLM runs for the backend that was chosen.
         platform: vLLM's word: cpu, cuda, rocm, xpu.
-        mla: the layer is multi-head latent attention, which has backends of its own and no place for the plugin.
+        mla: the layer is multi-head latent attention, which has backends of its own; on CPU the plugin has a place there, too.
         amx: the CPU has AMX tiles ("amx_tile" among its features).
 
     Returns:
@@ -45,8 +45,11 @@ def expected(
         UsageError: the plugin's variable names no backend.
     """
     ours = environment.get(VARIABLE, "").strip()
+    place = PLACES.get(platform)
     if mla and platform == "cpu":
-        now = "AMX_MLA" if amx else "CPU_MLA"
-    elif ours and platform in PLACES and not mla:
-        return Expected(PREFIX + PLACES[platform], canonical(ours))
+        place = now = "AMX_MLA" if amx else "CPU_MLA"
+    elif mla:
+        place = None  # the plugin refuses MLA layers there
+    if ours and place:
+        return Expected(PREFIX + place, canonical(ours))
     return None if now is None else Expected(PREFIX + now, now)

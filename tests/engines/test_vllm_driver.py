@@ -21,8 +21,8 @@ from attnkit.selftest.model import CaseResult  # noqa: E402
 from attnkit.spec import AttentionSpec, PagedAttention, Softmax  # noqa: E402
 
 DEVICE = Device(vendor="cpu", kind="cpu", name="CPU", arch=platform.machine())
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1.25 * 2**-8, torch.float16: 1.25 * 2**-11}
-"""Of the largest output: a little over the rounding of the output alone."""
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2 * 2**-8, torch.float16: 2 * 2**-11}
+"""Of the largest output: twice its rounding. A processor without bfloat16 dot products rounds the probabilities, too."""
 
 if not vllm.__version__.startswith("0.32."):
     pytest.skip(f"written for vLLM 0.32 on CPU; this is {vllm.__version__}", allow_module_level=True)
@@ -106,6 +106,9 @@ def test_features(feature: str) -> None:
 
 @pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
 def test_float8_caches_hold_the_bytes_of_the_call(stored: Any) -> None:
+    claimed = driver.engine_backend("CPU_ATTN").providers[0].capability.kv_cache_dtypes
+    if "fp8_e4m3" not in claimed:
+        pytest.skip("vLLM's float8 caches need AVX-512 or AMX, which this processor lacks")
     plain = call(*BATCHES["mixed"], dtype=torch.bfloat16)
     key, value = ((c.float().nan_to_num() / 0.05).to(stored) for c in (plain.key_cache, plain.value_cache))
     batch = replace(plain, key_cache=key, value_cache=value, k_scale=0.05, v_scale=0.05)

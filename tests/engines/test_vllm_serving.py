@@ -27,7 +27,12 @@ def test_elsewhere_it_is_the_backend_that_was_handed_over() -> None:
 @pytest.mark.parametrize(("amx", "name"), [(False, "CPU_MLA"), (True, "AMX_MLA")])
 def test_mla_layers_have_backends_of_their_own_on_cpu(amx: bool, name: str) -> None:
     variables = {"ATTNKIT_VLLM_BACKEND": "sdpa"}
-    assert expected("CPU_ATTN", "cpu", variables, mla=True, amx=amx) == Expected(f"vllm:{name}", name)
+    assert expected("CPU_ATTN", "cpu", {}, mla=True, amx=amx) == Expected(f"vllm:{name}", name)
+    assert expected("CPU_ATTN", "cpu", variables, mla=True, amx=amx) == Expected(f"vllm:{name}", "TORCH_SDPA")
+
+
+def test_the_plugin_has_no_place_for_mla_layers_elsewhere() -> None:
+    variables = {"ATTNKIT_VLLM_BACKEND": "sdpa"}
     assert expected("TRITON_MLA", "cuda", variables, mla=True) == Expected("vllm:TRITON_MLA", "TRITON_MLA")
 
 
