@@ -54,6 +54,8 @@ class Case:
     def serve(self, states: Mapping[str, State], names: Iterable[str], release: str) -> None:
         """These nodes serve this release: running digest, record, verdict, answer."""
         wanted = list(names)
+        if not wanted:
+            return
         wrong = {name: states[name].words() for name in wanted if not states[name].serves(release)}
         word = self.called.get(release, release)
         self.check(f"{span(wanted)}: the {word} release, recorded, proven, answers", not wrong, wrong)

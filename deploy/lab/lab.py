@@ -13,6 +13,8 @@ import argparse
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import machines  # puts demo/ on the path
 
@@ -45,12 +47,12 @@ def say(text: str) -> None:
     console.print(f"[dim]{time.strftime('%H:%M:%S')}[/] {text}", highlight=False)
 
 
-def prepare(count: int) -> bench.Bench:
-    """Engine, images, machines, registry: everything that comes before a rollout."""
+def prepare(count: int, wheel: Path | None) -> bench.Bench:
+    """Engine, images, machines, registry: everything before a rollout; with this wheel of attnkit, or one of the tree."""
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
     engine.ensure()
-    wheel = build.build_wheel()
+    wheel = wheel or build.build_wheel()
     venv.ensure(ROOT / ".venv", ROOT / "deploy" / "requirements.txt", [wheel])
     say("stand-in images")
     tags = stand_ins.build_all(wheel, bench.RELEASES, {scenarios.HEAVY: scenarios.HEAVY_PLATFORM})
@@ -62,9 +64,8 @@ def prepare(count: int) -> bench.Bench:
     return bench.Bench(nodes, hosts, names, OUT)
 
 
-def run_all(chosen: tuple[Scenario, ...], lab: bench.Bench) -> list[tuple[Scenario, Case]]:
+def run_all(chosen: tuple[Scenario, ...], lab: bench.Bench) -> Iterator[tuple[Scenario, Case]]:
     """Every scenario, each from a mended fleet."""
-    found = []
     for scenario in chosen:
         part = lab.part(scenario.nodes)
         part.mend()
@@ -77,8 +78,7 @@ def run_all(chosen: tuple[Scenario, ...], lab: bench.Bench) -> list[tuple[Scenar
         if case.error:
             console.print(f"      {case.error}", markup=False, style="red")
         say(f"  {'[green]pass[/]' if case.passed else '[red]FAIL[/]'} {case.seconds:.0f} s: {' | '.join(case.measured)}")
-        found.append((scenario, case))
-    return found
+        yield scenario, case
 
 
 def main() -> int:
@@ -86,6 +86,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", metavar="NAME,…", help="these scenarios")
     parser.add_argument("--nodes", type=int, default=0, help="nodes to start; default: as many as the scenarios need")
+    parser.add_argument("--wheel", type=Path, help="this wheel of attnkit in place of one built from the working tree")
     parser.add_argument("--list", action="store_true", help="name the scenarios")
     parser.add_argument("--scale", action="store_true", help="measure a rollout of 20 nodes")
     parser.add_argument("--record", action="store_true", help="keep the report in docs/reports/fleet")
@@ -94,7 +95,8 @@ def main() -> int:
     wanted = [name for name in args.only.split(",") if name]
     if unknown := set(wanted) - {scenario.name for scenario in ALL}:
         parser.error(f"no such scenario: {', '.join(sorted(unknown))}; known: {', '.join(s.name for s in ALL)}")
-    chosen = tuple(scenario for scenario in ALL if not wanted or scenario.name in wanted)
+    by_name = {scenario.name: scenario for scenario in ALL}
+    chosen = tuple(by_name[name] for name in wanted) if wanted else ALL
     try:
         if args.down:
             machines.down()
@@ -104,7 +106,7 @@ def main() -> int:
                 print(f"{scenario.name:16} {scenario.nodes:2} nodes  {scenario.title}")
             return 0
         if args.scale:
-            lab = prepare(args.nodes or SCALE_NODES)
+            lab = prepare(args.nodes or SCALE_NODES, args.wheel)
             rows = []
             for row in scale.measure(lab):
                 rows.append(row)
@@ -114,9 +116,12 @@ def main() -> int:
             return 0 if all(row["code"] == 0 and row["working"] == row["nodes"] for row in rows) else 1
         count = args.nodes or max(scenario.nodes for scenario in chosen)
         chosen = tuple(scenario for scenario in chosen if scenario.nodes <= count)
-        lab = prepare(count)
-        found = run_all(chosen, lab)
-        file = report.write(OUT / "faults.json", report.faults(found, count))
+        lab = prepare(count, args.wheel)
+        command = " ".join(["python deploy/lab/lab.py", *(["--only", args.only] if args.only else [])])
+        found = []
+        for result in run_all(chosen, lab):
+            found.append(result)
+            file = report.write(OUT / "faults.json", report.faults(found, command, count))
         say(f"{sum(case.passed for _, case in found)} of {len(found)} pass; report: {file.relative_to(ROOT)}, logs beside it")
         if args.record:
             say(f"kept as {report.keep(file).relative_to(ROOT)}")

@@ -17,6 +17,8 @@ import fleet
 from case import Case, Scenario
 from machines import ROOT
 
+BEGAN = datetime.datetime.now(tz=datetime.timezone.utc)
+"""Of this run."""
 KEPT = ROOT / "docs" / "reports" / "fleet"
 
 
@@ -29,7 +31,8 @@ def header(kind: str, command: str, nodes: int) -> dict[str, Any]:
     return {
         "kind": "fleet",
         "of": kind,
-        "date": datetime.date.today().isoformat(),
+        "date": BEGAN.date().isoformat(),
+        "time": BEGAN.strftime("%H:%M"),
         "command": command,
         "nodes": nodes,
         "revision": revision + ("-dirty" if changed else ""),
@@ -49,10 +52,10 @@ def header(kind: str, command: str, nodes: int) -> dict[str, Any]:
     }
 
 
-def faults(found: list[tuple[Scenario, Case]], nodes: int) -> dict[str, Any]:
+def faults(found: list[tuple[Scenario, Case]], command: str, nodes: int) -> dict[str, Any]:
     """The report of a run of scenarios."""
     return {
-        **header("faults", "python deploy/lab/lab.py", nodes),
+        **header("faults", command, nodes),
         "stand_ins": "no kernel ran: every image is a stand-in with a planted device answer, every verdict is 'planted'",
         "scenarios": [case.as_json(scenario) for scenario, case in found],
     }
@@ -73,4 +76,4 @@ def keep(path: Path) -> Path:
     """Copy a report to where the documentation is made from."""
     KEPT.mkdir(parents=True, exist_ok=True)
     document = json.loads(path.read_text(encoding="utf-8"))
-    return Path(shutil.copy2(path, KEPT / f"{document['of']}-{document['date']}.json"))
+    return Path(shutil.copy2(path, KEPT / f"{document['of']}-{document['date']}-{document['time'].replace(':', '')}.json"))

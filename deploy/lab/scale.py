@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def measure(bench: Bench) -> Iterator[dict[str, Any]]:
-    """A row a run: a bare fleet installed, the same again, another release; with attnkit.fleet and by hand."""
+    """A row a run: a bare fleet installed, and the same again; first by hand, then with attnkit.fleet."""
     types: dict[str, dict[str, Any]] = {}
     for node in bench.nodes:
         given = GIVEN[node.kind]
@@ -25,12 +25,12 @@ def measure(bench: Bench) -> Iterator[dict[str, Any]]:
             "lab_requests": [{name.lower(): value for name, value in request.items()} for request in GPU] if given.gpu else [],
             "lab_groups": list(given.groups),
         }
-    for who, playbook, hosts in (("attnkit.fleet", "rollout", {}), ("by hand", HERE / "by_hand.yml", types)):
+    for who, playbook, hosts in (("by hand", HERE / "by_hand.yml", types), ("attnkit.fleet", "rollout", {})):
         bench.strip()
-        for what, release in (("install", "1"), ("the same again", "1"), ("another release", "2")):
-            run = bench.play(playbook, release, hosts=hosts)
+        for what in ("install", "the same again"):
+            run = bench.play(playbook, bench.old, hosts=hosts)
             states = bench.look()
-            working = sum(state.works and state.release == release for state in states.values())
+            working = sum(state.works and state.release == bench.old for state in states.values())
             yield row(who, what, run, len(bench.names), working)
 
 

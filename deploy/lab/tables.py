@@ -1,7 +1,7 @@
 """Write the tables of docs/fleet.md from the reports in docs/reports/fleet, or with --check say that they are stale.
 
-Between `<!-- NAME -->` and `<!-- end -->` stands what this script writes, from the newest report of each kind; the rest of the
-page is written by hand.
+Between `<!-- NAME -->` and `<!-- end -->` stands what this script writes: the newest result of every scenario, and the newest
+measurement. The rest of the page is written by hand.
 """
 
 from __future__ import annotations
@@ -21,16 +21,30 @@ REPORTS = ROOT / "docs" / "reports" / "fleet"
 
 
 def newest(kind: str) -> tuple[str, dict[str, Any]]:
-    """The newest report of a kind: its path in the repository, and the report."""
+    """The newest report of a kind: its path beside the page, and the report."""
     path = sorted(REPORTS.glob(f"{kind}-*.json"))[-1]
     return path.relative_to(ROOT / "docs").as_posix(), json.loads(path.read_text(encoding="utf-8"))
+
+
+def results() -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """The newest result of every scenario by its name, and the reports that they are from by their paths."""
+    rows: dict[str, tuple[str, dict[str, Any]]] = {}
+    reports = {}
+    for path in sorted(REPORTS.glob("faults-*.json")):
+        name = path.relative_to(ROOT / "docs").as_posix()
+        reports[name] = json.loads(path.read_text(encoding="utf-8"))
+        for row in reports[name]["scenarios"]:
+            rows[row["name"]] = (name, row)
+    used = {name for name, _ in rows.values()}
+    return {name: row for name, (_, row) in rows.items()}, {name: reports[name] for name in sorted(used)}
 
 
 def source(path: str, report: dict[str, Any]) -> str:
     """The sentence under a table."""
     machine, versions = report["machine"], report["versions"]
     return (
-        f"[{path}]({path}): {report['date']}, `{report['command']}`, {report['nodes']} nodes, revision {report['revision']}, "
+        f"[{Path(path).name}]({path}): {report['date']}, `{report['command']}`, {report['nodes']} nodes, "
+        f"revision {report['revision']}, "
         f"ansible-core {versions['ansible-core']}, engine {versions['engine']}, {machine['cpu']}, {machine['cores']} cores, "
         f"{machine['memory_gib']} GiB; load at the end {machine['load_at_the_end'][0]}."
     )
@@ -43,9 +57,9 @@ def cell(text: str) -> str:
 
 def faults() -> list[str]:
     """What befell the fleet, and how it ended."""
-    path, report = newest("faults")
+    rows, reports = results()
     lines = ["| scenario | what happens | expected | measured | checks | s | |", "|---|---|---|---|---|---|---|"]
-    for row in report["scenarios"]:
+    for row in rows.values():
         held = sum(check["held"] for check in row["checks"])
         # Which node got what is a table of its own.
         measured = "; then ".join(row["measured"][-1:] if row["name"] == "unlike" else row["measured"]) or row["error"] or ""
@@ -54,18 +68,17 @@ def faults() -> list[str]:
             f"{held} of {len(row['checks'])} | "
             f"{row['seconds']:.0f} | {'pass' if row['passed'] else '**FAIL**'} |"
         )
-    return [*lines, "", source(path, report)]
+    return [*lines, *(line for path, report in reports.items() for line in ("", source(path, report)))]
 
 
 def unlike() -> list[str]:
     """What every node type got."""
-    path, report = newest("faults")
-    row = next(row for row in report["scenarios"] if row["name"] == "unlike")
+    row = results()[0]["unlike"]
     lines = ["| node | node type | image, architecture and backend that its boot chose |", "|---|---|---|"]
     for text in row["measured"][:-1]:
         node, kind, rest = text.replace(":", "", 1).split(" ", 2)
         lines.append(f"| {node} | {kind} | {cell(rest)} |")
-    return [*lines, "", source(path, report)]
+    return lines
 
 
 def scale() -> list[str]:
@@ -87,8 +100,8 @@ def scale() -> list[str]:
 def simulated() -> list[str]:
     """Rollouts of many nodes, estimated."""
     path, report = newest("scale")
-    update = next(row for row in report["rows"] if row["who"] == "attnkit.fleet" and row["what"] == "another release")
-    spent = update["cpu_seconds_a_node"]
+    install = next(row for row in report["rows"] if row["who"] == "attnkit.fleet" and row["what"] == "install")
+    spent = install["cpu_seconds_a_node"]
     lines = ["| estimate | nodes | hours | pulls | boots | controller |", "|---|---|---|---|---|---|"]
     for title, nodes, assumed in plan.PLANS:
         found = plan.rollout(nodes, assumed, spent)
