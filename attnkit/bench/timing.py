@@ -8,21 +8,25 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import torch
+
+After: TypeAlias = Callable[[Callable[[], object], Any], None]
+"""(run everything once more, what the first call returned: a graph writes it anew on every run) -> None."""
 
 WARM_MILLISECONDS = 10.0
 """Replays before the timed ones, so that whoever comes first does not meet the clocks of an idle card."""
 
 
-def microseconds(calls: Sequence[Callable[[], object]], device: str, replays: int = 15) -> tuple[float, float]:
+def microseconds(calls: Sequence[Callable[[], object]], device: str, after: After | None = None) -> tuple[float, float]:
     """Median time of one call on `device` ("cuda" or "cpu"), and the spread (max - min) / median."""
-    if device == "cpu":
-        return loop_microseconds(calls)
-    return graph_microseconds(calls, replays)
+    return loop_microseconds(calls, after=after) if device == "cpu" else graph_microseconds(calls, after=after)
 
 
-def graph_microseconds(calls: Sequence[Callable[[], object]], replays: int = 15, warmup: int = 3) -> tuple[float, float]:
+def graph_microseconds(
+    calls: Sequence[Callable[[], object]], replays: int = 15, warmup: int = 3, after: After | None = None
+) -> tuple[float, float]:
     """Median time of one call, and the spread (max - min) / median of the replays.
 
     All `calls` are captured in one graph, in order; each should use inputs of its own, so that together they do not fit the
@@ -32,19 +36,22 @@ def graph_microseconds(calls: Sequence[Callable[[], object]], replays: int = 15,
         calls: functions without arguments that only enqueue work on the current stream.
         replays: timed replays of the graph.
         warmup: calls before the capture, each compiling what it needs.
+        after: called after the timed replays, while the graph and what it writes are still there.
     """
     for _ in range(warmup):
         calls[0]()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for call in calls:
+        first = calls[0]()
+        for call in calls[1:]:
             call()
     spent = 0.0
     while spent < WARM_MILLISECONDS:
         spent += _replay(graph)
     times = [_replay(graph) * 1e3 / len(calls) for _ in range(replays)]
-    del graph
+    if after is not None:
+        after(lambda: _replay(graph), first)
     return _median_and_spread(times)
 
 
@@ -58,15 +65,19 @@ def _replay(graph: torch.cuda.CUDAGraph) -> float:
     return float(begin.elapsed_time(end))
 
 
-def loop_microseconds(calls: Sequence[Callable[[], object]], replays: int = 3) -> tuple[float, float]:
+def loop_microseconds(
+    calls: Sequence[Callable[[], object]], replays: int = 3, after: After | None = None
+) -> tuple[float, float]:
     """The same by the host's clock, for a CPU: median time of one call over `replays` rounds through `calls`."""
-    calls[0]()
+    first = calls[0]()
     times: list[float] = []
     for _ in range(replays):
         begin = time.perf_counter()
         for call in calls:
             call()
         times.append((time.perf_counter() - begin) * 1e6 / len(calls))
+    if after is not None:
+        after(lambda: None, first)
     return _median_and_spread(times)
 
 

@@ -54,6 +54,24 @@ class Wrong(torch_sdpa.Math):
         return lambda: (right()[0] * 1.02, "wrong")
 
 
+class WritesNothing(torch_sdpa.Math):
+    name: ClassVar[str] = "writes nothing"
+
+    def prepare(self, call: Call) -> Run:
+        out = judging.inner(call).out
+        assert out is not None
+        return lambda: (out, "nothing")
+
+
+class Writes(torch_sdpa.Math):
+    name: ClassVar[str] = "writes into the call's output"
+
+    def prepare(self, call: Call) -> Run:
+        right, out = super().prepare(call), judging.inner(call).out
+        assert out is not None
+        return lambda: (out.copy_(right()[0]), "copy")
+
+
 class Absent(torch_sdpa.Math):
     name: ClassVar[str] = "not installed"
     modules: ClassVar[tuple[str, ...]] = ("a_package_that_nobody_has",)
@@ -98,11 +116,18 @@ def test_every_failure_is_a_row_and_the_others_still_run(tmp_path: Path) -> None
     assert found["fails when it runs"].micros is None
     assert found["fails when it runs"].note == "RuntimeError: no kernel image is available"
     wrong = found["scales by 2 % too much"]
-    assert wrong.micros is None and wrong.right is False and wrong.note.startswith("WRONG: relative error 2.00e-02")
+    assert wrong.micros is None and wrong.right is False and wrong.note.startswith("WRONG eagerly: relative error 2.00e-02")
     assert "a_package_that_nobody_has" in found["not installed"].note
     math = found["torch SDPA math"]
     assert math.micros and math.right and math.kernel == "sdpa.math" and math.error is not None and math.error < 1e-6
     assert found["another layout"].micros and not found["another layout"].comparable
+
+
+def test_nobody_is_judged_by_what_another_wrote(tmp_path: Path) -> None:
+    report = run.main(options(tmp_path), [tiny()], everyone=[Writes(), WritesNothing()])
+    wrote, nothing = report.rows
+    assert wrote.right and wrote.micros
+    assert nothing.right is False and nothing.micros is None and nothing.note.startswith("WRONG eagerly: relative error nan")
 
 
 def test_inputs_that_cannot_be_made_cost_one_workload(tmp_path: Path) -> None:
