@@ -205,8 +205,9 @@ def measure(item: Work, peer: Peer, calls: Sequence[Call], judge: Judge, device:
     def check(out: Tensor, when: str) -> None:
         nonlocal error, right, note
         judgement = judge(out)
-        error, right = (judgement.error if isfinite(judgement.error) else None), not judgement.reason
-        note = f"{when}: {judgement.reason}" if judgement.reason else ""
+        error = judgement.error if isfinite(judgement.error) else None
+        right = right is not False and not judgement.reason
+        note = f"{when}: {judgement.reason}" if judgement.reason else note
         if not judgement.error <= item.largest_error:
             raise Unsupported(f"WRONG {when}: relative error {judgement.error:.2e}; {judgement.reason}")
 
