@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from deploy.plugins.filter.fleet import canaries
+
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 PLAYBOOKS = sorted((DEPLOY / "playbooks").glob("*.yml"))
 MODULES = sorted((DEPLOY / "plugins" / "modules").glob("*.py"))
@@ -113,3 +115,9 @@ def test_the_example_pulls_by_digest_for_known_platforms() -> None:
     images = _yaml(DEPLOY / "inventories" / "example" / "group_vars" / "attnkit.yml")["attnkit_images"]
     assert set(images) <= set(platforms)
     assert all("@sha256:" in image for image in images.values())
+
+
+def test_the_canaries_are_the_first_of_their_types_in_the_order_of_the_inventory() -> None:
+    types = {"b": "h100", "a": "a100", "c": "a100", "d": "h100", "e": "cpu"}
+    hostvars = {name: {"ansible_facts": {"attnkit": {"node_type": kind}}} for name, kind in reversed(types.items())}
+    assert canaries(hostvars, list(types)) == ["b", "a", "e"]

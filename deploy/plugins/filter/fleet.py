@@ -55,6 +55,14 @@ def objections(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"{row['node']}: {row['check']}: {row['detail']}" for row in rows if not row["ok"]]
 
 
+def canaries(hostvars: Mapping[str, Mapping[str, Any]], hosts: Sequence[str]) -> list[str]:
+    """The first host of every node type, in the order of the hosts."""
+    first: dict[str, str] = {}
+    for host in hosts:
+        first.setdefault((_of(hostvars, host, "ansible_facts") or {})["attnkit"]["node_type"], host)
+    return list(first.values())
+
+
 def outcome_rows(hostvars: Mapping[str, Mapping[str, Any]], hosts: Sequence[str]) -> list[dict[str, Any]]:
     """How every host ended; a host without an outcome did not serve."""
     rows = []
@@ -156,6 +164,7 @@ class FilterModule:
             "fleet_table": fleet_table,
             "finding_rows": finding_rows,
             "objections": objections,
+            "canaries": canaries,
             "outcome_rows": outcome_rows,
             "failures": failures,
             "drift_rows": drift_rows,
