@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from attnkit.errors import UnsupportedError
 from attnkit.hardware.device import Device
@@ -203,6 +203,8 @@ class Provider:
         requires: distributions or import names that must be present, with an optional version specifier:
             ("torch>=2.8", "triton>=3.6,<3.10"). Looked up without importing them.
         why: one line on what it is, for the docs table.
+        kind: "kernel" (one kernel reads the cache's pages where they lie), "composed" (pages are gathered, then the library's
+            dense kernel runs) or "interpreter"; what speed is expected of it (`selftest.floor`). None: nothing is stated.
         to_get: what to do where a requirement of our own ("attnkit-…") is missing, which no package installs.
     """
 
@@ -210,6 +212,7 @@ class Provider:
     capability: Capability
     requires: tuple[str, ...] = ()
     why: str = ""
+    kind: Literal["kernel", "composed", "interpreter"] | None = None
     to_get: str = ""
 
 

@@ -78,13 +78,21 @@ class FlashAttn(Backend):
     summary = "FlashAttention 2, 3 and 4"
     providers = (
         Provider(
-            "vllm_flash_attn-fa3", _FA3, ("torch>=2.8", "vllm.vllm_flash_attn._vllm_fa3_C"), "vLLM's build of FlashAttention 3"
+            "vllm_flash_attn-fa3",
+            _FA3,
+            ("torch>=2.8", "vllm.vllm_flash_attn._vllm_fa3_C"),
+            "vLLM's build of FlashAttention 3",
+            kind="kernel",
         ),
         Provider(
-            "vllm_flash_attn-fa2", _FA2, ("torch>=2.8", "vllm.vllm_flash_attn._vllm_fa2_C"), "vLLM's build of FlashAttention 2"
+            "vllm_flash_attn-fa2",
+            _FA2,
+            ("torch>=2.8", "vllm.vllm_flash_attn._vllm_fa2_C"),
+            "vLLM's build of FlashAttention 2",
+            kind="kernel",
         ),
-        Provider("flash-attn", _FA2_UPSTREAM, ("torch>=2.8", "flash-attn>=2.6,<3"), "FlashAttention 2"),
-        Provider("flash-attn-4", _FA4, ("torch>=2.8", "flash-attn-4"), "FlashAttention 4, in CuTe DSL"),
+        Provider("flash-attn", _FA2_UPSTREAM, ("torch>=2.8", "flash-attn>=2.6,<3"), "FlashAttention 2", kind="kernel"),
+        Provider("flash-attn-4", _FA4, ("torch>=2.8", "flash-attn-4"), "FlashAttention 4, in CuTe DSL", kind="kernel"),
     )
 
     def run(self, call: Call, provider: str | None = None) -> AttentionOutput:

@@ -56,7 +56,13 @@ class FlashInfer(Backend):
     aliases: ClassVar[tuple[str, ...]] = ("FLASHINFER_VLLM_V1",)
     summary: ClassVar[str] = "FlashInfer's prefill and decode kernels"
     providers: ClassVar[tuple[Provider, ...]] = (
-        Provider("flashinfer-python", _PAGED, ("torch>=2.8", "flashinfer-python>=0.3"), "FlashInfer; reads float8 caches"),
+        Provider(
+            "flashinfer-python",
+            _PAGED,
+            ("torch>=2.8", "flashinfer-python>=0.3"),
+            "FlashInfer; reads float8 caches",
+            kind="kernel",
+        ),
     )
 
     def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
@@ -84,8 +90,12 @@ class FlashInferMla(Backend):
     aliases: ClassVar[tuple[str, ...]] = ()
     summary: ClassVar[str] = "FlashInfer's MLA decode"
     providers: ClassVar[tuple[Provider, ...]] = (
-        Provider("flashinfer-mla", _MLA_WRAPPER, ("torch>=2.8", "flashinfer-python>=0.3"), "FlashInfer's MLA wrapper"),
-        Provider("flashinfer-trtllm", _MLA_TRTLLM, ("torch>=2.8", "flashinfer-python>=0.3"), "TensorRT-LLM's kernels"),
+        Provider(
+            "flashinfer-mla", _MLA_WRAPPER, ("torch>=2.8", "flashinfer-python>=0.3"), "FlashInfer's MLA wrapper", kind="kernel"
+        ),
+        Provider(
+            "flashinfer-trtllm", _MLA_TRTLLM, ("torch>=2.8", "flashinfer-python>=0.3"), "TensorRT-LLM's kernels", kind="kernel"
+        ),
     )
 
     def run(self, call: Call, provider: str | None = None) -> AttentionOutput:

@@ -38,7 +38,7 @@ class FlexAttention(Backend):
     aliases: ClassVar[tuple[str, ...]] = ("flex",)
     summary: ClassVar[str] = "programmable score_mod / mask_mod attention through torch's flex_attention"
     providers: ClassVar[tuple[Provider, ...]] = (
-        Provider("torch", CAPABILITY, ("torch>=2.8",), "torch.nn.attention.flex_attention"),
+        Provider("torch", CAPABILITY, ("torch>=2.8",), "torch.nn.attention.flex_attention", kind="composed"),
     )
 
     def run(self, call: Call, provider: str | None = None) -> AttentionOutput:

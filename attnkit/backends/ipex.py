@@ -53,9 +53,17 @@ class Ipex(Backend):
     aliases: ClassVar[tuple[str, ...]] = ()
     summary: ClassVar[str] = "Intel CPUs (IPEX 2.8) and GPUs (vllm-xpu-kernels, torch XPU)"
     providers: ClassVar[tuple[Provider, ...]] = (
-        Provider("ipex", _CPU, ("torch>=2.8,<2.9", "intel-extension-for-pytorch>=2.8,<2.9"), "IPEX 2.8.0, the last release"),
-        Provider("vllm-xpu-kernels", _XPU_KERNELS, ("torch>=2.8", "vllm-xpu-kernels"), "vLLM's kernels for Intel GPUs"),
-        Provider("torch-xpu", _TORCH_XPU, ("torch>=2.8",), "torch's own attention on Intel GPUs"),
+        Provider(
+            "ipex",
+            _CPU,
+            ("torch>=2.8,<2.9", "intel-extension-for-pytorch>=2.8,<2.9"),
+            "IPEX 2.8.0, the last release",
+            kind="kernel",
+        ),
+        Provider(
+            "vllm-xpu-kernels", _XPU_KERNELS, ("torch>=2.8", "vllm-xpu-kernels"), "vLLM's kernels for Intel GPUs", kind="kernel"
+        ),
+        Provider("torch-xpu", _TORCH_XPU, ("torch>=2.8",), "torch's own attention on Intel GPUs", kind="composed"),
     )
 
     def run(self, call: Call, provider: str | None = None) -> AttentionOutput:

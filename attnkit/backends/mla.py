@@ -60,8 +60,8 @@ class FlashMla(Backend):
     aliases: ClassVar[tuple[str, ...]] = ("FLASHMLA_VLLM_V1",)
     summary: ClassVar[str] = "FlashMLA's MLA decode (Hopper)"
     providers: ClassVar[tuple[Provider, ...]] = (
-        Provider("vllm-flashmla", _FLASHMLA, ("torch>=2.8", "vllm._flashmla_C"), "vLLM's build of FlashMLA"),
-        Provider("flash-mla", _FLASHMLA, ("torch>=2.8", "flash-mla"), "FlashMLA"),
+        Provider("vllm-flashmla", _FLASHMLA, ("torch>=2.8", "vllm._flashmla_C"), "vLLM's build of FlashMLA", kind="kernel"),
+        Provider("flash-mla", _FLASHMLA, ("torch>=2.8", "flash-mla"), "FlashMLA", kind="kernel"),
     )
 
     def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
@@ -113,8 +113,14 @@ class CutlassMla(Backend):
     aliases: ClassVar[tuple[str, ...]] = ("CUTLASS_MLA_VLLM_V1",)
     summary: ClassVar[str] = "CUTLASS MLA decode (sm_100)"
     providers: ClassVar[tuple[Provider, ...]] = (
-        Provider("vllm-cutlass-mla", _CUTLASS, ("torch>=2.8", "vllm._C_stable_libtorch"), "vLLM's sm100_cutlass_mla_decode"),
-        Provider("sgl-kernel", _CUTLASS, ("torch>=2.8", "sgl-kernel"), "sgl-kernel's cutlass_mla_decode"),
+        Provider(
+            "vllm-cutlass-mla",
+            _CUTLASS,
+            ("torch>=2.8", "vllm._C_stable_libtorch"),
+            "vLLM's sm100_cutlass_mla_decode",
+            kind="kernel",
+        ),
+        Provider("sgl-kernel", _CUTLASS, ("torch>=2.8", "sgl-kernel"), "sgl-kernel's cutlass_mla_decode", kind="kernel"),
     )
 
     def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
@@ -198,7 +204,11 @@ class FlashAttnMla(Backend):
     summary: ClassVar[str] = "MLA decode through FlashAttention 3 (Hopper)"
     providers: ClassVar[tuple[Provider, ...]] = (
         Provider(
-            "vllm_flash_attn-fa3", _FA3, ("torch>=2.8", "vllm.vllm_flash_attn._vllm_fa3_C"), "vLLM's build of FlashAttention 3"
+            "vllm_flash_attn-fa3",
+            _FA3,
+            ("torch>=2.8", "vllm.vllm_flash_attn._vllm_fa3_C"),
+            "vLLM's build of FlashAttention 3",
+            kind="kernel",
         ),
     )
 

@@ -42,6 +42,7 @@ class Pallas(Backend):
             replace(_CAPABILITY, archs={"cpu": ("*",)}),
             ("jax>=0.10", "attnkit-pallas-interpreter"),
             "the same kernels in Pallas' interpreter, for tests",
+            kind="interpreter",
         ),
     )
 

@@ -64,8 +64,8 @@ class RocmFlash(Backend):
     aliases: ClassVar[tuple[str, ...]] = ("ROCM_ATTN",)
     summary: ClassVar[str] = "attention on AMD GPUs, by flash_attn's ROCm build or our Triton kernels"
     providers: ClassVar[tuple[Provider, ...]] = (
-        Provider("flash-attn-rocm", _FLASH, ("torch>=2.8", "flash-attn>=2.6,<3"), "flash_attn's ROCm build"),
-        Provider("attnkit", _OWN, ("torch>=2.8", "triton>=3.6,<3.10"), "our Triton kernels, compiled for gfx"),
+        Provider("flash-attn-rocm", _FLASH, ("torch>=2.8", "flash-attn>=2.6,<3"), "flash_attn's ROCm build", kind="composed"),
+        Provider("attnkit", _OWN, ("torch>=2.8", "triton>=3.6,<3.10"), "our Triton kernels, compiled for gfx", kind="kernel"),
     )
 
     def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
@@ -95,7 +95,9 @@ class RocmAiterFa(Backend):
     name: ClassVar[str] = "ROCM_AITER_FA"
     aliases: ClassVar[tuple[str, ...]] = ()
     summary: ClassVar[str] = "AITER's attention (MI300, MI350)"
-    providers: ClassVar[tuple[Provider, ...]] = (Provider("amd-aiter", _AITER, ("torch>=2.8", "amd-aiter"), "AMD's AITER"),)
+    providers: ClassVar[tuple[Provider, ...]] = (
+        Provider("amd-aiter", _AITER, ("torch>=2.8", "amd-aiter"), "AMD's AITER", kind="composed"),
+    )
 
     def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
         """Compute a `PagedAttention` or `VarlenAttention`.
@@ -151,7 +153,9 @@ class RocmAiterMla(Backend):
     name: ClassVar[str] = "ROCM_AITER_MLA"
     aliases: ClassVar[tuple[str, ...]] = ("ROCM_AITER_MLA_VLLM_V1",)
     summary: ClassVar[str] = "AITER's MLA decode (MI300, MI350)"
-    providers: ClassVar[tuple[Provider, ...]] = (Provider("amd-aiter", _AITER_MLA, ("torch>=2.8", "amd-aiter"), "AMD's AITER"),)
+    providers: ClassVar[tuple[Provider, ...]] = (
+        Provider("amd-aiter", _AITER_MLA, ("torch>=2.8", "amd-aiter"), "AMD's AITER", kind="kernel"),
+    )
 
     def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
         """Compute an `MlaDecode`.

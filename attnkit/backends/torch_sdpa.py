@@ -61,9 +61,10 @@ class TorchSdpa(Backend):
             _CPU_KERNELS,
             ("torch>=2.8", "attnkit-cpu-kernels"),
             "our own C++ kernels, compiled ahead",
+            kind="kernel",
             to_get="attnkit kernels build --target cpu",
         ),
-        Provider("torch", CAPABILITY, ("torch>=2.8",), "torch.nn.functional.scaled_dot_product_attention"),
+        Provider("torch", CAPABILITY, ("torch>=2.8",), "torch.nn.functional.scaled_dot_product_attention", kind="composed"),
     )
 
     def run(self, call: Call, provider: str | None = None) -> AttentionOutput:

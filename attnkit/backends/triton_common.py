@@ -42,12 +42,13 @@ def providers(capability: Capability, why: str) -> tuple[Provider, ...]:
     can take it on a serving node.
     """
     return (
-        Provider("attnkit", capability, requires=("torch>=2.8", "triton>=3.6,<3.10"), why=why),
+        Provider("attnkit", capability, requires=("torch>=2.8", "triton>=3.6,<3.10"), why=why, kind="kernel"),
         Provider(
             INTERPRETER,
             replace(capability, archs={"cpu": ("*",)}, fp8_archs=None, graphs=False),
             requires=("torch>=2.8", "triton>=3.6,<3.10", "attnkit-triton-interpreter"),
             why="the same kernels in Triton's interpreter, for tests",
+            kind="interpreter",
         ),
     )
 

@@ -40,6 +40,7 @@ class TuringAttn(Backend):
             capability=CAPABILITY,
             requires=("torch>=2.8", "triton>=3.6,<3.10"),
             why="our Triton kernels, compiled to Turing's own matrix instructions",
+            kind="kernel",
         ),
     )
 

@@ -50,8 +50,10 @@ class XFormers(Backend):
     aliases: ClassVar[tuple[str, ...]] = ("XFORMERS_VLLM_V1",)
     summary: ClassVar[str] = "memory-efficient CUTLASS attention, tensor cores from Turing on"
     providers: ClassVar[tuple[Provider, ...]] = (
-        Provider("xformers", _XFORMERS, ("torch>=2.8", "xformers"), "xformers.ops with block-diagonal masks"),
-        Provider("torch-efficient", _TORCH, ("torch>=2.8",), "torch's _efficient_attention_forward, the same kernel"),
+        Provider("xformers", _XFORMERS, ("torch>=2.8", "xformers"), "xformers.ops with block-diagonal masks", kind="composed"),
+        Provider(
+            "torch-efficient", _TORCH, ("torch>=2.8",), "torch's _efficient_attention_forward, the same kernel", kind="composed"
+        ),
     )
 
     def run(self, call: Call, provider: str | None = None) -> AttentionOutput:

@@ -46,6 +46,7 @@ class Case:
         seqs: (new tokens, total length) of each sequence.
         causal, window, softcap, alibi, sinks, lse, score_mod, mask_mod: the softmax asked for.
         content: see `Content`.
+        soak: runs under load, each judged, after the first; 0 for none.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Case:
     score_mod: bool = False
     mask_mod: bool = False
     content: Content = "random"
+    soak: int = 0
 
     def features(self) -> frozenset[Feature]:
         """The features a backend must claim."""
@@ -118,7 +120,7 @@ def cases(level: Level, capability: Capability, device: Device, need: AttentionS
     found: list[Case] = []
     for op in [need.op] if need is not None else sorted(capability.ops):
         for dtype in [need.dtype] if need is not None and level == "quick" else DTYPES:
-            geometry = _geometry(op, dtype, capability, device, need)
+            geometry = own_geometry(op, dtype, capability, device, need)
             if geometry is None:
                 continue
             candidates = [*_quick(geometry)]
@@ -134,7 +136,7 @@ def cases(level: Level, capability: Capability, device: Device, need: AttentionS
     return tuple({(case.name, case.dtype, case.op): case for case in found}.values())
 
 
-def _geometry(op: Op, dtype: Dtype, capability: Capability, device: Device, need: AttentionSpec | None) -> Case | None:
+def own_geometry(op: Op, dtype: Dtype, capability: Capability, device: Device, need: AttentionSpec | None) -> Case | None:
     """A case that carries the heads, sizes and features to vary: the need's, else the first small geometry that is claimed."""
     if need is not None:
         asked = need.features
@@ -258,8 +260,12 @@ def _standard(g: Case) -> Iterator[Case]:
     yield case("lse", "the log-sum-exp", *pair, lse=True)
 
 
+SOAK = 8
+"""Runs under load of each drawn shape."""
+
+
 def _extended(g: Case) -> Iterator[Case]:
-    """More of the same: shapes drawn from a fixed seed, and longer contexts."""
+    """More of the same: shapes drawn from a fixed seed, each run again while the device is busy, and longer contexts."""
     import random
 
     draw = random.Random(20240117)
@@ -274,7 +280,7 @@ def _extended(g: Case) -> Iterator[Case]:
             seqs = tuple((8, 8 + draw.randrange(0, 900)) for _ in range(draw.randrange(1, 5)))
         else:
             seqs = tuple((n, n) for n in (draw.randrange(1, 400) for _ in range(draw.randrange(1, 5))))
-        yield replace(g, name=f"drawn-{index}", guards="shapes nobody thought of", seqs=seqs)
+        yield replace(g, name=f"drawn-{index}", guards="shapes nobody thought of, and errors under load", seqs=seqs, soak=SOAK)
     if g.op == "paged":
         yield replace(g, name="decode-128k", guards="a very long context", seqs=((1, 131071),), heads=2, kv_heads=1)
 

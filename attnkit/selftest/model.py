@@ -43,6 +43,31 @@ class CaseResult:
 
 
 @dataclass(frozen=True)
+class Speed:
+    """How fast one piece of work ran, as a fraction of what the device showed in the same run; see `selftest.floor`.
+
+    Args:
+        work: decode, prefill, or any where nothing was measured.
+        outcome: fail under the floor; skipped with the reason where nothing can be said.
+        reason: why not pass, in one sentence; "" for pass.
+        kernel: what ran.
+        seconds: median time of one call.
+        rate, ceiling: of the backend and of the device itself: bytes a second for decode, operations a second for prefill.
+        fraction, floor: rate / ceiling, and the least that is accepted.
+    """
+
+    work: Literal["decode", "prefill", "any"]
+    outcome: Outcome
+    reason: str = ""
+    kernel: str = ""
+    seconds: float | None = None
+    rate: float | None = None
+    ceiling: float | None = None
+    fraction: float | None = None
+    floor: float | None = None
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The self-test of one backend on one device.
 
@@ -55,6 +80,8 @@ class Verdict:
         unseen: what this level cannot see, in words.
         seconds: total time.
         fault: name of the planted fault where one was planted on purpose, else None.
+        speed: what was measured against the speed floor; empty at the quick level and where a fault is planted. Each is among
+            the cases too.
     """
 
     backend: str
@@ -66,3 +93,4 @@ class Verdict:
     unseen: tuple[str, ...] = ()
     seconds: float = 0.0
     fault: str | None = None
+    speed: tuple[Speed, ...] = ()

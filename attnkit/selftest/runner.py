@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from attnkit.backends.base import Backend, Capability
+from attnkit.backends.base import Backend, Capability, Provider
 from attnkit.backends.installed import first_provider
 from attnkit.errors import UnsupportedError
 from attnkit.hardware.device import Device
 from attnkit.selftest.cases import Case, cases
 from attnkit.selftest.faults import FAULTS, NOISE, Planted, find_fault
-from attnkit.selftest.model import CaseResult, Level, Outcome, Verdict
+from attnkit.selftest.model import CaseResult, Level, Outcome, Speed, Verdict
 from attnkit.spec import AttentionOutput, AttentionSpec, Call
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ UNSEEN: dict[Level, tuple[str, ...]] = {
         "throughput, and errors that come only under load",
     ),
     "standard": ("contexts over 65537 tokens", "errors that come only under load or after hours", "several devices at once"),
-    "extended": ("contexts over 131071 tokens", "several devices at once"),
+    "extended": ("contexts over 131071 tokens", "errors that come only after hours", "several devices at once"),
 }
 """What a level cannot see, said in every verdict."""
 
@@ -81,7 +84,8 @@ def run_selftest(
     started = time.monotonic()
     if fault is not None:
         find_fault(fault)
-    name, capability = _provider(backend, device, provider)
+    chosen = _provider(backend, device, provider)
+    name, capability = chosen.name, chosen.capability
     where = torch_device or default_torch_device(device)
     tested = backend if fault is None else Planted(backend, fault)
     results: list[CaseResult] = []
@@ -103,8 +107,13 @@ def run_selftest(
     outcome = _outcome(results)
     if refused and outcome == "pass":
         outcome = "inconclusive"  # what passed is not what the model needs
+    speed: tuple[Speed, ...] = ()
+    if level != "quick" and fault is None:
+        speed = tuple(_speed(backend, chosen, device, spec, where, record))
+        if any(one.outcome == "fail" for one in speed):
+            outcome = "fail"
     seconds = time.monotonic() - started
-    return Verdict(backend.name, name, _words(device), level, outcome, tuple(results), UNSEEN[level], seconds, fault)
+    return Verdict(backend.name, name, _words(device), level, outcome, tuple(results), UNSEEN[level], seconds, fault, speed)
 
 
 def prove(
@@ -121,7 +130,8 @@ def prove(
     A fault counts as caught only through a case that passes without it. Bits that vary are a fault only of a backend that
     claims determinism.
     """
-    name, capability = _provider(backend, device, provider)
+    chosen = _provider(backend, device, provider)
+    name, capability = chosen.name, chosen.capability
     where = torch_device or default_torch_device(device)
     by_dtype: dict[str, list[Case]] = {}
     for case in cases(level, capability, device, spec):
@@ -147,15 +157,40 @@ def default_torch_device(device: Device) -> str:
     return f"xpu:{device.index}" if device.vendor == "intel" else "cpu"
 
 
-def _provider(backend: Backend, device: Device, provider: str | None) -> tuple[str, Capability]:
+def _provider(backend: Backend, device: Device, provider: str | None) -> Provider:
     if provider is None:
         found = first_provider(backend, device.vendor)
     else:
         found = next((p for p in backend.providers if p.name == provider), None)
     if found is not None:
-        return found.name, found.capability
+        return found
     known = ", ".join(p.name for p in backend.providers)
     raise UnsupportedError(f"{backend.name} has no provider {provider or 'for ' + device.vendor}; it has {known}")
+
+
+def _speed(
+    backend: Backend,
+    provider: Provider,
+    device: Device,
+    spec: AttentionSpec | None,
+    where: str,
+    record: Callable[[CaseResult], None],
+) -> Iterator[Speed]:
+    """The speeds, each also recorded as a case, so that whoever lists the cases shows it."""
+    from attnkit.selftest.floor import measure
+
+    guards = "a speed that only something badly broken is under"
+    try:
+        for speed in measure(backend, provider, device, spec, where):
+            record(
+                CaseResult(
+                    f"speed-{speed.work}", guards, speed.outcome, speed.reason, speed.kernel, seconds=speed.seconds or 0.0
+                )
+            )
+            yield speed
+    except Exception as error:  # as in `_examine`: the larger work is a case like the others
+        record(CaseResult("speed", guards, "fail", f"{type(error).__name__}: {_line(error)}"))
+        yield Speed("any", "fail", f"{type(error).__name__}: {_line(error)}")
 
 
 def _run_case(backend: Backend, provider: str, capability: Capability, case: Case, where: str) -> CaseResult:
@@ -204,7 +239,8 @@ def _examine(backend: Backend, provider: str, capability: Capability, question: 
     try:
         result = _answer(backend, provider, question)
         if result.outcome == "pass":
-            complaint = next(_again(backend, provider, capability, question, where), "")
+            checks = chain(_again(backend, provider, capability, question, where), _soak(backend, provider, question, where))
+            complaint = next(checks, "")
             if complaint:
                 result = replace(result, outcome="fail", reason=complaint)
         return result
@@ -257,6 +293,48 @@ def _again(backend: Backend, provider: str, capability: Capability, question: _Q
         verdict = judge(replayed, question.oracle, question.bases, question.case.spec())
         if verdict.reason:
             yield f"under graph replay: {verdict.reason}"
+
+
+def _soak(backend: Backend, provider: str, question: _Question, where: str) -> Iterator[str]:
+    """The same question again and again while the device multiplies matrices for somebody else. Yields a complaint."""
+    from attnkit.selftest.tolerance import judge
+
+    runs, complaint = question.case.soak, ""
+    if runs:
+        with _busy(where):
+            for number in range(1, runs + 1):
+                result = backend.run(_fresh(question.call), provider)
+                reason = judge(result, question.oracle, question.bases, question.case.spec()).reason
+                if reason:
+                    complaint = f"in run {number} of {runs} under load: {reason}"
+                    break
+    if complaint:
+        yield complaint
+
+
+@contextmanager
+def _busy(where: str) -> Iterator[None]:
+    """Inside, a thread keeps the device busy; on a GPU in a stream of its own."""
+    import torch
+
+    over = threading.Event()
+
+    def work() -> None:
+        square = torch.ones(512, 512, device=where)
+        stream = torch.cuda.Stream(where) if where.startswith("cuda") else None
+        while not over.is_set():
+            with nullcontext() if stream is None else torch.cuda.stream(stream):
+                torch.mm(square, square)
+                if stream is not None:
+                    stream.synchronize()  # a few at a time, or the queue grows without end
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _replay(backend: Backend, provider: str, call: Call) -> AttentionOutput:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 
 import pytest
 
@@ -101,6 +102,33 @@ def test_a_need_that_is_refused_is_never_a_pass():
 
 def test_no_attention_is_never_a_pass():
     assert run_selftest(registry.get("NO_ATTENTION"), CPU, SMALL, level="quick").outcome == "skipped"
+
+
+class _Tires(Backend):
+    """Right at first; from the fifth answer on one element is wrong, as of a race that only load brings out."""
+
+    name, providers = "TORCH_SDPA", registry.get("TORCH_SDPA").providers
+
+    def __init__(self):
+        self.answers = 0
+
+    def run(self, call, provider=None):
+        self.answers += 1
+        result = registry.get("TORCH_SDPA").run(call, provider)
+        if self.answers >= 5:
+            result.out[0, 0, 0] += 0.5
+        return result
+
+
+@pytest.mark.parametrize(("soak", "outcome"), [(0, "pass"), (8, "fail")])
+def test_an_error_that_comes_only_after_a_while_is_found_by_the_extended_level(soak, outcome):
+    capability = next(p for p in registry.get("TORCH_SDPA").providers if p.name == "torch").capability
+    drawn = next(c for c in cases("extended", capability, CPU, SMALL) if c.name == "drawn-0")
+    assert drawn.soak == 8
+    question = runner._ask(replace(drawn, seqs=((3, 40),), soak=soak), "cpu")
+    found = runner._examine(_Tires(), "torch", capability, question, "cpu")
+    assert found.outcome == outcome
+    assert ("under load" in found.reason) == (outcome == "fail")
 
 
 class _Raises(Backend):
