@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import compiled
 import performance
 
 from attnkit import evidence, profiles, report
@@ -52,6 +53,7 @@ def backends_md() -> str:
         lines.append("| provider | needs | runs on | operations | dtypes | cache | head sizes | blocks | features |")
         lines.append("|---|---|---|---|---|---|---|---|---|")
         lines += [_provider_row(p) for p in backend.providers]
+    lines += ["", *compiled.markdown()]
     return "\n".join(lines) + "\n"
 
 

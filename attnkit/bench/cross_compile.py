@@ -15,11 +15,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import platform
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -93,20 +95,31 @@ def launches(case: Case, code: str) -> dict[str, Launch]:
     return {variant_name(launch): launch for launch in (*planned(call, code, SPLITS), *writes(call))}
 
 
-def survey(targets: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """One row a backend, target, case and kernel; what two of them share is compiled once."""
-    for target in targets:
-        device = place(arch=target).device
-        made: dict[tuple[str, str], dict[str, Any]] = {}
-        for backend in all_backends():
-            capability = ours(backend, device)
-            code = "sm_75-scalar" if target == "sm_75" and backend.name != "TURING_ATTN" else target
-            for case in () if capability is None else questions(capability, device):
-                for name, launch in launches(case, code).items():
-                    if (code, name) not in made:
-                        made[code, name] = compiled(launch, code, case)
-                    where = {"backend": backend.name, "target": target, "code": code, "case": case.name, "dtype": case.dtype}
-                    yield {**where, **made[code, name], "variant": name}
+def survey(target: str) -> Iterator[dict[str, Any]]:
+    """One row a backend, case and kernel of a target; what two of them share is compiled once."""
+    device = place(arch=target).device
+    made: dict[tuple[str, str], dict[str, Any]] = {}
+    for backend in all_backends():
+        capability = ours(backend, device)
+        code = "sm_75-scalar" if target == "sm_75" and backend.name != "TURING_ATTN" else target
+        for case in () if capability is None else questions(capability, device):
+            for name, launch in launches(case, code).items():
+                if (code, name) not in made:
+                    made[code, name] = compiled(launch, code, case)
+                where = {"backend": backend.name, "target": target, "code": code, "case": case.name, "dtype": case.dtype}
+                yield {**where, **made[code, name], "variant": name}
+
+
+def surveyed(target: str) -> list[dict[str, Any]]:
+    """The rows of a target, from a compiler cache of its own that is thrown away; says on stderr how far it is."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder, knobs.cache.scope():
+        knobs.cache.dir = folder
+        for row in survey(target):
+            rows.append(row)
+            words = "ok" if row["ok"] else row["reason"]
+            print(f"{target} {row['backend']} {row['case']} {row['kernel']} {words}", file=sys.stderr, flush=True)
+    return rows
 
 
 def compiled(launch: Launch, code: str, case: Case) -> dict[str, Any]:
@@ -151,15 +164,16 @@ def sources() -> str:
     return digest.hexdigest()
 
 
-def report(targets: Sequence[str]) -> dict[str, Any]:
-    """The whole report; says on stderr how far it is."""
-    rows, code = [], sources()  # the sources as they were imported
-    for row in survey(targets):
-        rows.append(row)
-        print(
-            f"{row['target']} {row['backend']} {row['case']} {row['kernel']} {'ok' if row['ok'] else row['reason']}",
-            file=sys.stderr,
-        )
+def report(targets: Sequence[str], jobs: int) -> dict[str, Any]:
+    """The whole report, `jobs` targets at a time."""
+    code = sources()  # as they are imported, not as they are when all is compiled
+    if jobs == 1:
+        found = [surveyed(target) for target in targets]
+    else:
+        # A fresh interpreter each: a fork of a process that has run torch may hang in its thread pools.
+        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+            found = list(pool.map(surveyed, targets))
+    rows = [row for each in found for row in each]
     return {
         "kind": "cross-compile",
         "attnkit_version": __version__,
@@ -178,14 +192,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m attnkit.bench.cross_compile", description=__doc__)
     parser.add_argument("--json", type=Path, required=True, help="the file to write")
     parser.add_argument("--target", help=f"some of {', '.join(TARGETS)}; default: all")
+    parser.add_argument("--jobs", type=int, default=1, help="targets compiled at a time, each in a process of its own")
     arguments = parser.parse_args()
     targets = arguments.target.split(",") if arguments.target else list(TARGETS)
     for target in targets:
         if target not in TARGETS:
             parser.error(str(unknown_name("target", target, TARGETS)))
-    with tempfile.TemporaryDirectory() as folder, knobs.cache.scope():
-        knobs.cache.dir = folder
-        document = report(targets)
+    document = report(targets, arguments.jobs)
     arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return 0 if all(row["ok"] for row in document["kernels"]) else 1
 
