@@ -9,6 +9,7 @@ float64 a workload is more than a lent card has (tests/bench holds the two toget
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -58,7 +59,10 @@ class Judge:
             self._bases = bases(small)
 
     def __call__(self, out: Tensor) -> Judgement:
-        """Judge `out`, the whole output of the call."""
+        """Judge `out`, the whole output of the call, which was filled with NaN before; every element must have been written."""
+        missing = int((~torch.isfinite(out)).sum())
+        if missing:
+            return Judgement(math.nan, f"output is not finite (or was not written) in {missing} elements")
         tokens = torch.tensor([token for _, token, _ in self._rows], device=out.device)
         got = out[tokens][:, self._heads.to(out.device)].cpu()
         error = float((got.double() - self._exact).norm() / self._exact.norm())

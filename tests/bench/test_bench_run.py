@@ -199,6 +199,9 @@ def test_the_judge_sees_a_row_of_another_token(make: Callable[..., Call]) -> Non
     assert judge(exact).reason == ""
     shifted = exact.roll(1, dims=0)
     assert "over the bound" in judge(shifted).reason and judge(shifted).error > 0.1
+    unseen = next(row for row in range(exact.shape[0]) if row not in [token for _, token, _ in judging.sampled_rows(call)])
+    exact[unseen, 0, 0] = float("nan")
+    assert "was not written) in 1 elements" in judge(exact).reason
 
 
 def test_work_is_named_once_and_runs_the_important_first() -> None:
