@@ -13,11 +13,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lab
 import plan
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "fleet.md"
 REPORTS = ROOT / "docs" / "reports" / "fleet"
+ASSUMED_CPU_SECONDS = 10.0
+"""Of the controller for a node, where there is no measurement."""
 
 
 def newest(kind: str) -> tuple[str, dict[str, Any]]:
@@ -59,21 +62,26 @@ def faults() -> list[str]:
     """What befell the fleet, and how it ended."""
     rows, reports = results()
     lines = ["| scenario | what happens | expected | measured | checks | s | |", "|---|---|---|---|---|---|---|"]
-    for row in rows.values():
+    for scenario in lab.ALL:
+        row = rows.get(scenario.name)
+        if row is None:
+            lines.append(f"| {scenario.name} | {cell(scenario.title)} | {cell(scenario.expected)} | not run | | | not run |")
+            continue
         held = sum(check["held"] for check in row["checks"])
         # Which node got what is a table of its own.
         measured = "; then ".join(row["measured"][-1:] if row["name"] == "unlike" else row["measured"]) or row["error"] or ""
         lines.append(
             f"| {row['name']} | {cell(row['title'])} | {cell(row['expected'])} | {cell(measured)} | "
-            f"{held} of {len(row['checks'])} | "
-            f"{row['seconds']:.0f} | {'pass' if row['passed'] else '**FAIL**'} |"
+            f"{held} of {len(row['checks'])} | {row['seconds']:.0f} | {'pass' if row['passed'] else '**FAIL**'} |"
         )
     return [*lines, *(line for path, report in reports.items() for line in ("", source(path, report)))]
 
 
 def unlike() -> list[str]:
     """What every node type got."""
-    row = results()[0]["unlike"]
+    row = results()[0].get("unlike")
+    if row is None:
+        return ["Not run."]
     lines = ["| node | node type | image, architecture and backend that its boot chose |", "|---|---|---|"]
     for text in row["measured"][:-1]:
         node, kind, rest = text.replace(":", "", 1).split(" ", 2)
@@ -83,6 +91,8 @@ def unlike() -> list[str]:
 
 def scale() -> list[str]:
     """What a rollout costs."""
+    if not list(REPORTS.glob("scale-*.json")):
+        return ["Not measured."]
     path, report = newest("scale")
     lines = [
         "| with | run | nodes that work | changed | s | s a node | controller CPU s | CPU s a node | controller peak MB |",
@@ -99,9 +109,11 @@ def scale() -> list[str]:
 
 def simulated() -> list[str]:
     """Rollouts of many nodes, estimated."""
-    path, report = newest("scale")
-    install = next(row for row in report["rows"] if row["who"] == "attnkit.fleet" and row["what"] == "install")
-    spent = install["cpu_seconds_a_node"]
+    spent, basis = ASSUMED_CPU_SECONDS, "assumed, as it was not measured"
+    if list(REPORTS.glob("scale-*.json")):
+        path, report = newest("scale")
+        install = next(row for row in report["rows"] if row["who"] == "attnkit.fleet" and row["what"] == "install")
+        spent, basis = install["cpu_seconds_a_node"], path
     lines = ["| estimate | nodes | hours | pulls | boots | controller |", "|---|---|---|---|---|---|"]
     for title, nodes, assumed in plan.PLANS:
         found = plan.rollout(nodes, assumed, spent)
@@ -111,7 +123,7 @@ def simulated() -> list[str]:
     return [
         *lines,
         "",
-        f"Estimates, not measurements: simulated by `deploy/lab/plan.py` from {spent:.2f} CPU seconds a node ({path}) and "
+        f"Estimates, not measurements: simulated by `deploy/lab/plan.py` from {spent:.2f} CPU seconds a node ({basis}) and "
         f"assumptions: {first.image_gb:.0f} GB of an image to pull, {first.node_gbit:.0f} Gbit/s for a node, "
         f"{first.source_gbit:.0f} Gbit/s from a registry or mirror, {first.boot_s:.0f} s (median) from start to completion.",
     ]
