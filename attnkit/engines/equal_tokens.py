@@ -65,6 +65,18 @@ MODELS: dict[str, dict[str, Any]] = {
         "qk_nope_head_dim": 128,
         "qk_rope_head_dim": 64,
         "v_head_dim": 128,
+        # as DeepSeek's own configurations have it; without it vLLM 0.32 takes its CPU rotary kernel, which reads MLA's views as
+        # if they were contiguous and turns wrong rows (tests/engines/test_vllm_mla.py)
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "mscale": 0.707,
+            "mscale_all_dim": 0.707,
+            "original_max_position_embeddings": CONTEXT // 4,
+        },
         "first_k_dense_replace": 2,
         "n_routed_experts": 4,
         "num_experts_per_tok": 2,
@@ -257,7 +269,7 @@ def _child(model: str, answer: str, count: int, tokens: int, repeats: int) -> No
 
 
 def main() -> int:
-    """Compare, print, write the report; exit code 1 where any token differs or our backend did not run."""
+    """Compare, print, write the report (after each model); exit code 1 where any token differs or our backend did not run."""
     if sys.argv[1:2] == ["--child"]:
         model, answer, *numbers = sys.argv[2:7]
         _child(model, answer, *map(int, numbers))
@@ -273,8 +285,7 @@ def main() -> int:
     asked = parser.parse_args()
     load = os.getloadavg()[0]
     how = {"tokens": asked.tokens, "backend": asked.backend, "repeats": asked.repeats, "rounds": asked.rounds}
-    results = [compare(model, count=asked.prompts, **how) for model in asked.models.split(",")]
-    document = {
+    document: dict[str, Any] = {
         "kind": "demo",
         "what": "greedy float32 tokens of vLLM's own attention and of attnkit's inside the same vLLM",
         "command": "python -m attnkit.engines.equal_tokens " + " ".join(sys.argv[1:]),
@@ -282,14 +293,15 @@ def main() -> int:
         "device": f"CPU ({platform.machine()}, {os.cpu_count()} cores)",
         "attnkit_cpu_kernels": cpu_kernels.find() is not None,
         "load_before": round(load, 1),
-        "load_after": round(os.getloadavg()[0], 1),
-        "results": [asdict(result) for result in results],
     }
-    text = json.dumps(document, indent=2) + "\n"
-    print(text, end="")
-    if asked.out:
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        asked.out.write_text(text, encoding="utf-8")
+    results: list[Comparison] = []
+    for model in asked.models.split(","):
+        results.append(compare(model, count=asked.prompts, **how))
+        print(json.dumps(asdict(results[-1])), flush=True)
+        document |= {"load_after": round(os.getloadavg()[0], 1), "results": [asdict(result) for result in results]}
+        if asked.out:
+            asked.out.parent.mkdir(parents=True, exist_ok=True)
+            asked.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     good = all(r.equal == r.prompts and r.ours == asked.backend for r in results)
     return EXIT_OK if good else EXIT_CHECK_FAILED
 

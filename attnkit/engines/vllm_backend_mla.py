@@ -89,6 +89,8 @@ class InCpuMlaImpl(CPUMLAImpl):  # type: ignore[misc]
         super().__init__(*args, **named)
         if self.indexer is not None:
             raise UnsupportedError("attnkit in vLLM does not serve sparse MLA (an indexer that picks keys)")
+        if "fp8" in self.kv_cache_dtype:
+            raise UnsupportedError(f"vLLM on CPU writes no {self.kv_cache_dtype} cache for MLA; take --kv-cache-dtype auto")
         config = get_current_vllm_config()
         dtype = config.model_config.dtype if config.model_config else torch.get_default_dtype()
         self.backend = chosen()

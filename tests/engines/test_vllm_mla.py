@@ -51,3 +51,24 @@ for fault in (None, "scale"):
     found = [line.split(maxsplit=2) for line in done.stdout.splitlines() if line.startswith("VERDICT")]
     assert [line[1] for line in found] == ["pass", "fail"], done.stdout + done.stderr
     assert found[0][2] == "{'vllm.InCpuMlaImpl'}"
+
+
+def test_vllm_s_rotary_kernel_misreads_the_views_of_an_mla_layer() -> None:
+    """Why `equal_tokens` gives its DeepSeek model the yarn scaling of the real ones: that takes another path in vLLM."""
+    code = """
+import torch
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.model_executor.layers.rotary_embedding import get_rope
+torch.manual_seed(0)
+with set_current_vllm_config(VllmConfig()), torch.inference_mode():
+    rope = get_rope(64, max_position=64, rope_parameters={"rope_type": "default", "rope_theta": 1e4}, is_neox_style=False)
+    positions, query, key = torch.arange(20), torch.randn(20, 4, 192), torch.randn(20, 576)
+    right = rope.forward_native(positions, query.clone()[..., 128:], key.clone()[:, 512:].unsqueeze(1))
+    got = rope.forward_cpu(positions, query.clone()[..., 128:], key.clone()[:, 512:].unsqueeze(1))
+    flat = rope.forward_cpu(positions, query[..., 128:].reshape(20, 256), key[:, 512:].contiguous())
+    print("ERRORS", *(float((a - b.view(a.shape)).abs().max()) for pair in (got, flat) for a, b in zip(pair, right)))
+"""
+    done = in_child("-c", code)
+    views, rows = (done.stdout.partition("ERRORS ")[2].split()[part] for part in (slice(0, 2), slice(2, 4)))
+    assert all(float(error) > 1 for error in views), done.stdout + done.stderr
+    assert all(float(error) < 1e-5 for error in rows), done.stdout + done.stderr
