@@ -150,7 +150,10 @@ def make_model(kind: str, folder: Path, *, seed: int = 0) -> Path:
         raise unknown_name("model", kind, MODELS)
     torch.manual_seed(seed)
     config = AutoConfig.for_model(**(_COMMON | MODELS[kind]))
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if config.tie_word_embeddings:  # else the last token's own embedding outweighs what was attended to, and repeats itself
+        model.get_input_embeddings().weight.data.mul_(0.05)
+    model.save_pretrained(folder)
     return folder
 
 
