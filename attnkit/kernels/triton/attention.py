@@ -279,7 +279,7 @@ def plan_varlen(
     tile = prefill_tile or configs.tile(
         "prefill", target.arch, padded(max(head_dim, head_dim_v)), query.element_size(), interpret=target.interpret
     )
-    args = {
+    args: dict[str, Any] = {
         "out": out,
         "lse": lse,
         "query": query,
@@ -317,5 +317,8 @@ def plan_varlen(
         "FP8": 0,
         "RETURN_LSE": lse is not None,
     }
+    if prefill_tile is None and hopper.takes(target.arch, args):
+        launch = hopper.plan(out, lse, args, target.units, tokens, num_seqs, kv_heads, shortest=1)
+        return out, lse, [launch], "gluon_hopper_prefill"
     grid = (tokens * (heads // kv_heads) // tile.block_m + num_seqs, kv_heads)
     return out, lse, [Launch(paged_prefill, grid, args, tile.num_warps, tile.num_stages)], "triton_varlen_prefill"

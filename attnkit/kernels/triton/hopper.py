@@ -36,7 +36,12 @@ class Rows:
 
 
 def rows_of(data: Tensor) -> Rows | None:
-    """The matrix view of a cache [num_blocks, block_size, num_kv_heads, head_dim], or None where it has none."""
+    """The matrix view of a cache [num_blocks, block_size, num_kv_heads, head_dim], or None where it has none.
+
+    Packed keys [num_tokens, num_kv_heads, head_dim] are taken for one large block.
+    """
+    if data.dim() == 3:
+        data = data.unsqueeze(0)
     blocks, size, heads, width = data.shape
     block, token, head, one = data.stride()
     if one != 1 or token <= 0 or block % token or token % 8 or data.data_ptr() % 16:
@@ -68,7 +73,11 @@ with blocks of 16)."""
 
 
 def takes(arch: str, common: dict[str, Any]) -> bool:
-    """Whether the kernel computes this call: `common` are the arguments that `attention.plan_paged` shares among kernels."""
+    """Whether the kernel computes this call.
+
+    Args:
+        common: the arguments that the planners of attention.py share among kernels.
+    """
     query, key, value = common["query"], common["key"], common["value"]
     size = common["BLOCK_SIZE"]
     return (
@@ -77,8 +86,7 @@ def takes(arch: str, common: dict[str, Any]) -> bool:
         and key.dtype == query.dtype == value.dtype
         and common["HEAD_DIM"] == common["HEAD_DIM_V"]
         and common["HEAD_DIM"] in (64, 128)
-        and size >= 16
-        and size & (size - 1) == 0
+        and (common["table"] is None or (size >= 16 and size & (size - 1) == 0))
         and not (common["SOFTCAP"] or common["ALIBI"] or common["SINKS"] or common["TREE"] or common["FP8"])
         and rows_of(key) is not None
         and rows_of(value) is not None
@@ -95,13 +103,14 @@ def plan(
     kv_heads: int,
     shortest: int,
 ) -> Launch:
-    """The launch; the caller has asked `takes`."""
+    """The launch; the caller has asked `takes`. `common` without a table: packed keys, `common["key_start_loc"]` says where."""
     from triton.experimental.gluon.language import NVMMASharedLayout
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     from attnkit.kernels.triton.hopper_prefill import LOG2E, hopper_prefill
 
-    chunk = min(common["BLOCK_SIZE"], BLOCK_N)
+    paged = common["table"] is not None
+    chunk = min(common["BLOCK_SIZE"], BLOCK_N) if paged else BLOCK_N
     layout = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
 
     def seen(data: Tensor) -> tuple[Rows, TensorDescriptor]:
@@ -122,6 +131,7 @@ def plan(
         **{name: common[name] for name in same},
         "out": out,
         "lse": lse,
+        "key_start_loc": None if paged else common["key_start_loc"],
         "key_map": key_map,
         "value_map": value_map,
         "taken": torch.zeros(1, dtype=torch.int32, device=out.device),
@@ -131,10 +141,10 @@ def plan(
         "scale": common["scale"] * LOG2E.value,
         "shortest": shortest,
         "heads": kv_heads * common["GROUP"],
-        "key_block_rows": keys.block_rows,
+        "key_block_rows": keys.block_rows if paged else 1,
         "key_head_rows": keys.head_rows,
         "key_head_columns": keys.head_columns,
-        "value_block_rows": values.block_rows,
+        "value_block_rows": values.block_rows if paged else 1,
         "value_head_rows": values.head_rows,
         "value_head_columns": values.head_columns,
         "stride_o_token": out.stride(0),
@@ -145,6 +155,7 @@ def plan(
         "STAGES": RING_BYTES // (BLOCK_N * common["HEAD_DIM"] * 2),
         "RETURN_LSE": lse is not None,
         "GROUPS": GROUPS,
-        "PREFETCH": common["BLOCK_SIZE"] >= PREFETCH_FROM,
+        "PREFETCH": chunk >= PREFETCH_FROM,
+        "PAGED": paged,
     }
     return Launch(hopper_prefill, (min(units, items),), args, num_warps=4, num_stages=1)

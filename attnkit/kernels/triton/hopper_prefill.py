@@ -1,6 +1,6 @@
 # mypy: disable-error-code="assignment"
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
-"""Paged prefill for sm_90: a warp that fetches, warpgroups that multiply, in Gluon.
+"""Prefill for sm_90, paged or packed: a warp that fetches, warpgroups that multiply, in Gluon.
 
 What plain Triton leaves on the table there: its loads are issued by the warps that multiply, and softmax and tensor cores take
 turns. Here (the plan of FlashAttention-3, Shah et al. 2024, arXiv:2407.08608)
@@ -89,13 +89,14 @@ def _hear(slots, told, heard, turn):
 
 @gluon.jit
 def _extent(
-    work, tiles, items, seq_lens, query_start_loc, num_seqs, window_left, window_right, shortest,
-    GROUP: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr,
+    work, tiles, items, seq_lens, query_start_loc, key_start_loc, num_seqs, window_left, window_right, shortest,
+    GROUP: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, PAGED: gl.constexpr,
+    HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr,
 ):  # fmt: skip
     """Where a work item is, as all warps see it: heads outermost, and the long rows of a causal batch first.
 
-    Returns (kv_head, seq, query_start, query_len, first_row, context, seq_len, first, limit, begin, end): keys [first, limit)
-    are visible to some row of the tile, and lie in the key tiles [begin, end); none where nothing is to be done.
+    Returns (kv_head, seq, query_start, query_len, first_row, context, seq_len, first, limit, begin, end, key_start): keys
+    [first, limit) are visible to some row of the tile, and lie in the key tiles [begin, end); none where nothing is to be done.
     """
     tile = tiles - 1 - work % tiles
     kv_head = work // tiles
@@ -104,7 +105,12 @@ def _extent(
     query_len = gl.load(query_start_loc + seq + 1) - query_start
     first_row = (tile - (query_start * GROUP // BLOCK_M + seq)) * BLOCK_M
     runs = (first_row < query_len * GROUP) & (query_len >= shortest) & (work < items)
-    seq_len = gl.load(seq_lens + seq)
+    if PAGED:
+        key_start = 0
+        seq_len = gl.load(seq_lens + seq)
+    else:
+        key_start = gl.load(key_start_loc + seq)
+        seq_len = gl.load(key_start_loc + seq + 1) - key_start
     context = seq_len - query_len
     first = 0
     limit = seq_len
@@ -114,20 +120,26 @@ def _extent(
         limit = gl.minimum(seq_len, context + gl.minimum((first_row + BLOCK_M - 1) // GROUP, query_len - 1) + window_right + 1)
     begin = first // BLOCK_N
     end = gl.where(runs, (limit + BLOCK_N - 1) // BLOCK_N, begin)
-    return kv_head, seq, query_start, query_len, first_row, context, seq_len, first, limit, begin, end
+    return kv_head, seq, query_start, query_len, first_row, context, seq_len, first, limit, begin, end, key_start
 
 
 @gluon.jit
-def _blocks(pages, start, first, limit, BLOCK_SIZE: gl.constexpr, BLOCK_N: gl.constexpr, CHUNK: gl.constexpr):
-    """The cache block of each chunk of the tile at token `start`.
+def _blocks(
+    pages, key_start, start, first, limit,
+    BLOCK_SIZE: gl.constexpr, BLOCK_N: gl.constexpr, CHUNK: gl.constexpr, PAGED: gl.constexpr,
+):  # fmt: skip
+    """The cache block of each chunk of the tile at token `start`; of packed keys, its first row.
 
     The table is not read outside [first, limit): it may end there. To be called before waiting for room in the ring, so that
     the table's latency is not added to that of the copies.
     """
-    blocks = ()
-    for c in gl.static_range(BLOCK_N // CHUNK):
-        at = gl.minimum(gl.maximum(start + c * CHUNK, first), limit - 1)
-        blocks = blocks + (gl.load(pages + at // BLOCK_SIZE),)  # noqa: RUF005 - the compiler knows no star here
+    if PAGED:
+        blocks = ()
+        for c in gl.static_range(BLOCK_N // CHUNK):
+            at = gl.minimum(gl.maximum(start + c * CHUNK, first), limit - 1)
+            blocks = blocks + (gl.load(pages + at // BLOCK_SIZE),)  # noqa: RUF005 - the compiler knows no star here
+    else:
+        blocks = (key_start + start,)
     return blocks
 
 
@@ -149,11 +161,11 @@ def _copy(
 @gluon.jit
 def _fetch(
     key_map, value_map, value, keys, values, pieces, key_full, key_empty, value_full, value_empty, taken, slots, told, heard,
-    table, seq_lens, query_start_loc, tiles, items, num_seqs, window_left, window_right, shortest, stride_table,
+    table, seq_lens, query_start_loc, key_start_loc, tiles, items, num_seqs, window_left, window_right, shortest, stride_table,
     key_block_rows, key_head_rows, key_head_columns, value_block_rows, value_head_rows, value_head_columns,
     stride_v_block, stride_v_token, stride_v_head,
     GROUP: gl.constexpr, D: gl.constexpr, BLOCK_SIZE: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
-    CHUNK: gl.constexpr, STAGES: gl.constexpr, HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr,
+    CHUNK: gl.constexpr, STAGES: gl.constexpr, PAGED: gl.constexpr, HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr,
 ):  # fmt: skip
     """The warp that fetches; it also takes the work items from the counter and tells the others.
 
@@ -168,17 +180,19 @@ def _fetch(
     while work < items:
         _tell(slots, told, heard, turn, work)
         following = gl.atomic_add(taken, 1) + gl.num_programs(0)
-        kv_head, seq, _, _, _, _, seq_len, first, limit, begin, end = _extent(
-            work, tiles, items, seq_lens, query_start_loc, num_seqs, window_left, window_right, shortest,
-            GROUP, BLOCK_M, BLOCK_N, HAS_LEFT, HAS_RIGHT,
+        kv_head, seq, _, _, _, _, seq_len, first, limit, begin, end, key_start = _extent(
+            work, tiles, items, seq_lens, query_start_loc, key_start_loc, num_seqs, window_left, window_right, shortest,
+            GROUP, BLOCK_M, BLOCK_N, PAGED, HAS_LEFT, HAS_RIGHT,
         )  # fmt: skip
-        pages = table + seq.to(gl.int64) * stride_table
+        pages = table
+        if PAGED:
+            pages += seq.to(gl.int64) * stride_table
         for back in range(0, end - begin):
             stage = count % STAGES
             phase = ((count // STAGES) & 1) ^ 1
             start = (end - 1 - back) * BLOCK_N
             inside = start % BLOCK_SIZE if BLOCK_SIZE > CHUNK else 0
-            blocks = _blocks(pages, start, first, limit, BLOCK_SIZE, BLOCK_N, CHUNK)
+            blocks = _blocks(pages, key_start, start, first, limit, BLOCK_SIZE, BLOCK_N, CHUNK, PAGED)
             mbarrier.wait(key_empty.index(stage), phase)
             _copy(
                 blocks, key_block_rows, kv_head * key_head_rows + inside, kv_head * key_head_columns,
@@ -195,10 +209,16 @@ def _fetch(
                 d = gl.arange(0, 64, gl.SliceLayout(0, part))
                 for piece in range(0, PIECES):
                     at = start + piece % DOWN * 16
-                    page = gl.load(pages + gl.minimum(at, seq_len - 1) // BLOCK_SIZE)
-                    base = value + page.to(gl.int64) * stride_v_block + kv_head.to(gl.int64) * stride_v_head
+                    base = value + kv_head.to(gl.int64) * stride_v_head
+                    if PAGED:
+                        page = gl.load(pages + gl.minimum(at, seq_len - 1) // BLOCK_SIZE)
+                        base += page.to(gl.int64) * stride_v_block
+                        offsets = (at % BLOCK_SIZE + slot) * stride_v_token
+                    else:
+                        base += (key_start + at).to(gl.int64) * stride_v_token
+                        offsets = slot * stride_v_token
                     found = gl.load(
-                        base + ((at % BLOCK_SIZE + slot) * stride_v_token)[:, None] + (piece // DOWN * 64 + d)[None, :],
+                        base + offsets[:, None] + (piece // DOWN * 64 + d)[None, :],
                         mask=(at + slot < seq_len)[:, None],
                         other=0.0,
                     )
@@ -290,10 +310,10 @@ def _load_queries(
 @gluon.jit
 def _multiply(
     WG: gl.constexpr, out, lse, query, queries, keys, values, key_full, key_empty, value_full, value_empty, slots, told, heard,
-    seq_lens, query_start_loc, tiles, items, num_seqs, scale, v_scale, window_left, window_right, shortest, heads,
-    stride_q_token, stride_q_head, stride_o_token, stride_o_head,
+    seq_lens, query_start_loc, key_start_loc, tiles, items, num_seqs, scale, v_scale, window_left, window_right,
+    shortest, heads, stride_q_token, stride_q_head, stride_o_token, stride_o_head,
     GROUP: gl.constexpr, D: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
-    PREFETCH: gl.constexpr, HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr, RETURN_LSE: gl.constexpr,
+    PREFETCH: gl.constexpr, PAGED: gl.constexpr, HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr, RETURN_LSE: gl.constexpr,
 ):  # fmt: skip
     """One of the warpgroups that multiply: rows WG * 64 to WG * 64 + 63 of each tile."""
     score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
@@ -307,9 +327,9 @@ def _multiply(
     count = 0
     turn = 0
     work = _hear(slots, told, heard, turn)
-    kv_head, _, query_start, query_len, first_row, context, seq_len, _first, limit, begin, end = _extent(
-        gl.minimum(work, items - 1), tiles, items, seq_lens, query_start_loc, num_seqs, window_left, window_right, shortest,
-        GROUP, BLOCK_M, BLOCK_N, HAS_LEFT, HAS_RIGHT,
+    kv_head, _, query_start, query_len, first_row, context, seq_len, _first, limit, begin, end, _ = _extent(
+        gl.minimum(work, items - 1), tiles, items, seq_lens, query_start_loc, key_start_loc, num_seqs,
+        window_left, window_right, shortest, GROUP, BLOCK_M, BLOCK_N, PAGED, HAS_LEFT, HAS_RIGHT,
     )  # fmt: skip
     q = _load_queries(
         query, kv_head, query_start, query_len, first_row, end > begin, stride_q_token, stride_q_head, WG, GROUP, D, io
@@ -377,9 +397,9 @@ def _multiply(
         row_head = kv_head
         turn += 1
         work = _hear(slots, told, heard, turn)
-        kv_head, _, query_start, query_len, first_row, context, seq_len, _first, limit, begin, end = _extent(
-            gl.minimum(work, items - 1), tiles, items, seq_lens, query_start_loc, num_seqs, window_left, window_right, shortest,
-            GROUP, BLOCK_M, BLOCK_N, HAS_LEFT, HAS_RIGHT,
+        kv_head, _, query_start, query_len, first_row, context, seq_len, _first, limit, begin, end, _ = _extent(
+            gl.minimum(work, items - 1), tiles, items, seq_lens, query_start_loc, key_start_loc, num_seqs,
+            window_left, window_right, shortest, GROUP, BLOCK_M, BLOCK_N, PAGED, HAS_LEFT, HAS_RIGHT,
         )  # fmt: skip
         if PREFETCH:
             q = _load_queries(
@@ -415,15 +435,15 @@ def _multiply(
     do_not_specialize=["tiles", "items", "num_seqs", "window_left", "window_right", "shortest", "stride_table", "heads",
                        "key_block_rows", "key_head_rows", "key_head_columns",
                        "value_block_rows", "value_head_rows", "value_head_columns"],
-    do_not_specialize_on_alignment=["taken", "table", "seq_lens", "query_start_loc"],
+    do_not_specialize_on_alignment=["taken", "table", "seq_lens", "query_start_loc", "key_start_loc"],
 )  # fmt: skip
 def hopper_prefill(
-    out, lse, query, key_map, value_map, value, taken, table, seq_lens, query_start_loc,
+    out, lse, query, key_map, value_map, value, taken, table, seq_lens, query_start_loc, key_start_loc,
     tiles, items, num_seqs, scale, v_scale, window_left, window_right, shortest, heads,
     key_block_rows, key_head_rows, key_head_columns, value_block_rows, value_head_rows, value_head_columns,
     stride_q_token, stride_q_head, stride_v_block, stride_v_token, stride_v_head, stride_o_token, stride_o_head, stride_table,
     GROUP: gl.constexpr, D: gl.constexpr, BLOCK_SIZE: gl.constexpr, BLOCK_N: gl.constexpr, CHUNK: gl.constexpr,
-    STAGES: gl.constexpr, GROUPS: gl.constexpr, PREFETCH: gl.constexpr,
+    STAGES: gl.constexpr, GROUPS: gl.constexpr, PREFETCH: gl.constexpr, PAGED: gl.constexpr,
     HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr, RETURN_LSE: gl.constexpr,
 ):  # fmt: skip
     """out[t, h] = softmax(scale * q . K^T + mask) V; `scale` includes log2 e, `taken` is zero.
@@ -463,22 +483,22 @@ def hopper_prefill(
         [
             (_multiply, (
                 gl.constexpr(0), out, lse, query, queries, key_tiles, value_tiles, key_full, key_empty, value_full, value_empty,
-                slots, told, heard, seq_lens, query_start_loc, tiles, items, num_seqs, scale, v_scale,
+                slots, told, heard, seq_lens, query_start_loc, key_start_loc, tiles, items, num_seqs, scale, v_scale,
                 window_left, window_right, shortest, heads, stride_q_token, stride_q_head, stride_o_token, stride_o_head,
-                GROUP, D, BLOCK_M, BLOCK_N, STAGES, PREFETCH, HAS_LEFT, HAS_RIGHT, RETURN_LSE,
+                GROUP, D, BLOCK_M, BLOCK_N, STAGES, PREFETCH, PAGED, HAS_LEFT, HAS_RIGHT, RETURN_LSE,
             )),
             (_multiply, (
                 gl.constexpr(1), out, lse, query, queries, key_tiles, value_tiles, key_full, key_empty, value_full, value_empty,
-                slots, told, heard, seq_lens, query_start_loc, tiles, items, num_seqs, scale, v_scale,
+                slots, told, heard, seq_lens, query_start_loc, key_start_loc, tiles, items, num_seqs, scale, v_scale,
                 window_left, window_right, shortest, heads, stride_q_token, stride_q_head, stride_o_token, stride_o_head,
-                GROUP, D, BLOCK_M, BLOCK_N, STAGES, PREFETCH, HAS_LEFT, HAS_RIGHT, RETURN_LSE,
+                GROUP, D, BLOCK_M, BLOCK_N, STAGES, PREFETCH, PAGED, HAS_LEFT, HAS_RIGHT, RETURN_LSE,
             )),
             (_fetch, (
                 key_map, value_map, value, keys, values, value_pieces, key_full, key_empty, value_full, value_empty,
-                taken, slots, told, heard, table, seq_lens, query_start_loc, tiles, items, num_seqs, window_left, window_right,
-                shortest, stride_table, key_block_rows, key_head_rows, key_head_columns,
+                taken, slots, told, heard, table, seq_lens, query_start_loc, key_start_loc, tiles, items, num_seqs,
+                window_left, window_right, shortest, stride_table, key_block_rows, key_head_rows, key_head_columns,
                 value_block_rows, value_head_rows, value_head_columns, stride_v_block, stride_v_token, stride_v_head,
-                GROUP, D, BLOCK_SIZE, BLOCK_M, BLOCK_N, CHUNK, STAGES, HAS_LEFT, HAS_RIGHT,
+                GROUP, D, BLOCK_SIZE, BLOCK_M, BLOCK_N, CHUNK, STAGES, PAGED, HAS_LEFT, HAS_RIGHT,
             )),
         ],
         [4, 1],
