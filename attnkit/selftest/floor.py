@@ -8,7 +8,7 @@ bytes of cache it must read, prefill against the matrix rate by the multiplicati
 broken is under them: a fallback to the CPU, an interpreter, a loop over tokens. On an H100 with eleven self-tests at once,
 kernels reached 42 to 118 % in decode and 36 to 43 % in prefill, TORCH_SDPA 19 and 9 %, XFORMERS 5 and 10 %, and FLEX_ATTENTION,
 which runs uncompiled, 0.7 and 0.18 %: for the last the first estimate of its floor was too high. For a CPU, TORCH_SDPA reached
-1.5 to 4 % in decode and 11 % and more in prefill on a busy two-core host. How fast a backend should be is the benchmarks' matter.
+1.5 to 4 % in decode and 11 % and more in prefill on a busy two-core host. How fast a backend should be is for the benchmarks.
 """
 
 from __future__ import annotations
