@@ -25,10 +25,11 @@ image: venv ## the image of one platform: make image PLATFORM=cpu
 images: venv ## every image that can be built today
 	@$(VENV)/bin/python images/build.py --all
 
-images-test: venv ## builds every image and looks into each (30 GB of disk, hours); reports in docs/reports/images
+images-test: test-venv ## builds every image and looks into each (30 GB of disk, hours); reports in docs/reports/images
 	@$(VENV)/bin/python images/build.py --all
 	@$(VENV)/bin/python images/examine.py --rebuild cpu
 	@$(VENV)/bin/python images/examine.py ipex tpu cuda-turing cuda-ampere
+	$(PYTEST) -m on_demand tests/images
 
 bundle: venv ## one file for hosts without a network: image, playbooks, profiles, wheels, checksums: make bundle PLATFORM=cpu
 	@$(VENV)/bin/python images/bundle.py "$(PLATFORM)"
@@ -67,6 +68,7 @@ lint: test-venv ## style, types, layers, YAML, Dockerfiles, playbooks, generated
 	$(BIN)/python docs/generate.py --check
 	$(BIN)/python deploy/kubernetes/generate.py --check
 	$(BIN)/python images/document.py --check
+	$(BIN)/python deploy/lab/tables.py --check
 	$(BIN)/python tests/data/trees/make_trees.py --check
 	$(BIN)/python tests/packaging/machine_words.py
 	cd deploy && PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ANSIBLE_HOME="$(CURDIR)/.cache/ansible" ansible-lint
@@ -77,9 +79,10 @@ test: lint ## everything that this machine can run, against the installed wheel 
 	$(PYTEST) -m 'not docker' tests/deploy --durations=5
 	$(PYTEST) -m 'not docker' tests/kernels tests/kernels_aot --durations=10
 	@$(PYTHON) images/engine.py ensure || test "$$ATTNKIT_REQUIRE_DOCKER" != 1
-	$(PYTEST) -m docker tests/images tests/deploy --durations=10
+	$(PYTEST) -m 'docker and not on_demand' tests/images tests/deploy --durations=10
 
 docs: test-venv ## the generated files: tables of backends, schemas, evidence, Kubernetes manifests, images
 	@$(BIN)/python docs/generate.py
 	@$(BIN)/python deploy/kubernetes/generate.py
 	@$(BIN)/python images/document.py
+	@$(BIN)/python deploy/lab/tables.py

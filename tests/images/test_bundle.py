@@ -170,6 +170,7 @@ INVENTORY = {
 
 @pytest.mark.docker
 @pytest.mark.slow
+@pytest.mark.on_demand
 def test_it_installs_and_serves_without_a_network(repo_root: Path, isolated: str) -> None:
     """The whole chain on a machine that has a loopback and nothing else: check, load, push to a registry on that machine, roll
     out with the playbooks of the bundle, and a completion from what was rolled out."""
