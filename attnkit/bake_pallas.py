@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from attnkit.backends.pallas import Pallas
-from attnkit.errors import UsageError
+from attnkit.errors import UsageError, unknown_name
 from attnkit.kernels.pallas import ahead
 from attnkit.plan import place
+from attnkit.profiles import all_nodes
 from attnkit.selftest.building import build as build_call
 from attnkit.selftest.cases import cases
 from attnkit.spec import PagedAttention
@@ -22,12 +23,17 @@ def covers(targets: Sequence[str]) -> bool:
     """Whether these targets are TPUs.
 
     Raises:
-        UsageError: some are and some are not: they are compiled by different compilers, into different images.
+        UsageError: no node type has such a TPU; or some are TPUs and some are not: different compilers make them, for different
+            images.
     """
-    tpus = [target.startswith("tpu") for target in targets]
-    if any(tpus) and not all(tpus):
+    tpus = [target for target in targets if target.startswith("tpu")]
+    if tpus and len(tpus) < len(targets):
         raise UsageError(f"TPUs and others do not go into one bake: {', '.join(targets)}")
-    return any(tpus)
+    known = {arch for node in all_nodes() if node.platform == "tpu" for arch in node.match.arch}
+    for target in tpus:
+        if target not in known:
+            raise unknown_name("target", target, known)
+    return bool(tpus)
 
 
 def signatures(targets: Sequence[str]) -> tuple[ahead.Signature, ...]:

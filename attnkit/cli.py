@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from attnkit import __version__
-from attnkit.errors import EXIT_CHECK_FAILED, EXIT_NO_BACKEND, EXIT_OK, AttnkitError, UsageError, unknown_name
+from attnkit.errors import EXIT_CHECK_FAILED, EXIT_NO_BACKEND, EXIT_OK, AttnkitError, UsageError, require_packages, unknown_name
 
 
 class _Group(TyperGroup):
@@ -87,15 +87,6 @@ def _root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
 ) -> None:
     pass
-
-
-def _need(command: str, *packages: str) -> None:
-    """UsageError where a package that `command` imports is not installed."""
-    from importlib.util import find_spec
-
-    absent = [name for name in packages if find_spec(name) is None]
-    if absent:
-        raise UsageError(f"{command} needs {' and '.join(absent)}, not installed here")
 
 
 def _print_json(value: Any) -> None:
@@ -298,12 +289,12 @@ def bench(
     then each workload, every answer checked before it is timed. `cpu`: our C++ kernels beside vLLM's CPU_ATTN.
     """
     if group == ["cpu"]:
-        _need("attnkit bench cpu", "torch", "vllm")
+        require_packages("attnkit bench cpu", "torch", "vllm")
         from attnkit.bench import cpu
 
         cpu.main(out)
         return
-    _need("attnkit bench", "torch", "triton")
+    require_packages("attnkit bench", "torch", "triton")
     if submit is not None:
         from attnkit.bench.submission import write
 
@@ -387,7 +378,7 @@ def _targets(text: str | None) -> list[str]:
 @kernels.command("list")
 def list_kernels(target: Targets = None, json: Json = False) -> None:
     """The kernels that a target needs."""
-    _need("attnkit kernels list", "torch", "triton")
+    require_packages("attnkit kernels list", "torch", "triton")
     from attnkit import bake
 
     variants = bake.list_kernels(_targets(target))
@@ -422,14 +413,14 @@ def build_kernels(
     from attnkit import bake_pallas
 
     if bake_pallas.covers(targets):
-        _need("attnkit kernels build", "torch", "jax")
+        require_packages("attnkit kernels build", "torch", "jax")
         lowered = bake_pallas.build(targets, directory, on_module=lambda module: typer.echo(module.name, err=True))
         if json:
             _print_json(lowered)
         else:
             typer.echo(f"{len(lowered.kernels)} modules for {', '.join(lowered.targets)} in {directory}, JAX {lowered.jax}")
         return
-    _need("attnkit kernels build", "torch", "triton")
+    require_packages("attnkit kernels build", "torch", "triton")
     from attnkit import bake
 
     def say(baked: Any) -> None:
@@ -452,13 +443,13 @@ def verify_kernels(directory: Bake, target: Targets = None, json: Json = False) 
     targets = _targets(target) if target else None
     manifest: Any
     if ahead.is_here(directory):
-        _need("attnkit kernels verify", "torch", "jax")
+        require_packages("attnkit kernels verify", "torch", "jax")
         from attnkit import bake_pallas
 
         manifest = bake_pallas.verify(directory, targets)
         compiler = {"jax": manifest.jax}
     else:
-        _need("attnkit kernels verify", "torch", "triton")
+        require_packages("attnkit kernels verify", "torch", "triton")
         from attnkit import bake
 
         manifest = bake.verify(directory, targets)

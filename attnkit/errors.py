@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib.util import find_spec
 
 EXIT_OK = 0
 EXIT_CHECK_FAILED = 1
@@ -34,6 +35,13 @@ class UnsupportedError(AttnkitError):
     """A backend was asked for something outside its capability. Never run wrong: refused with the reasons."""
 
     exit_code = EXIT_NO_BACKEND
+
+
+def require_packages(command: str, *packages: str) -> None:
+    """A UsageError naming what of `packages` cannot be imported here; nothing is imported."""
+    absent = [name for name in packages if find_spec(name) is None]
+    if absent:
+        raise UsageError(f"{command} needs {' and '.join(absent)}, not installed here")
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> UsageError:

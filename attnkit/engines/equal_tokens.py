@@ -26,7 +26,7 @@ from typing import Any
 
 from attnkit.engines.vllm_log import backend_from_log
 from attnkit.engines.vllm_plugin import VARIABLE
-from attnkit.errors import EXIT_CHECK_FAILED, EXIT_OK, AttnkitError, unknown_name
+from attnkit.errors import EXIT_CHECK_FAILED, EXIT_OK, AttnkitError, UsageError, require_packages, unknown_name
 from attnkit.kernels.cpu import library as cpu_kernels
 
 VOCABULARY, CONTEXT = 512, 1024
@@ -138,16 +138,10 @@ class Comparison:
 
 
 def make_model(kind: str, folder: Path, *, seed: int = 0) -> Path:
-    """Write model `kind` with random float32 weights into `folder`, as Hugging Face files without a tokenizer.
-
-    Raises:
-        UsageError: no such model.
-    """
+    """Write model `kind`, one of `MODELS`, with random float32 weights into `folder`, without a tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if kind not in MODELS:
-        raise unknown_name("model", kind, MODELS)
     torch.manual_seed(seed)
     config = AutoConfig.for_model(**(_COMMON | MODELS[kind]))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -286,6 +280,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
+    models = asked.models.split(",")
+    try:
+        for model in models:
+            if model not in MODELS:
+                raise unknown_name("model", model, MODELS)
+        require_packages("attnkit.engines.equal_tokens", "torch", "transformers", "vllm")
+    except UsageError as error:
+        parser.error(str(error))
     load = os.getloadavg()[0]
     how = {"tokens": asked.tokens, "backend": asked.backend, "repeats": asked.repeats, "rounds": asked.rounds}
     document: dict[str, Any] = {
@@ -298,7 +300,7 @@ def main() -> int:
         "load_before": round(load, 1),
     }
     results: list[Comparison] = []
-    for model in asked.models.split(","):
+    for model in models:
         results.append(compare(model, count=asked.prompts, **how))
         print(json.dumps(asdict(results[-1])), flush=True)
         document |= {"load_after": round(os.getloadavg()[0], 1), "results": [asdict(result) for result in results]}

@@ -41,11 +41,16 @@ class EngineMovedError(AttnkitError, ImportError):
 
 
 @contextmanager
-def interface(what: str) -> Iterator[None]:
-    """Turn what a moved interface raises into `EngineMovedError`. Never around the computation itself."""
+def interface(what: str, *also: type[Exception]) -> Iterator[None]:
+    """Turn what a moved interface raises into `EngineMovedError`. Never around the computation itself.
+
+    Args:
+        also: further exceptions that say nothing of the backend where they are raised.
+    """
+    moved: tuple[type[Exception], ...] = (ImportError, AttributeError, TypeError, KeyError, *also)
     try:
         yield
-    except (ImportError, AttributeError, TypeError, KeyError) as error:
+    except moved as error:
         raise EngineMovedError(f"vLLM {vllm_version()}: {what}: {type(error).__name__}: {error}") from error
 
 
@@ -90,7 +95,8 @@ def vllm_config(geometry: Geometry) -> Any:
 
 def make_config(model_config: dict[str, Any], dtype: Dtype, kv_cache_dtype: str, block_size: int) -> Any:
     """A real `VllmConfig` for a model's config.json, written to disk for the purpose."""
-    with interface("its configuration classes"):
+    # The model is ours and plain: a vLLM that refuses it (ValueError, pydantic's too) lacks something of its own.
+    with interface("its configuration classes", ValueError):
         from vllm.config import CacheConfig, ModelConfig, VllmConfig
 
         with tempfile.TemporaryDirectory() as folder:

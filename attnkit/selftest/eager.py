@@ -35,8 +35,8 @@ else:
 ORDERS = 16
 """Orders of summation in float32. With eight, a decode of a few large scores, each rounded up or down, was a matter of luck."""
 
-MANY_TOKENS, MANY_KEYS, FEW_ORDERS = 32, 8192, 4
-"""So many new tokens, or so long a context, average over their luck; fewer orders show it, in a quarter of the time."""
+SCORES = 1 << 19
+"""Scores of all orders together, about: many scores average over their luck, and one order of them shows what many would."""
 
 CHUNK = 8
 """Products that a float32 sum takes together before it rounds."""
@@ -56,8 +56,8 @@ def bases(call: Call) -> tuple[AttentionOutput, ...]:
     if first.out.dtype != torch.float32:
         return (first,)
     draw = torch.Generator().manual_seed(1)
-    large = first.out.shape[0] >= MANY_TOKENS or inner(call).max_seq_len > MANY_KEYS
-    orders = FEW_ORDERS if large else ORDERS
+    tokens, heads, _ = first.out.shape
+    orders = min(ORDERS, max(1, SCORES // (tokens * heads * inner(call).max_seq_len)))
     return first, *(eager(call, draw) for _ in range(orders - 1))
 
 
@@ -114,7 +114,8 @@ def _added(sums: Tensor) -> Tensor:
     """The sum over the first dimension: running float32 sums (see `LANES`), then neighbours added pairwise."""
     width = LANES if sums.shape[0] <= MANY else 1
     steps = -(-sums.shape[0] // width)
-    lanes = torch.cat((sums, sums.new_zeros(steps * width - sums.shape[0], *sums.shape[1:])))
+    spare = steps * width - sums.shape[0]
+    lanes = torch.cat((sums, sums.new_zeros(spare, *sums.shape[1:]))) if spare else sums
     lanes = lanes.view(steps, width, *sums.shape[1:])
     running = lanes[0]
     for step in lanes[1:]:

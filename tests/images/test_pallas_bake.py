@@ -14,6 +14,7 @@ import pytest
 
 from attnkit import bake_pallas, usual
 from attnkit.backends.pallas import Pallas
+from attnkit.errors import UsageError
 from attnkit.kernels.aot import KernelsError
 from attnkit.kernels.pallas import ahead
 from attnkit.plan import place
@@ -44,6 +45,15 @@ def baked(tmp_path_factory: pytest.TempPathFactory, wanted: tuple[ahead.Signatur
 def copy(baked: Path, tmp_path: Path) -> Path:
     """A copy to break."""
     return Path(shutil.copytree(baked, tmp_path / "kernels"))
+
+
+def test_a_tpu_that_no_node_type_has_is_refused() -> None:
+    assert bake_pallas.covers(["tpu-v5e", "tpu-v6e"])
+    assert not bake_pallas.covers(["sm_90"])
+    with pytest.raises(UsageError, match=r"unknown target 'tpu-v9'.*Known: tpu-v5e, tpu-v6e"):
+        bake_pallas.covers(["tpu-v9"])
+    with pytest.raises(UsageError, match="do not go into one bake"):
+        bake_pallas.covers(["tpu-v5e", "sm_90"])
 
 
 def test_a_whole_bake_is_counted_by_target(baked: Path, wanted: tuple[ahead.Signature, ...]) -> None:

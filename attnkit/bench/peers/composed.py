@@ -11,6 +11,7 @@ before the timing.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar, TypeAlias
@@ -28,9 +29,9 @@ Part: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 class _Composed(Peer):
     groups: ClassVar[tuple[str, ...]] = ("tree", "dual_chunk", "differential")
 
+    @abstractmethod
     def part(self, call: PagedAttention) -> Part:
         """Attention over the cache of `call` for a query given later."""
-        raise NotImplementedError
 
     def join(self, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
         """One attention out of several over disjoint keys."""

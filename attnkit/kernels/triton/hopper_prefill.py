@@ -1,4 +1,3 @@
-# mypy: disable-error-code="assignment"
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """Prefill for sm_90, paged or packed: a warp that fetches, warpgroups that multiply, in Gluon.
 
@@ -18,217 +17,21 @@ A row is a (query token, query head of the group) pair, as in paged_prefill.py, 
 
     s_ij = softmax_scale * q_i . k_j ;  o_i = sum_j exp(s_ij - m_i) v_j / l_i
 
-Never reads what it must not: page numbers outside the visible range are replaced by visible ones, and the value tile at the end
-of a sequence, whose unused slots may hold NaN, is fetched by masked loads instead.
+How work is shared and fetched: hopper_fetch.py.
 """
 
 from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
-    mbarrier,
-    tma,
-    warpgroup_mma,
-    warpgroup_mma_wait,
-)
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, warpgroup_mma, warpgroup_mma_wait
 
-RENAMED = gl.constexpr(hasattr(gl.shared_memory_descriptor, "reinterpret"))
-"""Triton 3.9 has other names for views of shared memory and for loads by the copy engine."""
-start_copy = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
+from attnkit.kernels.triton.hopper_fetch import extent, fetch, hear, shaped_as
 
 LOG2E = gl.constexpr(1.4426950408889634)
 LN2 = gl.constexpr(0.6931471805599453)
 ROWS = gl.constexpr(64)
 """Query rows of one warpgroup: the M of a wgmma."""
-
-
-@gluon.jit
-def _as(memory, shape: gl.constexpr):
-    """The same shared memory in another shape."""
-    if RENAMED:
-        view = memory.reinterpret(memory.dtype, shape, memory.layout)
-    else:
-        view = memory._reinterpret(memory.dtype, shape, memory.layout)
-    return view
-
-
-@gluon.jit
-def _find_sequence(tile, query_start_loc, num_seqs, GROUP: gl.constexpr, BLOCK_M: gl.constexpr):
-    """The last sequence whose first tile is <= `tile`."""
-    low = 0
-    high = num_seqs
-    while low < high:
-        middle = (low + high) // 2
-        if gl.load(query_start_loc + middle) * GROUP // BLOCK_M + middle <= tile:
-            low = middle + 1
-        else:
-            high = middle
-    return low - 1
-
-
-@gluon.jit
-def _tell(slots, told, heard, turn, work):
-    """The warp that fetches says which work item comes as number `turn`, once all have heard the one two before."""
-    one: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
-    mbarrier.wait(heard.index(turn % 2), ((turn // 2) & 1) ^ 1)
-    slots.index(turn % 2).store(gl.full([1], 0, gl.int32, one) + work)
-    mbarrier.arrive(told.index(turn % 2), count=1)
-
-
-@gluon.jit
-def _hear(slots, told, heard, turn):
-    """Which work item comes as number `turn`."""
-    one: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    mbarrier.wait(told.index(turn % 2), (turn // 2) & 1)
-    work = gl.max(slots.index(turn % 2).load(one), 0)
-    mbarrier.arrive(heard.index(turn % 2), count=1)
-    return work
-
-
-@gluon.jit
-def _extent(
-    work, tiles, items, seq_lens, query_start_loc, key_start_loc, num_seqs, window_left, window_right, shortest,
-    GROUP: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, PAGED: gl.constexpr,
-    HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr,
-):  # fmt: skip
-    """Where a work item is, as all warps see it: heads outermost, and the long rows of a causal batch first.
-
-    Returns (kv_head, seq, query_start, query_len, first_row, context, seq_len, first, limit, begin, end, key_start): keys
-    [first, limit) are visible to some row of the tile, and lie in the key tiles [begin, end); none where nothing is to be done.
-    """
-    tile = tiles - 1 - work % tiles
-    kv_head = work // tiles
-    seq = _find_sequence(tile, query_start_loc, num_seqs, GROUP, BLOCK_M)
-    query_start = gl.load(query_start_loc + seq)
-    query_len = gl.load(query_start_loc + seq + 1) - query_start
-    first_row = (tile - (query_start * GROUP // BLOCK_M + seq)) * BLOCK_M
-    runs = (first_row < query_len * GROUP) & (query_len >= shortest) & (work < items)
-    if PAGED:
-        key_start = 0
-        seq_len = gl.load(seq_lens + seq)
-    else:
-        key_start = gl.load(key_start_loc + seq)
-        seq_len = gl.load(key_start_loc + seq + 1) - key_start
-    context = seq_len - query_len
-    first = 0
-    limit = seq_len
-    if HAS_LEFT:
-        first = gl.maximum(context + first_row // GROUP - window_left, 0)
-    if HAS_RIGHT:
-        limit = gl.minimum(seq_len, context + gl.minimum((first_row + BLOCK_M - 1) // GROUP, query_len - 1) + window_right + 1)
-    begin = first // BLOCK_N
-    end = gl.where(runs, (limit + BLOCK_N - 1) // BLOCK_N, begin)
-    return kv_head, seq, query_start, query_len, first_row, context, seq_len, first, limit, begin, end, key_start
-
-
-@gluon.jit
-def _blocks(
-    pages, key_start, start, first, limit,
-    BLOCK_SIZE: gl.constexpr, BLOCK_N: gl.constexpr, CHUNK: gl.constexpr, PAGED: gl.constexpr,
-):  # fmt: skip
-    """The cache block of each chunk of the tile at token `start`; of packed keys, its first row.
-
-    The table is not read outside [first, limit): it may end there. To be called before waiting for room in the ring, so that
-    the table's latency is not added to that of the copies.
-    """
-    if PAGED:
-        blocks = ()
-        for c in gl.static_range(BLOCK_N // CHUNK):
-            at = gl.minimum(gl.maximum(start + c * CHUNK, first), limit - 1)
-            blocks = blocks + (gl.load(pages + at // BLOCK_SIZE),)  # noqa: RUF005 - the compiler knows no star here
-    else:
-        blocks = (key_start + start,)
-    return blocks
-
-
-@gluon.jit
-def _copy(
-    blocks, block_rows, row, column, view, ring, full, stage, D: gl.constexpr, BLOCK_N: gl.constexpr, CHUNK: gl.constexpr
-):
-    """Start the copies of a tile."""
-    HALVES: gl.constexpr = D // 64
-    CHUNKS: gl.constexpr = BLOCK_N // CHUNK
-    mbarrier.expect(full.index(stage), BLOCK_N * D * 2)
-    for c in gl.static_range(CHUNKS):
-        for h in gl.static_range(HALVES):
-            at = [blocks[c] * block_rows + row, column + h * 64]
-            piece = ring.index((stage * HALVES + h) * CHUNKS + c)
-            start_copy(view, at, full.index(stage), piece)
-
-
-@gluon.jit
-def _fetch(
-    key_map, value_map, value, keys, values, pieces, key_full, key_empty, value_full, value_empty, taken, slots, told, heard,
-    table, seq_lens, query_start_loc, key_start_loc, tiles, items, num_seqs, window_left, window_right, shortest, stride_table,
-    key_block_rows, key_head_rows, key_head_columns, value_block_rows, value_head_rows, value_head_columns,
-    stride_v_block, stride_v_token, stride_v_head,
-    GROUP: gl.constexpr, D: gl.constexpr, BLOCK_SIZE: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
-    CHUNK: gl.constexpr, STAGES: gl.constexpr, PAGED: gl.constexpr, HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr,
-):  # fmt: skip
-    """The warp that fetches; it also takes the work items from the counter and tells the others.
-
-    A value tile past the end of its sequence is loaded with a mask, 16 rows of 64 at a time.
-    """
-    DOWN: gl.constexpr = BLOCK_N // 16
-    PIECES: gl.constexpr = DOWN * (D // 64)
-    part: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [1, 1], [1, 0])
-    count = 0
-    turn = 0
-    work = gl.program_id(0)
-    while work < items:
-        _tell(slots, told, heard, turn, work)
-        following = gl.atomic_add(taken, 1) + gl.num_programs(0)
-        kv_head, seq, _, _, _, _, seq_len, first, limit, begin, end, key_start = _extent(
-            work, tiles, items, seq_lens, query_start_loc, key_start_loc, num_seqs, window_left, window_right, shortest,
-            GROUP, BLOCK_M, BLOCK_N, PAGED, HAS_LEFT, HAS_RIGHT,
-        )  # fmt: skip
-        pages = table
-        if PAGED:
-            pages += seq.to(gl.int64) * stride_table
-        for back in range(0, end - begin):
-            stage = count % STAGES
-            phase = ((count // STAGES) & 1) ^ 1
-            start = (end - 1 - back) * BLOCK_N
-            inside = start % BLOCK_SIZE if BLOCK_SIZE > CHUNK else 0
-            blocks = _blocks(pages, key_start, start, first, limit, BLOCK_SIZE, BLOCK_N, CHUNK, PAGED)
-            mbarrier.wait(key_empty.index(stage), phase)
-            _copy(
-                blocks, key_block_rows, kv_head * key_head_rows + inside, kv_head * key_head_columns,
-                key_map, keys, key_full, stage, D, BLOCK_N, CHUNK,
-            )  # fmt: skip
-            mbarrier.wait(value_empty.index(stage), phase)
-            if start + BLOCK_N <= seq_len:
-                _copy(
-                    blocks, value_block_rows, kv_head * value_head_rows + inside, kv_head * value_head_columns,
-                    value_map, values, value_full, stage, D, BLOCK_N, CHUNK,
-                )  # fmt: skip
-            else:
-                slot = gl.arange(0, 16, gl.SliceLayout(1, part))
-                d = gl.arange(0, 64, gl.SliceLayout(0, part))
-                for piece in range(0, PIECES):
-                    at = start + piece % DOWN * 16
-                    base = value + kv_head.to(gl.int64) * stride_v_head
-                    if PAGED:
-                        page = gl.load(pages + gl.minimum(at, seq_len - 1) // BLOCK_SIZE)
-                        base += page.to(gl.int64) * stride_v_block
-                        offsets = (at % BLOCK_SIZE + slot) * stride_v_token
-                    else:
-                        base += (key_start + at).to(gl.int64) * stride_v_token
-                        offsets = slot * stride_v_token
-                    found = gl.load(
-                        base + offsets[:, None] + (piece // DOWN * 64 + d)[None, :],
-                        mask=(at + slot < seq_len)[:, None],
-                        other=0.0,
-                    )
-                    pieces.index(stage * PIECES + piece).store(found)
-                fence_async_shared()
-                mbarrier.arrive(value_full.index(stage), count=1)
-            count += 1
-        work = following
-        turn += 1
-    _tell(slots, told, heard, turn, items)
 
 
 @gluon.jit
@@ -326,8 +129,8 @@ def _multiply(
     q_tile = queries.index(WG)
     count = 0
     turn = 0
-    work = _hear(slots, told, heard, turn)
-    kv_head, _, query_start, query_len, first_row, context, seq_len, _first, limit, begin, end, _ = _extent(
+    work = hear(slots, told, heard, turn)
+    kv_head, _, query_start, query_len, first_row, context, seq_len, _first, limit, begin, end, _ = extent(
         gl.minimum(work, items - 1), tiles, items, seq_lens, query_start_loc, key_start_loc, num_seqs,
         window_left, window_right, shortest, GROUP, BLOCK_M, BLOCK_N, PAGED, HAS_LEFT, HAS_RIGHT,
     )  # fmt: skip
@@ -396,8 +199,8 @@ def _multiply(
         row_first = first_row
         row_head = kv_head
         turn += 1
-        work = _hear(slots, told, heard, turn)
-        kv_head, _, query_start, query_len, first_row, context, seq_len, _first, limit, begin, end, _ = _extent(
+        work = hear(slots, told, heard, turn)
+        kv_head, _, query_start, query_len, first_row, context, seq_len, _first, limit, begin, end, _ = extent(
             gl.minimum(work, items - 1), tiles, items, seq_lens, query_start_loc, key_start_loc, num_seqs,
             window_left, window_right, shortest, GROUP, BLOCK_M, BLOCK_N, PAGED, HAS_LEFT, HAS_RIGHT,
         )  # fmt: skip
@@ -459,9 +262,9 @@ def hopper_prefill(
     queries = gl.allocate_shared_memory(DTYPE, [GROUPS, ROWS, D], flat)
     keys = gl.allocate_shared_memory(DTYPE, [STAGES * HALVES * CHUNKS, CHUNK, 64], flat)
     values = gl.allocate_shared_memory(DTYPE, [STAGES * HALVES * CHUNKS, CHUNK, 64], flat)
-    key_tiles = _as(keys, [STAGES, BLOCK_N, D])
-    value_tiles = _as(values, [STAGES, BLOCK_N, D])
-    value_pieces = _as(values, [STAGES * HALVES * (BLOCK_N // 16), 16, 64])
+    key_tiles = shaped_as(keys, [STAGES, BLOCK_N, D])
+    value_tiles = shaped_as(values, [STAGES, BLOCK_N, D])
+    value_pieces = shaped_as(values, [STAGES * HALVES * (BLOCK_N // 16), 16, 64])
     key_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     key_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     value_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -493,7 +296,7 @@ def hopper_prefill(
                 window_left, window_right, shortest, heads, stride_q_token, stride_q_head, stride_o_token, stride_o_head,
                 GROUP, D, BLOCK_M, BLOCK_N, STAGES, PREFETCH, PAGED, HAS_LEFT, HAS_RIGHT, RETURN_LSE,
             )),
-            (_fetch, (
+            (fetch, (
                 key_map, value_map, value, keys, values, value_pieces, key_full, key_empty, value_full, value_empty,
                 taken, slots, told, heard, table, seq_lens, query_start_loc, key_start_loc, tiles, items, num_seqs,
                 window_left, window_right, shortest, stride_table, key_block_rows, key_head_rows, key_head_columns,
