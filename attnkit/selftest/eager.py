@@ -9,8 +9,7 @@ one float32 case had the bound 1.80e-6 on one host and 2.30e-6 on another. So no
 tested dtype: each operation is worked out in float64, whose own error is far below, and rounded to the tested dtype where that
 operation would round. In sixteen bits that is one rounding a result, as of a matrix unit that accumulates in float32. In
 float32 the sums are all there is, and they are made explicit: `CHUNK` products at a time, dealt to `LANES` running sums that
-are added pairwise at the end, each step rounded. That is no looser than the matrix product was on any case that was compared,
-and about half of it in the median.
+are added pairwise at the end, each step rounded. One order is the plainest there is: one product after the other.
 """
 
 from __future__ import annotations
@@ -38,6 +37,10 @@ ORDERS = 16
 SCORES = 1 << 19
 """Scores of all orders together, about: many scores average over their luck, and one order of them shows what many would."""
 
+PLAIN = 1 << 20
+"""Scores up to which the first order takes one product after the other, as the plainest kernel does with its keys. Where all
+products are equal (equal keys), no other order shows its drift: each step of a running sum rounds the same way."""
+
 CHUNK = 8
 """Products that a float32 sum takes together before it rounds."""
 
@@ -52,20 +55,23 @@ def bases(call: Call) -> tuple[AttentionOutput, ...]:
     Sixteen-bit rounding swamps the order of a sum. In float32 the order is all there is: one draw can be lucky by a factor of
     ten, and a backend that sums in another order is not wrong for that.
     """
-    first = eager(call)
-    if first.out.dtype != torch.float32:
-        return (first,)
+    batch = inner(call)
+    if batch.query.dtype != torch.float32:
+        return (eager(call),)
+    tokens, heads, _ = batch.query.shape
+    scores = tokens * heads * batch.max_seq_len
+    first = eager(call, chunk=1 if scores <= PLAIN else CHUNK)
     draw = torch.Generator().manual_seed(1)
-    tokens, heads, _ = first.out.shape
-    orders = min(ORDERS, max(1, SCORES // (tokens * heads * inner(call).max_seq_len)))
+    orders = min(ORDERS, max(1, SCORES // scores))
     return first, *(eager(call, draw) for _ in range(orders - 1))
 
 
-def eager(call: Call, draw: torch.Generator | None = None) -> AttentionOutput:
+def eager(call: Call, draw: torch.Generator | None = None, chunk: int = CHUNK) -> AttentionOutput:
     """`call` in its own dtype, operation by operation.
 
     Args:
         draw: where the orders of summation come from; None sums in the order of the tensors.
+        chunk: products that a float32 sum takes together before it rounds.
 
     Returns:
         out in the dtype of the query on the CPU; lse float32 of the rounded scores, or None where not asked for.
@@ -82,28 +88,34 @@ def eager(call: Call, draw: torch.Generator | None = None) -> AttentionOutput:
             continue
         seq = replace(exact, q=exact.q.to(dtype), k=exact.k.to(dtype) * softmax.softmax_scale, v=exact.v.to(dtype))
         along = None if draw is None else torch.randperm(spec.head_dim, generator=draw)
-        logits = shaped(call, seq, products(call, seq, partial(product, order=along)))
+        logits = shaped(call, seq, products(call, seq, partial(product, order=along, chunk=chunk)))
         lse[exact.rows] = _lse(logits, softmax.sinks).transpose(0, 1)
-        p = _softmax(logits, softmax.sinks)
+        p = _softmax(logits, softmax.sinks, chunk)
         v = paired(seq.v) if differential else seq.v
         along = None if draw is None else torch.randperm(v.shape[0], generator=draw)
         for head in range(spec.num_heads):
-            out[exact.rows, head] = product(p[head], v[:, value_head(call, head)], along)
+            out[exact.rows, head] = product(p[head], v[:, value_head(call, head)], along, chunk)
     if isinstance(call, DifferentialAttention):
         return AttentionOutput(difference(call, out), None, "eager")
     return AttentionOutput(out, lse if batch.return_lse else None, "eager")
 
 
-def product(a: Tensor, b: Tensor, order: Tensor | None = None) -> Tensor:
+def product(a: Tensor, b: Tensor, order: Tensor | None = None, chunk: int = CHUNK) -> Tensor:
     """a [m, K] by b [K, n], rounded as the module says, in the dtype of `a`.
 
     Args:
         order: a permutation of K, the order in which a float32 sum takes its products.
+        chunk: how many it takes together; 1 with `MANY` products or fewer is one multiply-add after the other.
     """
     if a.dtype != torch.float32:
         return (a.double() @ b.double()).to(a.dtype)
     if order is not None:
         a, b = a[:, order], b[order]
+    if chunk == 1 and a.shape[1] <= MANY:
+        total = a.new_zeros(a.shape[0], b.shape[1])
+        for left, right in zip(a.double().unbind(1), b.double().unbind(0), strict=True):
+            total = torch.addcmul(total.double(), left[:, None], right[None]).float()
+        return total
     chunks, spare = -(-a.shape[1] // CHUNK), -a.shape[1] % CHUNK
     left = pad(a.double(), (0, spare)).view(a.shape[0], chunks, CHUNK).transpose(0, 1)
     right = pad(b.double(), (0, 0, 0, spare)).view(chunks, CHUNK, b.shape[1])
@@ -132,12 +144,12 @@ def _with_sink(logits: Tensor, sinks: Tensor | None) -> Tensor:
     return torch.cat((logits, column), dim=-1)
 
 
-def _softmax(logits: Tensor, sinks: Tensor | None) -> Tensor:
+def _softmax(logits: Tensor, sinks: Tensor | None, chunk: int) -> Tensor:
     """Exponentials and their sum rounded to float32 each, as every softmax of torch does, then the probabilities."""
     x = _with_sink(logits, sinks).float()
     top = x.amax(-1, keepdim=True).nan_to_num(neginf=0.0)
     weights = (x - top).double().exp().float()
-    total = product(weights.flatten(0, 1), weights.new_ones(weights.shape[-1], 1)).view(top.shape)
+    total = product(weights.flatten(0, 1), weights.new_ones(weights.shape[-1], 1), chunk=chunk).view(top.shape)
     p = (weights / total).to(logits.dtype)[..., : logits.shape[-1]]
     return p.masked_fill(torch.isneginf(logits).all(-1, keepdim=True), 0.0)  # a row without keys is 0, not 0/0
 

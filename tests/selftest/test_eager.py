@@ -6,15 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields, replace
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
 
+from attnkit.reference import reference
 from attnkit.selftest import eager
 from attnkit.selftest.building import build
 from attnkit.selftest.cases import Case
+from attnkit.selftest.tolerance import judge
+from attnkit.spec import AttentionOutput
 
 HOSTS = {
     "this one": {},
@@ -62,6 +66,35 @@ def test_a_sum_is_exact_by_chunks_and_pairwise_above() -> None:
     assert len(sums) == 4
     by_hand = rounded(rounded(sums[0] + sums[1]) + rounded(sums[2] + sums[3]))
     assert Fraction(eager.product(a, b).item()) == by_hand
+
+
+def test_the_plainest_order_is_one_multiply_add_after_the_other() -> None:
+    draw = torch.Generator().manual_seed(8)
+    a, b = torch.randn(1, 37, generator=draw), torch.randn(37, 1, generator=draw)
+    total = Fraction(0)
+    for x, y in zip(a[0].tolist(), b[:, 0].tolist(), strict=True):
+        total = rounded(total + Fraction(x) * Fraction(y))
+    assert Fraction(eager.product(a, b, chunk=1).item()) == total
+
+
+def test_tf32_is_far_over_the_bounds() -> None:
+    """The float32 base is no measure that lets ten bits through: queries, keys and values cut to them are refused."""
+    for case in (Case("keys", "", "paged", "float32", 4, 2, 64, 64, 16, ((1, 130),), content="equal"), *CASES):
+        if case.dtype != "float32" or case.op not in ("paged", "varlen"):
+            continue
+        call = build(case)
+        parts = {"query", "key", "value", "key_cache", "value_cache"} & {field.name for field in fields(call)}
+        cut = replace(call, **{part: ten_bits(getattr(call, part)) for part in parts})
+        oracle, bases, wrong = reference(call), eager.bases(call), reference(cut)
+        answer = AttentionOutput(wrong.out.float(), None if wrong.lse is None else wrong.lse.float(), "ten bits")
+        found = judge(answer, oracle, bases, call.spec())
+        assert found.max_error is not None and found.max_bound is not None
+        assert len(parts) == 3 and found.max_error > 8 * found.max_bound, case.name
+
+
+def ten_bits(x: torch.Tensor) -> torch.Tensor:
+    """Rounded to TF32's ten bits of mantissa."""
+    return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
 def rounded(value: Fraction) -> Fraction:
