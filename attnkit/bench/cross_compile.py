@@ -164,16 +164,18 @@ def sources() -> str:
     return digest.hexdigest()
 
 
-def report(targets: Sequence[str], jobs: int) -> dict[str, Any]:
-    """The whole report, `jobs` targets at a time."""
-    code = sources()  # as they are imported, not as they are when all is compiled
+def surveys(targets: Sequence[str], jobs: int) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each target, `jobs` targets at a time."""
     if jobs == 1:
-        found = [surveyed(target) for target in targets]
-    else:
-        # A fresh interpreter each: a fork of a process that has run torch may hang in its thread pools.
-        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-            found = list(pool.map(surveyed, targets))
-    rows = [row for each in found for row in each]
+        yield from map(surveyed, targets)
+        return
+    # A fresh interpreter each: a fork of a process that has run torch may hang in its thread pools.
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(surveyed, targets)
+
+
+def report(rows: Sequence[dict[str, Any]], code: str) -> dict[str, Any]:
+    """The whole report of what was compiled so far; `code`: the digest of the kernels that were imported."""
     return {
         "kind": "cross-compile",
         "attnkit_version": __version__,
@@ -198,9 +200,12 @@ def main() -> int:
     for target in targets:
         if target not in TARGETS:
             parser.error(str(unknown_name("target", target, TARGETS)))
-    document = report(targets, arguments.jobs)
-    arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    return 0 if all(row["ok"] for row in document["kernels"]) else 1
+    code = sources()  # as they are imported, not as they are when all is compiled
+    rows: list[dict[str, Any]] = []
+    for each in surveys(targets, arguments.jobs):
+        rows += each  # written target by target: an hour's work is not lost where it is cut short
+        arguments.json.write_text(json.dumps(report(rows, code), indent=1) + "\n", encoding="utf-8")
+    return 0 if all(row["ok"] for row in rows) else 1
 
 
 if __name__ == "__main__":
