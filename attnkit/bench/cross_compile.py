@@ -136,7 +136,12 @@ def compiled(launch: Launch, code: str, case: Case) -> dict[str, Any]:
     reason = ""
     if shared > limit:
         reason = f"needs {shared} bytes of shared memory; {code} has {limit}"
-    elif "tt.dot" in binary.asm["ttir"] and not matrix and case.dtype != "float32" and code != "sm_75-scalar":
+    elif (
+        any(word in binary.asm.get(stage, "") for stage, word in PRODUCTS)
+        and not matrix
+        and case.dtype != "float32"
+        and code != "sm_75-scalar"
+    ):
         reason = "has a matrix product and no matrix instruction"
     return {
         "kernel": kernel,
@@ -153,6 +158,10 @@ def compiled(launch: Launch, code: str, case: Case) -> dict[str, Any]:
         "code_bytes": len(binary.kernel),
         "seconds": round(time.monotonic() - started, 1),
     }
+
+
+PRODUCTS = (("ttir", "tt.dot"), ("ttgir", "warp_group_dot"))
+"""How a matrix product looks in the compiler's stages; a Gluon kernel begins at the second one."""
 
 
 def sources() -> str:

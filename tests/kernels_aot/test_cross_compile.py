@@ -51,6 +51,15 @@ def test_a_small_kernel_really_compiles() -> None:
     assert row["registers"] > 0 and row["code_bytes"] > 0 and row["instructions"] > 20
 
 
+def test_a_gluon_kernel_has_no_first_stage_and_is_still_judged() -> None:
+    case = replace(next(c for c in cross_compile._EVERY_DTYPE if c.name == "prefill"), dtype="bfloat16")
+    launch = next(
+        each for each in cross_compile.launches(case, "sm_90").values() if each.kernel.fn.__name__ == "hopper_prefill"
+    )
+    row = cross_compile.compiled(launch, "sm_90", case)
+    assert row["ok"] and sum(row["matrix"].values()) > 0, row
+
+
 def test_too_much_shared_memory_is_not_ok(monkeypatch: pytest.MonkeyPatch) -> None:
     launch, case = first("decode", "merge_splits")
     facts = replace(targets.TARGETS["gfx942"], shared_limit=1)
