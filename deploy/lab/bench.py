@@ -177,7 +177,7 @@ class Bench:
 
     def strip(self) -> None:
         """Every node as it was before anything was rolled to it."""
-        script = "docker rm -f attnkit; docker image prune -a -f; rm -rf /var/lib/attnkit"
+        script = "docker rm -f attnkit-watch attnkit-before attnkit; docker image prune -a -f; rm -rf /var/lib/attnkit"
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda name: self.on(name, "sh", "-c", script), self.names))
 

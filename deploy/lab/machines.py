@@ -25,6 +25,8 @@ BASE_IMAGE = f"{LAB.prefix}-machine"
 KINDS = ("rtx-2080-ti", "a100", "h100", "mi300x", "intel-arc", "intel-xeon", "tpu-v5e")
 """The node types of the lab, as their trees are named; a fleet larger than this goes round."""
 PORT = 8000
+CONFIRM_SECONDS = 60
+"""After which a node decides by itself; a stand-in boots in a few seconds."""
 SMALL_DISK_BYTES = 400_000_000
 ENVIRONMENT = {
     "ATTNKIT_ROOT": "/recorded",
@@ -125,6 +127,7 @@ def inventory(
                 "attnkit_env": ENVIRONMENT,
                 "attnkit_port": PORT,
                 "attnkit_gate_timeout": 180,
+                "attnkit_confirm_timeout": CONFIRM_SECONDS,
                 "attnkit_image_bytes": 150_000_000,
                 "attnkit_page": "",
                 **more,

@@ -6,13 +6,16 @@ Every scenario starts from a fleet that serves one release, the old one, and rol
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import controller
 from bench import FILLER, Bench
 from case import Case, catalogue
 from controller import Moment
-from machines import ENVIRONMENT, PORT, record_tree
+from look import State
+from machines import CONFIRM_SECONDS, ENVIRONMENT, PORT, record_tree
 
 HEAVY = "heavy"
 SMALL_DISK = "node-03"
@@ -322,15 +325,16 @@ def _kill(bench: Bench, case: Case) -> None:
 
 @scenario(
     "kill-bad", "the controller is killed while a release that fails is at the gate, and run again",
-    "run again, the node goes back to the recorded, old release and is proven again; the rest is untouched",
+    "the node goes back to the old release by itself, with nobody at a controller, to a service that a rollout of the old "
+    "release finds nothing to change at; the rest is untouched. Run again, the bad release is refused as any other",
 )  # fmt: skip
 def _kill_bad(bench: Bench, case: Case) -> None:
     names = bench.names
     before = bench.look()
-    dies = Moment("Run the service", names[0], controller.kill)
-    killed = bench.roll(bench.new, hosts={names[0]: WRONG}, moments=[dies])
-    case.check("the controller was killed", killed.code < 0, killed.code)
-    case.end(bench.look(), "killed")
+    _killed_at_the_gate(bench, case)
+    _by_itself(bench, case, before)
+    same = bench.part(1).roll(bench.old)
+    case.check("a rollout of the old release has nothing to change there", same.changed == {names[0]: 0}, same.changed)
     run = bench.roll(bench.new, hosts={names[0]: WRONG})
     after = bench.look()
     case.check("run again, it ends with an error", run.code != 0, run.code)
@@ -338,3 +342,36 @@ def _kill_bad(bench: Bench, case: Case) -> None:
     case.untouched(before, after, names[1:])
     case.nothing_lost(after)
     case.end(after, "run again")
+
+
+@scenario(
+    "kill-bad-power", "the controller is killed while a release that fails is at the gate, and that node loses power, too",
+    "switched on, the node goes back to the old release by itself; the rest is untouched",
+)  # fmt: skip
+def _kill_bad_power(bench: Bench, case: Case) -> None:
+    ill = bench.names[0]
+    before = bench.look()
+    _killed_at_the_gate(bench, case)
+    bench.power_off(ill)
+    bench.power_on(ill)
+    _by_itself(bench, case, before)
+
+
+def _killed_at_the_gate(bench: Bench, case: Case) -> None:
+    """kill -9 as soon as the first node's new service, which will fail, was started."""
+    ill = bench.names[0]
+    killed = bench.roll(bench.new, hosts={ill: WRONG}, moments=[Moment("Run the service", ill, controller.kill)])
+    case.check("the controller was killed", killed.code < 0, killed.code)
+    case.end(bench.look(), "killed")
+
+
+def _by_itself(bench: Bench, case: Case, before: Mapping[str, State]) -> None:
+    """The first node serves the old release again, and nobody did it."""
+    ill, *rest = bench.names
+    began = time.monotonic()
+    back = bench.until_it_works(ill, CONFIRM_SECONDS + 240)
+    case.numbers["seconds until it served by itself"] = round(time.monotonic() - began, 1)
+    case.serve(back, [ill], bench.old)
+    case.untouched(before, back, rest)
+    case.nothing_lost(back)
+    case.end(back, "by itself")

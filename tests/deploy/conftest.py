@@ -98,7 +98,9 @@ class _Answers(http.server.BaseHTTPRequestHandler):
         """Say nothing on stderr."""
 
 
-class _UnixServer(socketserver.ThreadingUnixStreamServer):
+class UnixServer(socketserver.ThreadingUnixStreamServer):
+    """A server on a Unix socket, with recorded answers."""
+
     answers: dict[str, tuple[int, bytes]]
 
 
@@ -118,7 +120,7 @@ class HttpServer(http.server.ThreadingHTTPServer):
 def engine_socket(tmp_path: Path) -> Iterator[tuple[str, dict[str, tuple[int, bytes]]]]:
     """A Unix socket that answers as a container engine does: (path, answers to fill)."""
     path = str(tmp_path / "engine.sock")
-    with _UnixServer(path, _Answers) as server:
+    with UnixServer(path, _Answers) as server:
         server.answers = {}
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield path, server.answers

@@ -1,6 +1,7 @@
 """The container engine's HTTP interface over its Unix socket, with the standard library alone.
 
-The modules that only look (preflight, gate) use this, so that they work on a node before anything is installed there.
+The modules that look (preflight, gate) use this, so that they work on a node before anything is installed there; and a node's
+watcher, which has nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class _SocketConnection(http.client.HTTPConnection):
 
 
 class Engine:
-    """A read-only client.
+    """A client for what the modules here need.
 
     Args:
         path: the Unix socket.
@@ -39,10 +40,11 @@ class Engine:
         self._path = path
         self._timeout = timeout
 
-    def _get(self, target: str) -> tuple[int, bytes]:
-        connection = _SocketConnection(self._path, self._timeout)
+    def _ask(self, method: str, target: str, body: Any = None, timeout: float | None = None) -> tuple[int, bytes]:
+        connection = _SocketConnection(self._path, timeout or self._timeout)
+        headers = {} if body is None else {"Content-Type": "application/json"}
         try:
-            connection.request("GET", target)
+            connection.request(method, target, None if body is None else json.dumps(body), headers)
             answer = connection.getresponse()
             return answer.status, answer.read()
         except (OSError, http.client.HTTPException) as error:
@@ -56,12 +58,36 @@ class Engine:
         Raises:
             EngineError: no answer, or an error status.
         """
-        status, body = self._get(target)
+        status, body = self._ask("GET", target)
         if status == 404:
             return None
         if status != 200:
             raise EngineError(f"the container engine answered {status} to {target}: {body.decode(errors='replace')[:300]}")
         return json.loads(body)
+
+    def send(self, method: str, target: str, body: Any = None, *, may_lack: bool = False, timeout: float = 60.0) -> Any:
+        """Have something done; the JSON answer, None where it is empty.
+
+        Args:
+            method: POST or DELETE.
+            target: path and query.
+            body: a JSON document.
+            may_lack: it is as good where what it is about does not exist.
+            timeout: seconds for the answer.
+
+        Raises:
+            EngineError: no answer, or an error status. That it is so already (304) is none.
+        """
+        status, answer = self._ask(method, target, body, timeout)
+        if status == 304 or (status == 404 and may_lack):
+            return None
+        if not 200 <= status < 300:
+            raise EngineError(f"the container engine answered {status} to {target}: {answer.decode(errors='replace')[:300]}")
+        return json.loads(answer) if answer.strip() else None
+
+    def remove(self, name: str) -> None:
+        """Remove a container at once, running or not; nothing where there is none."""
+        self.send("DELETE", f"/containers/{name}?force=1&v=1", may_lack=True)
 
     def container(self, name: str) -> dict[str, Any] | None:
         """What `docker inspect` shows, None where there is no such container."""
@@ -71,7 +97,7 @@ class Engine:
     def logs(self, name: str, *, stdout: bool, stderr: bool, tail: int) -> list[str]:
         """The last lines of a container's log, oldest first."""
         target = f"/containers/{name}/logs?stdout={int(stdout)}&stderr={int(stderr)}&tail={tail}"
-        status, body = self._get(target)
+        status, body = self._ask("GET", target)
         return demultiplex(body).splitlines() if status == 200 else []
 
 

@@ -13,6 +13,8 @@ description:
   - An engine that dies again and again may be ready for a moment each time. So the gate looks once more after a while, and
     stays closed where that is another start of the service.
   - A report or a readiness file from before the container's start counts for nothing.
+  - With I(watch_dir) it is the rollout's sign of life for the node's watcher (M(attnkit.fleet.attnkit_watch)) while it waits,
+    and the confirmation once it opens.
   - A closed gate is a value (C(ok) is false, with C(reason)), so that the play can roll back and still say why.
 options:
   container:
@@ -58,6 +60,9 @@ options:
     description: Seconds that the service must have been ready. Not waited for where it is only looked at.
     type: float
     default: 0.0
+  watch_dir:
+    description: The watcher's folder. Not given where the service is only looked at.
+    type: path
   poll:
     description: Seconds between two looks.
     type: float
@@ -119,9 +124,7 @@ log_tail:
   elements: str
 """
 
-import datetime
 import json
-import os
 import time
 import urllib.error
 import urllib.request
@@ -129,95 +132,10 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils.boot_report import moment, objection, read_json, summary
+from ..module_utils import pending
+from ..module_utils.boot_report import summary
 from ..module_utils.engine import Engine, EngineError
-
-
-class Look:
-    """One look at the service: is it decided, and how; which start of it that was, and for how many seconds it was ready."""
-
-    def __init__(
-        self,
-        *,
-        done: bool,
-        ok: bool,
-        reason: str,
-        report: dict[str, Any] | None,
-        started: str | None = None,
-        ready_for: float = 0.0,
-    ) -> None:
-        self.done = done
-        self.ok = ok
-        self.reason = reason
-        self.report = report
-        self.started = started
-        self.ready_for = ready_for
-
-
-def look(
-    inspected: dict[str, Any] | None, run_dir: str, *, image: str | None, node_type: str | None, accept_planted: bool = False
-) -> Look:
-    """Judge one snapshot.
-
-    Args:
-        inspected: what `docker inspect` shows of the container.
-        run_dir: folder with the report and the readiness file.
-        image: the image that must run.
-        node_type: the node type that the report must be of.
-        accept_planted: let a boot without kernels pass, for rehearsals.
-    """
-    if inspected is None:
-        return Look(done=True, ok=False, reason="there is no such container on the node", report=None)
-    state = inspected["State"]
-    started, created = moment(state["StartedAt"]), moment(inspected["Created"])
-    report_path, ready_path = (os.path.join(run_dir, name) for name in ("report.json", "ready.json"))
-    report, ready = read_json(report_path), read_json(ready_path)
-    if report is None and inspected.get("RestartCount", 0):
-        # The engine has started the container again: why it ended is in what the boot before left.
-        report = read_json(os.path.join(run_dir, "report.previous.json"))
-    written = moment(report["created"]) if report and report.get("created") else None
-    if written is None or written < created:
-        report = None
-    if image is not None and inspected["Config"]["Image"] != image:
-        return Look(done=True, ok=False, reason=f"runs {inspected['Config']['Image']}, not {image}", report=report)
-    objects = objection(report, node_type=node_type, planted_ok=accept_planted) if report else None
-    running = bool(state["Running"]) and state["Status"] != "restarting"
-    is_ready = bool(ready and ready.get("state") == "ready" and _mtime(ready_path) >= started)
-    if not running or (inspected.get("RestartCount", 0) and not is_ready):
-        detail = objects or (report or {}).get("error") or state.get("Error") or "see the log"
-        return Look(done=True, ok=False, reason=f"{_how_it_ended(inspected, report)}: {detail}", report=report)
-    if objects and written is not None and written >= started:
-        return Look(done=True, ok=False, reason=objects, report=report)
-    if report is None or written is None or written < started:
-        return Look(done=False, ok=False, reason="no boot report yet", report=report)
-    if not is_ready:
-        now = ready.get("state") if ready and _mtime(ready_path) >= started else "nothing"
-        return Look(
-            done=False,
-            ok=False,
-            reason=f"the self-test passed, but the engine is not ready (readiness says {now})",
-            report=report,
-        )
-    health = (state.get("Health") or {}).get("Status", "none")
-    if health not in ("none", "healthy"):
-        return Look(done=False, ok=False, reason=f"ready, but the health check says {health}", report=report)
-    ready_for = max(0.0, time.time() - os.stat(ready_path).st_mtime)  # a clock may have been set back
-    return Look(done=True, ok=True, reason="", report=report, started=state["StartedAt"], ready_for=ready_for)
-
-
-def _how_it_ended(inspected: dict[str, Any], report: dict[str, Any] | None) -> str:
-    """In words. Once the engine has started a container again, its state no longer holds the exit code; the report may."""
-    state = inspected["State"]
-    code = (report or {}).get("exit_code") if state["Running"] else state["ExitCode"]
-    return (
-        f"the service ended with exit code {code}"
-        if code or not state["Running"]
-        else "the service ended and was started again"
-    )
-
-
-def _mtime(path: str) -> datetime.datetime:
-    return datetime.datetime.fromtimestamp(os.stat(path).st_mtime, tz=datetime.timezone.utc)
+from ..module_utils.judge import Look, look
 
 
 def ask(
@@ -284,6 +202,7 @@ def main() -> None:
             "max_tokens": {"type": "int", "default": 16},
             "timeout": {"type": "int", "default": 900},
             "settle": {"type": "float", "default": 0.0},
+            "watch_dir": {"type": "path"},
             "poll": {"type": "float", "default": 1.0},
             "docker_socket": {"type": "path", "default": "/var/run/docker.sock"},
         },
@@ -293,12 +212,19 @@ def main() -> None:
     engine = Engine(p["docker_socket"])
     deadline = time.monotonic() + (0 if module.check_mode else p["timeout"])
     result: dict[str, Any] = {"changed": False}
+    watch_dir = None if module.check_mode else p["watch_dir"]
+    if watch_dir:
+        pending.outlast(watch_dir)
     while True:
+        if watch_dir:
+            pending.renew(watch_dir)
         seen = _look(engine, p)
         if seen.done or time.monotonic() >= deadline:
             break
         time.sleep(p["poll"])
     ok, reason = seen.ok, seen.reason
+    if watch_dir and not ok and (itself := pending.how_it_went(watch_dir)):
+        reason = f"{reason}; the node decided by itself: {itself}"
     if not seen.done and p["timeout"] and not module.check_mode:
         reason += f" after {p['timeout']} s"
     if ok and p["url"]:
@@ -317,6 +243,8 @@ def main() -> None:
             ok, reason, seen = False, f"it was ready and answered, and then: {later.reason}", later
         elif later.started != seen.started:
             ok, reason = False, f"it was ready and answered, but was started again within {p['settle']:g} s"
+    if ok and watch_dir and not pending.confirm(engine, watch_dir, p["container"]):
+        ok, reason = False, "it works, but its node had waited too long for this and is going back by itself"
     try:
         result["events"] = [
             line for line in engine.logs(p["container"], stdout=True, stderr=False, tail=500) if line.startswith("{")
