@@ -184,6 +184,7 @@ def proves(report: dict[str, Any], text: str, what: str, backend: str) -> Iterat
     verdict = next((v for v in boot["selftest"] if v["outcome"] == "pass"), None)
     must(boot["verdict"] == "pass" and verdict is not None, "the boot did not pass", text)
     must(boot["backend"] == backend, f"the boot chose {boot['backend']}", text)
+    must(boot["kernels"]["jit_compiles"] == 0, f"{boot['kernels']['jit_compiles']} compiled at boot", text)
     assert verdict is not None
     report["kernels_at_boot"] = boot["kernels"]
     seconds = boot["boot_seconds"]
@@ -231,7 +232,9 @@ def examine(platform: Platform) -> dict[str, Any]:
     Raises:
         ExamineError: a check failed.
     """
-    image = build.tags(platform)[1]
+    tag = build.tags(platform)[1]
+    image = build.inspect(tag, "{{.Id}}")
+    must(bool(image), f"there is no image {tag}", f"make image PLATFORM={platform.name}")
     shipped = json.loads(build.inspect(image, "{{json .Config.Labels}}"))
     report: dict[str, Any] = {
         "kind": "image",
@@ -239,7 +242,7 @@ def examine(platform: Platform) -> dict[str, Any]:
         "command": f"images/examine.py {platform.name}",
         "date": datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat(),
         "revision": shipped["org.opencontainers.image.revision"],
-        "image": {"id": build.inspect(image, "{{.Id}}"), "bytes": int(build.inspect(image, "{{.Size}}"))},
+        "image": {"id": image, "bytes": int(build.inspect(image, "{{.Size}}"))},
         "targets": list(platform.targets),
         "layers": layers(image, kernels=platform.kernels != "none"),
         "kernels": None,
@@ -269,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise DescriptionError(f"PLATFORM {name} is not built: {platform.not_built}")
             report = examine(platform)
             if args.rebuild:
-                report["rebuilt"] = rebuild.compare(platform)
+                report["rebuilt"] = rebuild.compare(platform, report["image"]["id"])
             REPORTS.mkdir(parents=True, exist_ok=True)
             path = REPORTS / f"{name}.json"
             path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

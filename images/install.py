@@ -123,7 +123,8 @@ def controller(folder: Path, target: Path, pythons: Sequence[str]) -> None:
     wheels = folder / "wheels"
     pip = next(wheels.glob("pip-*.whl"))
     install = [str(environment / "bin" / "python"), "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--find-links"]
-    install += [str(wheels), "--no-cache-dir", "--disable-pip-version-check"]
+    # Ansible has sixteen thousand modules, of which a play imports few: Python compiles those when they are first used.
+    install += [str(wheels), "--no-cache-dir", "--no-compile", "--disable-pip-version-check"]
     # pip's own settings, such as an index, have no say.
     calm = {"PYTHONPATH": str(pip), "PIP_CONFIG_FILE": os.devnull}
     clean = {key: value for key, value in os.environ.items() if not key.startswith("PIP_")}

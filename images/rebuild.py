@@ -34,13 +34,25 @@ def layers(image: str) -> list[str]:
 
 
 @contextmanager
-def built(platform: Platform, wheel: Path, *, no_cache: bool) -> Iterator[str]:
-    """The platform's image with this wheel of attnkit, under a name of its own, and gone afterwards."""
+def built(platform: Platform, wheel: Path, like: str = "") -> Iterator[str]:
+    """The platform's image with this wheel of attnkit, under a name of its own, and gone afterwards.
+
+    Args:
+        platform: whose.
+        wheel: of attnkit.
+        like: an image that must have come from the same inputs; it is then built without any cache.
+
+    Raises:
+        EngineError: the build failed, or the image came from other inputs, so that nothing could be compared with it.
+    """
     base_name = base.base_image(platform.base)
     context = build.stage(platform, wheel)
     tag = f"attnkit-rebuilt:{uuid.uuid4().hex}"
-    arguments = build.build_arguments(platform, base_name)
-    build.docker_build(platform, context, arguments, build.labels(platform), (tag,), no_cache, plain=True)
+    arguments, names = build.build_arguments(platform, base_name), build.labels(platform)
+    inputs = build.fingerprint(context, arguments, names, build.inspect(base_name, "{{.Id}}"))
+    if like and build.inspect(like, '{{index .Config.Labels "attnkit.inputs"}}') != inputs:
+        raise engine.EngineError(f"{like} did not come from this tree as it is now: make image PLATFORM={platform.name} first")
+    build.docker_build(platform, context, arguments, names, (tag,), no_cache=bool(like), plain=True)
     try:
         yield tag
     finally:
@@ -75,15 +87,14 @@ def compressed(image: str, wanted: set[str]) -> int:
     return total
 
 
-def compare(platform: Platform) -> dict[str, Any]:
+def compare(platform: Platform, image: str) -> dict[str, Any]:
     """Build twice more: which of the image's layers came out the same each time, by digest, and what a node would fetch."""
-    image = build.tags(platform)[1]
     before = layers(image)
     with tempfile.TemporaryDirectory(dir=engine.CACHE, prefix="rebuild-") as scratch:
         folder = Path(scratch)
-        with built(platform, build.build_wheel(folder=folder / "same"), no_cache=True) as again:
+        with built(platform, build.build_wheel(folder=folder / "same"), like=image) as again:
             repeated = set(layers(again))
-        with built(platform, changed_wheel(folder), no_cache=False) as other:
+        with built(platform, changed_wheel(folder)) as other:
             kept = set(layers(other))
             fetched = compressed(other, kept - set(before))
     return {

@@ -36,6 +36,7 @@ def test_a_boot_that_passed_is_reported_with_what_it_proved() -> None:
         ({"verdict": "inconclusive"}, "the boot did not pass"),
         ({"selftest": []}, "the boot did not pass"),
         ({"backend": "TORCH_SDPA"}, "the boot chose TORCH_SDPA"),
+        ({"kernels": {"baked": 0, "jit_compiles": 2}}, "2 compiled at boot"),
     ],
 )
 def test_any_other_boot_fails_the_examination(changed: dict[str, Any], message: str) -> None:
