@@ -26,10 +26,16 @@ from deploy.plugins.module_utils.engine import Engine, EngineError
 from deploy.plugins.module_utils.watcher import Watcher
 from deploy.plugins.modules.attnkit_watch import like, watch, write_program
 
-from .conftest import UnixServer
+from .conftest import ROOT, UnixServer
+
+sys.path.insert(0, str(ROOT / "images"))
+import base
+import platforms
 
 OLD, NEW = "registry:5000/attnkit/cpu@sha256:" + "0" * 64, "registry:5000/attnkit/cpu@sha256:" + "1" * 64
 POLICY = {"Name": "unless-stopped", "MaximumRetryCount": 0}
+REAL = "attnkit-trial-watch"
+"""The service of the test on a real engine."""
 SECONDS = 1.0
 """The time-out of the changes here."""
 
@@ -397,3 +403,42 @@ def test_the_program_needs_nothing_but_itself(tmp_path: Path) -> None:
     command = [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {program!r}); import attnkit_watch.watcher"]
     done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def real_engine(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """The engine of this machine, with what a service is made from here; its containers go at the end."""
+
+    def docker(*arguments: str, check: bool = True) -> str:
+        done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
+        assert not check or done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    yield docker
+    for name in (REAL, pending.watcher_name(REAL), pending.kept_name(REAL)):
+        docker("rm", "-f", name, check=False)
+
+
+@pytest.mark.docker
+@pytest.mark.slow
+def test_on_a_real_engine(tmp_path: Path, real_engine: Callable[..., str], module: Callable[..., dict[str, Any]]) -> None:
+    """The watcher in its own container, under its own confinement, puts a real container back as it was."""
+    image = base.base_image(platforms.load()["cpu"].base)
+    options = ["--name", REAL, "--read-only", "--cap-drop", "ALL", "--restart", "unless-stopped", "--entrypoint", "python3"]
+    shown = "{{json .Config.Env}} {{json .Config.Cmd}} {{json .HostConfig.CapDrop}} {{.HostConfig.RestartPolicy.Name}}"
+    wait = ["-c", "import time; time.sleep(600)"]
+    real_engine("run", "-d", *options, "-e", "TOKEN=secret", image, *wait)
+    old = real_engine("inspect", "--format", shown, REAL)
+    (tmp_path / "state" / "run").mkdir(parents=True)
+    parameters = {"container": REAL, "state_dir": str(tmp_path / "state"), "image": image, "timeout": 4}
+    armed = module("attnkit_watch", parameters)
+    assert armed["watched"], armed
+    assert real_engine("inspect", "--format", "{{.State.Status}}", f"{REAL}-before") == "created"
+    real_engine("rm", "-f", REAL)
+    real_engine("run", "-d", *options, image, *wait)  # boots for ever: no report
+    _until(lambda: "TOKEN" in real_engine("inspect", "--format", shown, REAL, check=False), 90)
+    _until(lambda: not real_engine("ps", "-aq", "--filter", f"name=^{REAL}-"), 60)
+    assert real_engine("inspect", "--format", shown, REAL) == old
+    assert real_engine("inspect", "--format", "{{.State.Running}}", REAL) == "true"
+    went = json.loads((tmp_path / "state" / "watch" / "went.json").read_text(encoding="utf-8"))
+    assert (went["what"], went["reason"]) == ("went back", "no boot report yet")
