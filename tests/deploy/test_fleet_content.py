@@ -103,6 +103,17 @@ def test_the_service_is_locked_down() -> None:
         assert "privileged" not in container
 
 
+def test_no_service_is_changed_before_its_node_could_go_back_by_itself() -> None:
+    tasks = _yaml(DEPLOY / "roles" / "attnkit" / "tasks" / "apply.yml")
+    names = [task["name"] for task in tasks]
+    watched, run = (names.index(name) for name in ("Let the node go back by itself where this run ends", "Run the service"))
+    assert run == watched + 1
+    gate = tasks[run + 1]["attnkit.fleet.attnkit_gate"]
+    assert gate["watch_dir"] == tasks[watched]["attnkit.fleet.attnkit_watch"]["state_dir"] + "/watch"
+    for other in ("verify", "drift", "look"):
+        assert "watch_dir" not in (DEPLOY / "roles" / "attnkit" / "tasks" / f"{other}.yml").read_text(encoding="utf-8")
+
+
 def test_the_collection_is_found_by_its_full_name() -> None:
     links = DEPLOY / "collections" / "ansible_collections" / "attnkit" / "fleet"
     assert {p.name for p in links.iterdir()} >= {"galaxy.yml", "meta", "playbooks", "plugins", "roles", "README.md"}
