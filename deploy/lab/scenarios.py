@@ -333,6 +333,8 @@ def _kill_bad(bench: Bench, case: Case) -> None:
     before = bench.look()
     _killed_at_the_gate(bench, case)
     _by_itself(bench, case, before)
+    drift = bench.part(1).play("drift", bench.old)
+    case.check("drift.yml says that the node decided by itself", drift.code != 0 and drift.says("went back"), drift.text)
     same = bench.part(1).roll(bench.old)
     case.check("a rollout of the old release has nothing to change there", same.changed == {names[0]: 0}, same.changed)
     run = bench.roll(bench.new, hosts={names[0]: WRONG})

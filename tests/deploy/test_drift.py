@@ -140,6 +140,8 @@ def test_managed() -> None:
     stranger = drift.check_managed({"release": RECORDED}, ["attnkit", "bob"], "attnkit")
     assert (stranger["ok"], stranger["found"]) == (False, "bob runs beside it, started by somebody else")
     assert drift.check_managed(None, ["attnkit"], "attnkit")["found"] == "no release is recorded"
+    left = drift.check_managed({"release": RECORDED}, ["attnkit"], "attnkit", "the node decided")
+    assert (left["ok"], left["found"]) == (False, "the node decided")
 
 
 def test_release() -> None:

@@ -231,11 +231,15 @@ def test_nothing_is_watched_where_nothing_serves(node: Node) -> None:
 
 
 def test_a_bad_release_that_nobody_judges_goes_back(node: Node) -> None:
+    assert pending.unconfirmed(str(node.folder)) == ""
     change = node.arm()
+    assert "not confirmed" in pending.unconfirmed(str(node.folder))
     node.switch()
     node.boots("fail")
     with node.process() as process:
         assert process.wait(20) == 0
+    told = pending.unconfirmed(str(node.folder))
+    assert "went back (watch/went.json)" in told and "0.3" not in told, "drift shows no log"
     back = node.containers.find("svc")
     assert back is not None and back["Id"] == change["kept"] and back["State"]["Running"]
     assert back["HostConfig"]["RestartPolicy"] == POLICY

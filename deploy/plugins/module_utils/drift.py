@@ -33,16 +33,21 @@ def check_service(inspected: Mapping[str, Any] | None) -> dict[str, Any]:
     return drift("service", state["Status"] == "running", "running", found + (f", {restarts} restarts" if restarts else ""))
 
 
-def check_managed(record: Mapping[str, Any] | None, running: Sequence[str], container: str) -> dict[str, Any]:
-    """The service has a record, and nothing else runs from an attnkit image.
+def check_managed(
+    record: Mapping[str, Any] | None, running: Sequence[str], container: str, unconfirmed: str = ""
+) -> dict[str, Any]:
+    """The service has a record, no rollout ended in mid-change here, and nothing else runs from an attnkit image.
 
     Args:
         record: what `release.json` holds.
         running: names of the running containers of attnkit images.
         container: the service's name; `NAME-...` belongs to it.
+        unconfirmed: what a rollout that ended in mid-change left, in words.
     """
     strangers = [name for name in running if name != container and not name.startswith(f"{container}-")]
     found = [f"{name} runs beside it, started by somebody else" for name in strangers]
+    if unconfirmed:
+        found.insert(0, unconfirmed)
     if not (record or {}).get("release"):
         found.insert(0, "no release is recorded")
     return drift("managed", not found, "recorded, alone", "; ".join(found) or "recorded, alone")

@@ -117,3 +117,15 @@ def how_it_went(folder: str) -> str:
     """How the watcher ended the last change, in words; empty where it ended none."""
     went = read_json(str(Path(folder, "went.json")))
     return f"{went['what']} at {went['at']}: {went['reason']}" if went else ""
+
+
+def unconfirmed(folder: str) -> str:
+    """What is open here, in words without the reason, which may quote a service's log; empty where nothing is."""
+    if read(folder) is not None:
+        return "a rollout has changed the service and not confirmed it"
+    went = read_json(str(Path(folder, "went.json")))
+    return (
+        f"no rollout confirmed its change, and the node decided at {went['at']}: {went['what']} (watch/went.json)"
+        if went
+        else ""
+    )

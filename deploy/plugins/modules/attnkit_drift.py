@@ -90,7 +90,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils import drift
+from ..module_utils import drift, pending
 from ..module_utils.boot_report import read_json
 from ..module_utils.engine import Engine, EngineError
 
@@ -115,7 +115,12 @@ def compare(engine: Engine, params: dict[str, Any]) -> list[dict[str, Any]]:
     now = datetime.datetime.now(tz=datetime.timezone.utc)
     return [
         drift.check_service(inspected),
-        drift.check_managed(record, running_names(engine), params["container"]),
+        drift.check_managed(
+            record,
+            running_names(engine),
+            params["container"],
+            pending.unconfirmed(os.path.join(params["state_dir"], "watch")),
+        ),
         drift.check_release(recorded, params["wanted"]),
         drift.check_image(inspected, image, recorded),
         drift.check_configuration(inspected, image, recorded, params["secrets"]),
