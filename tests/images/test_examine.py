@@ -23,10 +23,13 @@ def _printed(**changed: Any) -> str:
     return "a line\n" + json.dumps({**BOOT, **changed}, indent=1) + "\nwhat came on stderr {\n"
 
 
-def test_a_boot_that_passed_is_reported_with_what_it_proved() -> None:
+def test_a_boot_that_passed_is_reported_with_what_it_proved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (9.0, 4.0, 1.0))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
     report: dict[str, Any] = {}
     seen = dict(examine.proves(report, _printed(), "boot", "IPEX"))
-    assert seen == {"boot": "pass: IPEX (ipex), 3 cases, level standard, 0 compiled at boot, self-test 12 s"}
+    words = "pass: IPEX (ipex), 3 cases, level standard, 0 compiled at boot, self-test 12 s"
+    assert seen == {"boot": f"{words} (2 cores, load 4 over the last 5 minutes)"}
     assert report["kernels_at_boot"] == {"baked": 0, "jit_compiles": 0}
 
 
