@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import performance_cpu
+
 from attnkit.bench.results import Ratio, Row, load, ratios
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -156,6 +158,7 @@ def markdown(reports: Path = REPORTS, notes: Path = NOTES) -> str:
             *_all_rows(timed),
             *_failed(paths),
         ]
+    lines += performance_cpu.section(reports.with_name("bench-cpu"))
     return "\n".join(lines) + "\n" + notes.read_text(encoding="utf-8")
 
 

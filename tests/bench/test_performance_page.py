@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -29,15 +31,11 @@ HEAD: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def performance(repo_root: Path) -> ModuleType:
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("performance", repo_root / "docs" / "performance.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["performance"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def performance(repo_root: Path) -> Iterator[ModuleType]:
+    """docs/ is where its modules find each other, as for `python docs/generate.py`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(repo_root / "docs"))
+        yield importlib.import_module("performance")
 
 
 def row(workload: str, implementation: str, micros: float | None, *, group: str = "decode", **more: Any) -> Row:
@@ -147,3 +145,27 @@ def test_a_stale_page_is_noticed(repo_root: Path, tmp_path: Path) -> None:
     done = subprocess.run([*command, "--check"], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 1 and done.stdout.split() == ["stale:", "docs/performance.md"]
     assert json.loads((tmp_path / "docs" / "reports" / "bench" / "more.json").read_text())["ratios"][0]["ratio"] == 1.2
+
+
+def test_the_cpu_has_a_section_of_its_newest_report(performance: ModuleType, tmp_path: Path) -> None:
+    reports, cpu, notes = tmp_path / "bench", tmp_path / "bench-cpu", tmp_path / "notes.md"
+    cpu.mkdir()
+    notes.write_text("")
+    assert "CPU_ATTN" not in performance.markdown(reports, notes)
+    right = {"workload": "decode B1", "dtype": "float32", "kernel": "k", "ours_us": 100.0, "peer_us": 90.0, "note": ""}
+    right |= {"ratio": 0.9, "ratio_low": 0.8, "ratio_high": 1.0}
+    wrong = {**right, "workload": "prefill", "ratio": 0.0, "note": "WRONG"}
+    for year, rows in (("2025", [right] * 3), ("2026", [right, {**right, "ratio": 1.2}, wrong])):
+        head = {
+            "command": "attnkit bench cpu",
+            "created": f"{year}-01-02T03:04:05Z",
+            "device": "CPU",
+            "torch": "2.13",
+            "vllm": "0.32",
+        }
+        loads = {"threads": 2, "load_average_before": [0.5, 1, 1], "load_average_after": [2.0, 1, 1]}
+        (cpu / f"{year}.json").write_text(json.dumps({**head, **loads, "rows": rows}))
+    page = performance.markdown(reports, notes)
+    assert "2026.json" in page and "2025.json" not in page
+    assert "Reached in 1 of 3." in page, "a wrong answer has no ratio"
+    assert "| prefill | float32 | WRONG | | |  | k |" in page

@@ -36,7 +36,11 @@ constexpr int kWidth = 4, kGroup = 2;
 // kWidth lanes a vector; kGroup vectors of rows share one broadcast element.
 constexpr int kNarrow = kWidth == 16 ? 8 : kWidth;  // lanes where few rows are there: two narrow operations a cycle
 constexpr int kKeys = 128;                          // keys a tile at most
-constexpr int kKeysAtOnce = 6, kValuesAtOnce = 8;
+constexpr int kRegisters = kWidth == 16 ? 32 : 16;  // vector registers
+constexpr int kKeysAtOnce = 6;
+
+// Columns of values that are summed at once for MV vectors of rows: the sums, the rows and one broadcast element fit into registers.
+constexpr int values_at_once(int mv) { return kRegisters == 32 ? (mv == 1 ? 8 : 16 / mv) : (mv == 1 ? 8 : 6); }
 
 struct Scratch {
   alignas(64) float q[kMaxDim * kTileRows];
@@ -54,6 +58,14 @@ struct Scratch {
 };
 
 thread_local Scratch scratch;
+
+// This thread's scratch. The empty assembly hides that the address is thread-local: the compiler would rather look it up again,
+// by a call in the innermost loop, than keep it in a register.
+INLINE Scratch& own_scratch() {
+  Scratch* found = &scratch;
+  asm volatile("" : "+r"(found));
+  return *found;
+}
 
 // acc += a * b over one element (float32), or over a pair of bfloat16 elements that share a float's 32 bits.
 struct Fma {
@@ -127,10 +139,11 @@ void all_scores(const Scratch& t, int first, int ld, int keys, int steps, float*
 
 template <class Dot, int W, int MV>
 void all_values(Scratch& t, const float* p, int first, int ld, int steps, int dim_v) {
-  constexpr int N = MV * kValuesAtOnce > 16 ? 16 / MV : kValuesAtOnce;
+  constexpr int N = values_at_once(MV);
   int dv = 0;
   for (; dv + N <= dim_v; dv += N)
     values<Dot, W, MV, N>(p + first, ld, t.vp, dv, steps, t.alpha + first, t.o + first);
+  for (; dv + 2 <= dim_v; dv += 2) values<Dot, W, MV, 2>(p + first, ld, t.vp, dv, steps, t.alpha + first, t.o + first);
   for (; dv < dim_v; ++dv) values<Dot, W, MV, 1>(p + first, ld, t.vp, dv, steps, t.alpha + first, t.o + first);
 }
 
@@ -420,7 +433,7 @@ namespace {
 
 template <class Dot, int W>
 void attend_as(const Call& c, const Item& it, float* partial) {
-  Scratch& t = scratch;
+  Scratch& t = own_scratch();
   const View w(c, it);
   const int ld = (it.rows + W - 1) / W * W;
   const bool direct = in_place<Dot>(c, t);
@@ -462,7 +475,7 @@ void attend_wide(const Call& c, const Item& it, float* partial) {
     return attend_as<Pairs, W>(c, it, partial);
 #endif
   if (it.rows > kFewRows) return attend_as<Fma, W>(c, it, partial);
-  Scratch& t = scratch;
+  Scratch& t = own_scratch();
   const View w(c, it);
   attend_few<kNarrow>(w, t, in_place<Fma>(c, t));
   leave(w, it.rows, t.s, t, partial);
@@ -475,7 +488,7 @@ void attend(const Call& c, const Item& it, float* partial) {
 
 // Partial results of one tile, in the order of their keys: the same bits whoever finished first.
 void merge(const Call& c, const Item& it, float* const* partials) {
-  Scratch& t = scratch;
+  Scratch& t = own_scratch();
   const View w(c, it);
   const int n = it.rows;
   for (int r = 0; r < n; ++r) {

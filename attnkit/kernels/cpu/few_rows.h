@@ -157,10 +157,11 @@ void attend_few(const View& w, Scratch& t, bool direct) {
     take_keys<Fma>(w, j0, n, direct, t);
     for (int j = n; j < padded; ++j) t.kp[j] = t.kp[n - 1];
     int r = 0;
-    for (; r + 2 <= rows; r += 2)
-      for (int j = 0; j < padded; j += 4) few_scores<W, 2, 4>(t.q + r * dim, dim, t.kp + j, t.s + r * kKeys + j);
-    for (; r < rows; ++r)
-      for (int j = 0; j < padded; j += 8) few_scores<W, 1, 8>(t.q + r * dim, dim, t.kp + j, t.s + r * kKeys + j);
+    for (int j = 0; j < padded; j += 8) {  // all rows while the keys are near
+      for (r = 0; r + 2 <= rows; r += 2)
+        for (int i = j; i < j + 8; i += 4) few_scores<W, 2, 4>(t.q + r * dim, dim, t.kp + i, t.s + r * kKeys + i);
+      if (r < rows) few_scores<W, 1, 8>(t.q + r * dim, dim, t.kp + j, t.s + r * kKeys + j);
+    }
     const bool masked = (c.right >= 0 && j0 + n - 1 - first > c.right) || (c.left >= 0 && last - j0 > c.left);
     for (r = 0; r < rows; ++r) {
       float* s = t.s + r * kKeys;
