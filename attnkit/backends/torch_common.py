@@ -43,12 +43,13 @@ def padded_slots(block_table: Tensor, rows: Tensor, lens: Tensor, width: int, bl
 
 def read_cache(cache: Tensor, slot: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     """The cached rows at `slot` (any shape), dequantised: slot.shape + [num_kv_heads, head_dim] in `dtype`."""
-    flat = cache.flatten(0, 1)
+    size = cache.shape[1]
+    where = slot // size, slot % size  # not a flat view: with heads before tokens in memory that would copy the whole cache
     if cache.element_size() == 1:
         # indexing is not implemented for float8 everywhere; its bytes can always be moved
-        rows = flat.view(torch.uint8)[slot].view(cache.dtype).float()
+        rows = cache.view(torch.uint8)[where].view(cache.dtype).float()
         return (rows * scale).to(dtype)
-    rows = flat[slot]
+    rows = cache[where]
     return rows if scale == 1.0 else rows * scale
 
 

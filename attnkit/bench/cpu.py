@@ -75,7 +75,7 @@ class Row:
 
 
 def make_call(shape: Shape, dtype: torch.dtype) -> PagedAttention:
-    """A batch with a permuted block table and random contents; heads before tokens in memory, as our plugin lays vLLM's cache out.
+    """A batch with a permuted block table and random contents; heads before tokens in memory, as our plugin has it on a CPU.
 
     That is CPU_ATTN's own order, too. With tokens before heads each row of a key head is far from the next, and the same kernel
     takes two to three times as long.

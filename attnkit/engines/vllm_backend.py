@@ -43,6 +43,9 @@ class AttnkitBackend(AttentionBackend):  # type: ignore[misc]
     forward_includes_kv_cache_update: bool = False
     supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float16, torch.bfloat16, torch.float32]
     supported_kv_cache_dtypes: ClassVar[list[str]] = ["auto", "float16", "bfloat16", *FP8]
+    heads_first: ClassVar[bool] = False
+    """Heads before tokens in a block's memory, for CPUs: one head's rows lie side by side. Else tokens before heads, which
+    is what the providers on GPUs take."""
 
     @staticmethod
     def attnkit_capability() -> Capability:
@@ -74,19 +77,19 @@ class AttnkitBackend(AttentionBackend):  # type: ignore[misc]
         """[num_blocks, num_kv_heads, block_size, 2 * head_size], for vLLM versions that ask the backend."""
         return num_blocks, num_kv_heads, block_size, 2 * head_size
 
-    @staticmethod
-    def get_kv_cache_stride_order(include_num_layers_dimension: bool = False) -> tuple[int, ...]:
-        """Tokens before heads in memory. vLLM asks for a layout across layers, too; this exception is its word for "none"."""
+    @classmethod
+    def get_kv_cache_stride_order(cls, include_num_layers_dimension: bool = False) -> tuple[int, ...]:
+        """As `heads_first` says. vLLM asks for a layout across layers, too; this exception is its word for "none"."""
         if include_num_layers_dimension:
             raise NotImplementedError
-        return 0, 2, 1, 3
+        return (0, 1, 2, 3) if cls.heads_first else (0, 2, 1, 3)
 
     @classmethod
     def supported_kv_cache_layouts(cls) -> tuple[Any, ...]:
-        """Tokens before heads in memory, for vLLM versions where the layout belongs to the cache."""
+        """As `heads_first` says, for vLLM versions where the layout belongs to the cache."""
         from vllm.v1.kv_cache_interface import KVCacheLayout
 
-        return (KVCacheLayout.LBNHC,)
+        return (KVCacheLayout.LBHNC if cls.heads_first else KVCacheLayout.LBNHC,)
 
     @classmethod
     def supports_sink(cls) -> bool:
@@ -153,6 +156,8 @@ def _claims(feature: Feature) -> bool:
 
 class InCpuAttn(AttnkitBackend):
     """In the place of CPU_ATTN, the only backend that vLLM takes on CPU."""
+
+    heads_first: ClassVar[bool] = True
 
     @staticmethod
     def get_name() -> str:
@@ -310,9 +315,9 @@ class AttnkitImpl(AttentionImpl[AttnkitMetadata]):  # type: ignore[misc]
             scaled = (key.float() / layer._k_scale_float, value.float() / layer._v_scale_float)
             key, value = (x.clamp(-limit, limit).to(dtype).view(torch.uint8) for x in scaled)
             kv_cache = kv_cache.view(torch.uint8)
-        # tokens lie before heads in memory, so a row of this view is a token's keys and values
-        rows = kv_cache.transpose(1, 2).view(-1, self.num_kv_heads, kv_cache.shape[3])
-        rows[slot_mapping.clamp(min=0)] = torch.cat((key, value), dim=-1)
+        slots = slot_mapping.clamp(min=0)
+        block_size = kv_cache.shape[2]
+        kv_cache[slots // block_size, :, slots % block_size] = torch.cat((key, value), dim=-1)
 
     def _halves(self, kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values as [num_blocks, block_size, num_kv_heads, head_size] views of vLLM's cache."""

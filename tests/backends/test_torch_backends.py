@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from attnkit import api
+from attnkit.backends.torch_common import read_cache
 from attnkit.errors import UnsupportedError, UsageError
 from attnkit.reference import reference
 from attnkit.selftest.building import build
@@ -37,6 +38,23 @@ def test_sdpa_folding_query_heads_changes_nothing(new, changes):
     _close(result, call)
     if call.return_lse:
         torch.testing.assert_close(result.lse.double(), reference(call).lse, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["torch", "flex"])
+def test_heads_before_tokens_in_memory_change_nothing(backend):
+    call = build(CASE)
+    turned = (cache.transpose(1, 2).contiguous().transpose(1, 2) for cache in (call.key_cache, call.value_cache))
+    key, value = turned
+    assert torch.equal(
+        api.run(replace(call, key_cache=key, value_cache=value, out=None), backend).out, api.run(call, backend).out
+    )
+
+
+def test_only_the_rows_that_are_read_are_copied():
+    """A cache of a terabyte of addresses, one block of memory: whoever copies it whole does not get far."""
+    block = torch.randn(1, 2, 16, 64).transpose(1, 2)
+    cache = block.expand(1 << 27, -1, -1, -1)
+    assert torch.equal(read_cache(cache, torch.tensor([5, 16 * 1000 + 3]), 1.0, torch.float32), block[0, [5, 3]])
 
 
 def test_without_a_name_the_choice_is_made():
