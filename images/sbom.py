@@ -74,7 +74,10 @@ def scan(root: Path, name: str) -> dict[str, Any]:
 def settled(document: dict[str, Any]) -> dict[str, Any]:
     """The same document without what differs from run to run, its lists in order."""
     result = {key: value for key, value in document.items() if key != "serialNumber"}
-    result["metadata"] = {key: value for key, value in document["metadata"].items() if key != "timestamp"}
+    # syft derives this reference from the path that it scanned, a temporary one; nothing else in the document names it.
+    subject = {**document["metadata"]["component"], "bom-ref": document["metadata"]["component"]["name"]}
+    kept = {key: value for key, value in document["metadata"].items() if key != "timestamp"}
+    result["metadata"] = {**kept, "component": subject}
     result["components"] = sorted(document["components"], key=lambda part: (part.get("purl", ""), part["bom-ref"]))
     result["dependencies"] = sorted(document.get("dependencies", []), key=lambda part: part["ref"])
     return result
