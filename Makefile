@@ -77,7 +77,7 @@ lint: test-venv ## style, types, layers, YAML, Dockerfiles, playbooks, generated
 test: lint ## everything that this machine can run, against the installed wheel (ATTNKIT_REQUIRE_DOCKER=1: no skipped docker tests)
 	$(PYTEST) -m 'not docker' --ignore=tests/kernels --ignore=tests/kernels_aot --ignore=tests/deploy --durations=10
 	$(PYTEST) -m 'not docker' tests/deploy --durations=5
-	$(PYTEST) -m 'not docker' tests/kernels tests/kernels_aot --durations=10
+	$(PYTEST) -m 'not docker' -n auto --maxprocesses 4 --dist loadgroup tests/kernels tests/kernels_aot --durations=10
 	@$(PYTHON) images/engine.py ensure || test "$$ATTNKIT_REQUIRE_DOCKER" != 1
 	$(PYTEST) -m 'docker and not on_demand' tests/images tests/deploy --durations=10
 

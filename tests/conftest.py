@@ -30,14 +30,19 @@ def _cuda_device() -> bool:
     return torch.cuda.is_available()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what this machine cannot run, with the reason; ATTNKIT_REQUIRE_DOCKER=1 turns a missing engine into a failure."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what this machine cannot run, with the reason; ATTNKIT_REQUIRE_DOCKER=1 turns a missing engine into a failure.
+
+    With several workers a file's tests share one, as they share its fixtures; those marked slow go to whichever is free.
+    """
     require_docker = os.environ.get("ATTNKIT_REQUIRE_DOCKER") == "1"
     for item in items:
         if item.get_closest_marker("docker") and not require_docker and not _docker_runs():
             item.add_marker(pytest.mark.skip(reason="no container engine runs here (make engine starts one)"))
         if item.get_closest_marker("gpu") and not _cuda_device():
             item.add_marker(pytest.mark.skip(reason="no CUDA device here; the last report is in docs/reports"))
+        if config.pluginmanager.hasplugin("xdist") and not item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 
 def pytest_report_header() -> str:

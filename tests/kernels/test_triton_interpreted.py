@@ -78,7 +78,7 @@ def results() -> dict[str, dict[str, Any]]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=1200,
         env={**os.environ, "TRITON_INTERPRET": "1"},
     )
     assert run.returncode == 0, run.stderr[-4000:]
