@@ -6,6 +6,7 @@ Standard library only. Ends, and with it the node, where one of its services end
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,7 +46,10 @@ def main() -> int:
         own_cgroups()
         subprocess.run(["ssh-keygen", "-A"], check=True, stdout=subprocess.DEVNULL)
         Path("/run/sshd").mkdir(exist_ok=True)
-        Path("/var/run/docker.pid").unlink(missing_ok=True)  # left over where the node was stopped hard
+        # Left over where the node was stopped hard; on a machine /run is empty then. An engine that finds its containerd's
+        # process number there, and another process of that number, waits for it in vain.
+        Path("/var/run/docker.pid").unlink(missing_ok=True)
+        shutil.rmtree("/var/run/docker", ignore_errors=True)
     running = [subprocess.Popen(command) for command in SERVICES[role]]
 
     def stop(*_: object) -> None:
