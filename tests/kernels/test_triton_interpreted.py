@@ -119,7 +119,7 @@ def test_float32_scores_are_not_one_long_sum() -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=200,
+        timeout=600,
     )
     assert run.returncode == 0, run.stderr[-4000:]
     (row,) = [json.loads(line) for line in run.stdout.splitlines()]

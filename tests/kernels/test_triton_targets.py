@@ -35,7 +35,7 @@ def compile_group(arch: str, group: str, cache: Path) -> list[dict]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=580,
+        timeout=1500,
         env=environment,
     )
     assert run.returncode == 0, run.stderr[-3000:]
