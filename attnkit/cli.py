@@ -224,6 +224,12 @@ def boot(
     health_timeout: Annotated[
         float, typer.Option("--health-timeout", envvar="ATTNKIT_HEALTH_TIMEOUT", help="Seconds the engine may take.")
     ] = 600.0,
+    selftest_timeout: Annotated[
+        float,
+        typer.Option(
+            "--selftest-timeout", envvar="ATTNKIT_SELFTEST_TIMEOUT", min=1.0, help="Seconds one candidate's self-test may take."
+        ),
+    ] = 900.0,
     engine_check: Annotated[
         bool,
         typer.Option(
@@ -254,6 +260,7 @@ def boot(
         root=root,
         health_url=health_url,
         health_timeout=health_timeout,
+        selftest_timeout=selftest_timeout,
         engine_check=engine_check,
     )
     raise typer.Exit(run_boot(options))

@@ -157,6 +157,16 @@ def test_an_engine_that_is_never_healthy_is_stopped(start: Start, engine: Engine
     assert boot.state() == "failed"
 
 
+def test_a_self_test_that_takes_too_long_proves_nothing_either_way(start: Start, engine: Engine) -> None:
+    command, url = engine()
+    boot = start(*SDPA, "--selftest-timeout", "1", "--health-url", url, "--", *command)
+    assert boot.wait() == 4
+    (verdict,) = boot.report["selftest"]
+    assert verdict["outcome"] == "inconclusive"
+    assert "did not finish within 1 s" in verdict["cases"][-1]["reason"]
+    assert boot.state() == "failed"
+
+
 def test_an_engine_that_is_healthy_but_cannot_answer_is_not_ready(start: Start, engine: Engine) -> None:
     command, url = engine("--refuse-completions")
     boot = start(*SDPA, "--health-url", url, "--", *command)
