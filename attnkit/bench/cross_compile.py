@@ -68,6 +68,10 @@ _ONE_DTYPE = (
 )
 
 
+PRODUCTS = (("ttir", "tt.dot"), ("ttgir", "warp_group_dot"))
+"""How a matrix product looks in the compiler's stages; a Gluon kernel begins at the second one."""
+
+
 def questions(capability: Capability, device: Device) -> Iterator[Case]:
     """The cases to compile for a provider on a device: what it claims of them, in bfloat16 where it has that, else float16."""
 
@@ -158,10 +162,6 @@ def compiled(launch: Launch, code: str, case: Case) -> dict[str, Any]:
         "code_bytes": len(binary.kernel),
         "seconds": round(time.monotonic() - started, 1),
     }
-
-
-PRODUCTS = (("ttir", "tt.dot"), ("ttgir", "warp_group_dot"))
-"""How a matrix product looks in the compiler's stages; a Gluon kernel begins at the second one."""
 
 
 def sources() -> str:

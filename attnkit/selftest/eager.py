@@ -59,19 +59,19 @@ def bases(call: Call) -> tuple[AttentionOutput, ...]:
     if batch.query.dtype != torch.float32:
         return (eager(call),)
     tokens, heads, _ = batch.query.shape
-    scores = tokens * heads * batch.max_seq_len
-    first = eager(call, chunk=1 if scores <= PLAIN else CHUNK)
+    scores = max(1, tokens * heads * batch.max_seq_len)
+    first = eager(call, plain=scores <= PLAIN)
     draw = torch.Generator().manual_seed(1)
     orders = min(ORDERS, max(1, SCORES // scores))
     return first, *(eager(call, draw) for _ in range(orders - 1))
 
 
-def eager(call: Call, draw: torch.Generator | None = None, chunk: int = CHUNK) -> AttentionOutput:
+def eager(call: Call, draw: torch.Generator | None = None, *, plain: bool = False) -> AttentionOutput:
     """`call` in its own dtype, operation by operation.
 
     Args:
         draw: where the orders of summation come from; None sums in the order of the tensors.
-        chunk: products that a float32 sum takes together before it rounds.
+        plain: float32 sums of at most `MANY` products take one after the other, not `CHUNK` at a time.
 
     Returns:
         out in the dtype of the query on the CPU; lse float32 of the rounded scores, or None where not asked for.
@@ -88,30 +88,30 @@ def eager(call: Call, draw: torch.Generator | None = None, chunk: int = CHUNK) -
             continue
         seq = replace(exact, q=exact.q.to(dtype), k=exact.k.to(dtype) * softmax.softmax_scale, v=exact.v.to(dtype))
         along = None if draw is None else torch.randperm(spec.head_dim, generator=draw)
-        logits = shaped(call, seq, products(call, seq, partial(product, order=along, chunk=chunk)))
+        logits = shaped(call, seq, products(call, seq, partial(product, order=along, plain=plain)))
         lse[exact.rows] = _lse(logits, softmax.sinks).transpose(0, 1)
-        p = _softmax(logits, softmax.sinks, chunk)
+        p = _softmax(logits, softmax.sinks, plain=plain)
         v = paired(seq.v) if differential else seq.v
         along = None if draw is None else torch.randperm(v.shape[0], generator=draw)
         for head in range(spec.num_heads):
-            out[exact.rows, head] = product(p[head], v[:, value_head(call, head)], along, chunk)
+            out[exact.rows, head] = product(p[head], v[:, value_head(call, head)], along, plain=plain)
     if isinstance(call, DifferentialAttention):
         return AttentionOutput(difference(call, out), None, "eager")
     return AttentionOutput(out, lse if batch.return_lse else None, "eager")
 
 
-def product(a: Tensor, b: Tensor, order: Tensor | None = None, chunk: int = CHUNK) -> Tensor:
+def product(a: Tensor, b: Tensor, order: Tensor | None = None, *, plain: bool = False) -> Tensor:
     """a [m, K] by b [K, n], rounded as the module says, in the dtype of `a`.
 
     Args:
         order: a permutation of K, the order in which a float32 sum takes its products.
-        chunk: how many it takes together; 1 with `MANY` products or fewer is one multiply-add after the other.
+        plain: a float32 sum of at most `MANY` products is one multiply-add after the other.
     """
     if a.dtype != torch.float32:
         return (a.double() @ b.double()).to(a.dtype)
     if order is not None:
         a, b = a[:, order], b[order]
-    if chunk == 1 and a.shape[1] <= MANY:
+    if plain and a.shape[1] <= MANY:
         total = a.new_zeros(a.shape[0], b.shape[1])
         for left, right in zip(a.double().unbind(1), b.double().unbind(0), strict=True):
             total = torch.addcmul(total.double(), left[:, None], right[None]).float()
@@ -144,12 +144,12 @@ def _with_sink(logits: Tensor, sinks: Tensor | None) -> Tensor:
     return torch.cat((logits, column), dim=-1)
 
 
-def _softmax(logits: Tensor, sinks: Tensor | None, chunk: int) -> Tensor:
+def _softmax(logits: Tensor, sinks: Tensor | None, *, plain: bool) -> Tensor:
     """Exponentials and their sum rounded to float32 each, as every softmax of torch does, then the probabilities."""
     x = _with_sink(logits, sinks).float()
     top = x.amax(-1, keepdim=True).nan_to_num(neginf=0.0)
     weights = (x - top).double().exp().float()
-    total = product(weights.flatten(0, 1), weights.new_ones(weights.shape[-1], 1), chunk=chunk).view(top.shape)
+    total = product(weights.flatten(0, 1), weights.new_ones(weights.shape[-1], 1), plain=plain).view(top.shape)
     p = (weights / total).to(logits.dtype)[..., : logits.shape[-1]]
     return p.masked_fill(torch.isneginf(logits).all(-1, keepdim=True), 0.0)  # a row without keys is 0, not 0/0
 

@@ -152,7 +152,15 @@ def test_the_cpu_has_a_section_of_its_newest_report(performance: ModuleType, tmp
     cpu.mkdir()
     notes.write_text("")
     assert "CPU_ATTN" not in performance.markdown(reports, notes)
-    right = {"workload": "decode B1", "dtype": "float32", "kernel": "k", "ours_us": 100.0, "peer_us": 90.0, "note": ""}
+    right = {
+        "workload": "decode B1",
+        "dtype": "float32",
+        "kernel": "k",
+        "ours_us": 100.0,
+        "peer_us": 90.0,
+        "tokens_first": 2.0,
+        "note": "",
+    }
     right |= {"ratio": 0.9, "ratio_low": 0.8, "ratio_high": 1.0}
     wrong = {**right, "workload": "prefill", "ratio": 0.0, "note": "WRONG"}
     for year, rows in (("2025", [right] * 3), ("2026", [right, {**right, "ratio": 1.2}, wrong])):
@@ -168,4 +176,4 @@ def test_the_cpu_has_a_section_of_its_newest_report(performance: ModuleType, tmp
     page = performance.markdown(reports, notes)
     assert "2026.json" in page and "2025.json" not in page
     assert "Reached in 1 of 3." in page, "a wrong answer has no ratio"
-    assert "| prefill | float32 | WRONG | | |  | k |" in page
+    assert "| prefill | float32 | WRONG | | |  | k | 2.00 |" in page

@@ -353,6 +353,19 @@ def test_who_comes_to_confirm_too_late_is_told(node: Node) -> None:
     assert "svc-before" in node.names()
 
 
+def test_what_the_node_goes_back_to_is_never_removed_under_it(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A way back that takes longer than a run waits for: the run changes nothing, and the kept container stays."""
+    change = node.arm()
+    node.switch()
+    pending.write(str(node.folder), "pending.json", {**change, "state": "going back", "reason": "silence"})
+    monkeypatch.setattr(pending, "GOING_SECONDS", 0.1)
+    before = node.names()
+    with pytest.raises(EngineError, match="going back by itself"):
+        watch(Engine(node.socket), node.parameters)
+    assert node.names() == before and "svc-before" in before
+    assert (pending.read(str(node.folder)) or {})["kept"] == change["kept"]
+
+
 def test_the_kept_container_is_like_the_old_one_but_for_its_own_name() -> None:
     inspected = {
         "Config": {"Image": OLD, "Hostname": "0123456789ab", "Domainname": "", "Env": ["A=1"], "Labels": {"a": "b"}},

@@ -189,7 +189,7 @@ def watch(client: engine.Engine, p: dict[str, Any]) -> bool:
         p: the module's parameters.
 
     Raises:
-        EngineError: the engine did not do it. Nothing is pending then that was not before.
+        EngineError: the engine did not do it, or the node is on its own way back. Nothing is pending then that was not before.
     """
     name, folder, run_dir = p["container"], os.path.join(p["state_dir"], "watch"), os.path.join(p["state_dir"], "run")
     kept, watching = pending.kept_name(name), pending.watcher_name(name)
@@ -198,6 +198,8 @@ def watch(client: engine.Engine, p: dict[str, Any]) -> bool:
     if os.path.isdir(folder):
         with pending.locked(folder):
             change = pending.read(folder)
+            if change is not None and change["state"] == "going back":  # what is kept is being put in place: not to be removed
+                raise engine.EngineError(f"the node has been going back by itself for more than {pending.GOING_SECONDS:.0f} s")
             if change is not None and change["state"] == "waiting" and client.container(change["kept"]) is not None:
                 # This may be the rollout's own way back, on a full disk: then what is written already must do.
                 with contextlib.suppress(OSError, engine.EngineError):
