@@ -161,9 +161,6 @@ void attend_few(const View& w, Scratch& t, bool direct) {
       for (r = 0; r + 2 <= rows; r += 2)
         for (int i = j; i < j + 8; i += 4) few_scores<W, 2, 4>(t.q + r * dim, dim, t.kp + i, t.s + r * kKeys + i);
       if (r < rows) few_scores<W, 1, 8>(t.q + r * dim, dim, t.kp + j, t.s + r * kKeys + j);
-      if (direct)  // values come from memory while the scores of other keys are worked out
-        for (int i = j; i < j + 8 && i < n; ++i)
-          for (int d = 0; d < dim_v; d += 16) __builtin_prefetch(t.vp[i] + d, 0, 2);
     }
     const bool masked = (c.right >= 0 && j0 + n - 1 - first > c.right) || (c.left >= 0 && last - j0 > c.left);
     for (r = 0; r < rows; ++r) {
