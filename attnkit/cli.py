@@ -385,10 +385,17 @@ def _targets(text: str | None) -> list[str]:
 @kernels.command("list")
 def list_kernels(target: Targets = None, json: Json = False) -> None:
     """The kernels that a target needs."""
-    require_packages("attnkit kernels list", "torch", "triton")
-    from attnkit import bake
+    from attnkit.kernels.aot import Variant
+    from attnkit.kernels.cpu import build as cpu
 
-    variants = bake.list_kernels(_targets(target))
+    targets = _targets(target)
+    variants = [Variant(cpu.TARGET, name, "attention") for name in cpu.wanted()] if cpu.TARGET in targets else []
+    others = [name for name in targets if name != cpu.TARGET]
+    if others:
+        require_packages("attnkit kernels list", "torch", "triton")
+        from attnkit import bake
+
+        variants += bake.list_kernels(others)
     if json:
         _print_json(variants)
         return
@@ -408,13 +415,13 @@ def build_kernels(
     json: Json = False,
 ) -> None:
     """Compile kernels for targets that need not be here; `cpu`: our C++ kernels, with the C++ compiler found here."""
-    targets = _targets(target)
-    if "cpu" in targets:
-        from attnkit.kernels.cpu import build as cpu
+    from attnkit.kernels.cpu import build as cpu
 
+    targets = _targets(target)
+    if cpu.TARGET in targets:
         built = cpu.build(directory)
         typer.echo(f"CPU kernels in {built}: {cpu.describe(built)}", err=json)
-        targets = [name for name in targets if name != "cpu"]
+        targets.remove(cpu.TARGET)
         if not targets:
             return
     from attnkit import bake_pallas
@@ -445,9 +452,17 @@ def build_kernels(
 @kernels.command("verify")
 def verify_kernels(directory: Bake, target: Targets = None, json: Json = False) -> None:
     """Check that compiled kernels are whole and cover their targets."""
+    from attnkit.kernels.cpu import build as cpu
     from attnkit.kernels.pallas import ahead
 
     targets = _targets(target) if target else None
+    if targets == [cpu.TARGET]:
+        counts = cpu.verify(directory)
+        if json:
+            _print_json({"kernels": counts})
+        else:
+            typer.echo(f"{counts[cpu.TARGET]} kernels for {cpu.TARGET} are whole")
+        return
     manifest: Any
     if ahead.is_here(directory):
         require_packages("attnkit kernels verify", "torch", "jax")

@@ -223,7 +223,7 @@ def boots_and_serves(platform: Platform, image: str, report: dict[str, Any]) -> 
 
 
 CHECKS: dict[str, tuple[Check, ...]] = {
-    "cpu": (boots_and_serves,),
+    "cpu": (counted, boots_and_serves),
     "ipex": (boots_ipex,),
     "tpu": (counted, no_device, compiles_for_tpus),
     "cuda-ampere": (counted, no_device, imports_vllm, c_module),

@@ -52,9 +52,11 @@ class Platform:
 
     @property
     def kernels(self) -> str:
-        """What is compiled ahead for its targets: triton, pallas or none, as the Dockerfile's KERNELS."""
+        """What is compiled ahead for its targets: cpu, triton, pallas or none, as the Dockerfile's KERNELS."""
         if not self.targets:
             return "none"
+        if self.targets == ("cpu",):
+            return "cpu"
         return "pallas" if all(target.startswith("tpu-") for target in self.targets) else "triton"
 
     @property

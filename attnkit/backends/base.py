@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from attnkit.errors import UnsupportedError
@@ -296,11 +296,15 @@ class Backend(ABC):
         Raises:
             UnsupportedError: no such provider, or it cannot serve the call; the message lists every reason.
         """
+        if installed is None:
+            return _required(self, call.spec(), device, provider)
+        return self._first(call.spec(), device, provider, installed)
+
+    def _first(self, spec: AttentionSpec, device: Device, provider: str | None, installed: Installed | None) -> Provider:
         candidates = [p for p in self.providers if provider in (None, p.name)]
         if not candidates:
             known = ", ".join(p.name for p in self.providers)
             raise UnsupportedError(f"{self.name} has no provider {provider!r}; it has {known}")
-        spec = call.spec()
         against: list[str] = []
         for candidate in candidates:
             reasons = candidate.capability.reject(spec, device)
@@ -310,6 +314,11 @@ class Backend(ABC):
                 return candidate
             against.extend(f"{candidate.name}: {r.message}" for r in reasons)
         raise UnsupportedError(f"{self.name} cannot run this call: " + "; ".join(dict.fromkeys(against)))
+
+
+@lru_cache(maxsize=1024)  # an engine asks the same of every layer in every step
+def _required(backend: Backend, spec: AttentionSpec, device: Device, provider: str | None) -> Provider:
+    return backend._first(spec, device, provider, None)
 
 
 def missing(provider: Provider, installed: Installed) -> tuple[Reason, ...]:

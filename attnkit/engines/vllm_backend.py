@@ -29,12 +29,13 @@ from attnkit.engines.vllm_log import LOG_LINE
 from attnkit.engines.vllm_need import ENCODERS, FP8, capability, chosen, evaluate, layer_need, provider_for
 from attnkit.engines.vllm_plugin import place_here
 from attnkit.errors import UnsupportedError
+from attnkit.kernels.cpu.launch import store
 from attnkit.spec import NO_WINDOW, Feature, PagedAttention, Softmax, VarlenAttention
 
 logger = init_logger("vllm.plugins.attnkit")
 
-_TAKE_WHOLE_BATCHES = frozenset({"attnkit-cpu"})
-"""Providers whose one kernel is as good at decodes as at chunks, side by side, and skips by itself what no window reaches."""
+CPU_KERNELS = "attnkit-cpu"
+"""The provider whose one kernel takes decodes and chunks side by side, and skips by itself what no window reaches."""
 
 
 class AttnkitBackend(AttentionBackend):  # type: ignore[misc]
@@ -240,7 +241,7 @@ class AttnkitImpl(AttentionImpl[AttnkitMetadata]):  # type: ignore[misc]
                 features=self.softmax.features(False) - {"non_causal"},
             )
         )
-        self.whole = self.provider in _TAKE_WHOLE_BATCHES
+        self.whole = self.provider == CPU_KERNELS
         logger.info_once(LOG_LINE.format(backend=self.backend.name, place=place_here()))
 
     def forward(
@@ -304,7 +305,7 @@ class AttnkitImpl(AttentionImpl[AttnkitMetadata]):  # type: ignore[misc]
     def do_kv_cache_update(
         self, layer: Any, key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor
     ) -> None:
-        """Write new keys and values. Padding (slot -1) goes to the null block, which no sequence reads."""
+        """Write new keys and values. Padding (slot -1) is left out, or goes to the null block, which no sequence reads."""
         if self.attn_type in ENCODERS or kv_cache.numel() == 0:
             return
         n = slot_mapping.shape[0]
@@ -315,6 +316,10 @@ class AttnkitImpl(AttentionImpl[AttnkitMetadata]):  # type: ignore[misc]
             scaled = (key.float() / layer._k_scale_float, value.float() / layer._v_scale_float)
             key, value = (x.clamp(-limit, limit).to(dtype).view(torch.uint8) for x in scaled)
             kv_cache = kv_cache.view(torch.uint8)
+        if self.whole:
+            keys, values = kv_cache.transpose(1, 2).split(self.head_size, dim=-1)
+            store(key.to(kv_cache.dtype), value.to(kv_cache.dtype), keys, values, slot_mapping)
+            return
         slots = slot_mapping.clamp(min=0)
         block_size = kv_cache.shape[2]
         kv_cache[slots // block_size, :, slots % block_size] = torch.cat((key, value), dim=-1)

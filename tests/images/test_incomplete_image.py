@@ -12,7 +12,8 @@ import engine
 import platforms
 import pytest
 
-pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.on_demand]
+pytestmark = [pytest.mark.docker, pytest.mark.slow]
+BIG = [pytest.mark.on_demand]
 
 LOSES_ONE = """\
 FROM bake-{kind} AS lossy
@@ -34,7 +35,7 @@ def _build(platform: platforms.Platform, context: Path, dockerfile: Path, secret
     return subprocess.run([*command, str(context)], capture_output=True, text=True, env=variables, check=False)
 
 
-@pytest.mark.parametrize("name", ["tpu", "cuda-turing"])
+@pytest.mark.parametrize("name", ["cpu", pytest.param("tpu", marks=BIG), pytest.param("cuda-turing", marks=BIG)])
 def test_one_kernel_less_fails_the_build_of_the_image(name: str, tmp_path: Path) -> None:
     """The build with one step more, which removes one file after the bake, ends at the count; without that step it does not."""
     platform = platforms.load()[name]

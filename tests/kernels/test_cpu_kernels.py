@@ -72,6 +72,49 @@ for (group, new), dim, (name, how) in itertools.product(shapes, (20, 64, 80), fe
 print(checked)
 """
 
+STORE = """
+import itertools
+import torch
+from attnkit.kernels.cpu.launch import store
+
+torch.set_num_threads(2)
+draw = torch.Generator().manual_seed(0)
+checked = 0
+for tokens, dtype, heads_first in itertools.product((0, 1, 5, 700), (torch.float32, torch.bfloat16), (True, False)):
+    blocks, page, heads, dim, dim_v = 70, 16, 3, 40, 24
+    shape = (blocks, heads, page, dim + dim_v) if heads_first else (blocks, page, heads, dim + dim_v)
+    cache = torch.randn(shape, generator=draw).to(dtype)
+    rows = cache.transpose(1, 2) if heads_first else cache
+    key = torch.randn(tokens, heads, dim + 8, generator=draw).to(dtype)[..., :dim]
+    value = torch.randn(heads, tokens, dim_v, generator=draw).to(dtype).transpose(0, 1)
+    slots = torch.randperm(blocks * page, generator=draw)[:tokens]
+    wanted = rows.clone()
+    wanted[slots // page, slots % page] = torch.cat((key, value), dim=-1)
+    if tokens > 2:  # padding
+        wanted[slots[2] // page, slots[2] % page] = rows[slots[2] // page, slots[2] % page]
+        slots[2] = -1
+    store(key, value, rows[..., :dim], rows[..., dim:], slots)
+    assert torch.equal(rows, wanted), (tokens, dtype, heads_first)
+    checked += 1
+print(checked)
+"""
+
+OPENMP = """
+import ctypes, pathlib, shutil, sys
+import torch
+
+def runtimes():
+    lines = pathlib.Path("/proc/self/maps").read_text().splitlines()
+    return {line.split()[-1] for line in lines if "/libgomp" in line or "/libiomp5" in line or "/libomp" in line}
+
+[torchs] = runtimes()
+other = shutil.copy(torchs, sys.argv[1] + "/libgomp-0123abcd.so.1")  # as wheels name copies of their own
+ctypes.CDLL(other)
+assert runtimes() == {torchs, other}
+from attnkit.kernels.cpu import library
+assert library.openmp() == pathlib.Path(torchs), library.openmp()
+"""
+
 
 @pytest.fixture(scope="module")
 def bake(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -108,6 +151,52 @@ def test_tiles_of_few_rows_with_every_feature(bake: Path, isa: str) -> None:
     done = subprocess.run([sys.executable, "-c", FEW_ROWS], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["90"]
+
+
+def _passes(bake: Path, program: str, *arguments: str) -> str:
+    environment = {**os.environ, "ATTNKIT_KERNELS": str(bake)}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_new_keys_and_values_are_written_where_they_belong_and_nowhere_else(bake: Path) -> None:
+    assert _passes(bake, STORE).split() == ["16"]
+
+
+def test_threads_are_torchs_though_another_copy_of_openmp_is_loaded(bake: Path, tmp_path: Path) -> None:
+    """Two runtimes would keep two sets of threads spinning on the same cores: sentencepiece brings one into vLLM's process."""
+    _passes(bake, OPENMP, str(tmp_path))
+
+
+def _verify(directory: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "attnkit.cli", "kernels", "verify", "--target", "cpu", "--dir", str(directory)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_bake_that_is_whole_is_counted(bake: Path) -> None:
+    from attnkit.kernels.cpu import build
+
+    done = _verify(bake)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{len(build.wanted())} kernels for cpu are whole\n"
+
+
+@pytest.mark.parametrize("harm", ["removed", "emptied", "of other sources"])
+def test_a_bake_that_is_not_whole_is_refused(bake: Path, tmp_path: Path, harm: str) -> None:
+    [library] = Path(shutil.copytree(bake, tmp_path / "kernels")).iterdir()
+    if harm == "removed":
+        library.unlink()
+    elif harm == "emptied":
+        library.write_bytes(b"")
+    else:
+        library.rename(library.with_name("attnkit-cpu-x86_64-0123456789abcdef.so"))
+    done = _verify(tmp_path / "kernels")
+    assert done.returncode == 1
+    assert "cannot be loaded" in done.stderr if harm == "emptied" else "1 problem(s): " in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_not_compiled_is_a_reason_and_the_next_provider_is_taken() -> None:

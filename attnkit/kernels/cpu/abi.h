@@ -29,6 +29,18 @@ struct Call {
   float scale, softcap, v_scale;  // scale: softmax scale times the scale of a float8 key cache
 };
 
+// New keys and values to write into a paged cache. Strides count bytes.
+struct Store {
+  const void* key;    // [tokens, heads, key_bytes], rows contiguous
+  const void* value;  // [tokens, heads, value_bytes], rows contiguous
+  void* key_cache;    // [blocks, block_size, heads, key_bytes], rows contiguous
+  void* value_cache;
+  const int64_t* slots;  // [tokens] block * block_size + place in the block; negative: padding, not written
+  int64_t k_token, k_head, v_token, v_head;
+  int64_t kc_block, kc_slot, kc_head, vc_block, vc_slot, vc_head;
+  int32_t tokens, heads, key_bytes, value_bytes, block_size, threads;
+};
+
 // A tile of rows (new tokens x query heads of one key head, flattened) against keys [key_lo, key_hi).
 struct Item {
   int32_t seq, kv_head, row0, rows;

@@ -37,6 +37,9 @@ INSTRUCTION_SETS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 """Compiler flags of each instruction set by machine; dispatch.cpp has the same names in the same order."""
 
+TARGET = "cpu"
+"""What `attnkit kernels` calls them: one target, as any x86-64 machine compiles and loads the same library."""
+
 
 def compiler() -> str:
     """$CXX, or the first of g++, c++, clang++ on the path.
@@ -90,6 +93,26 @@ def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise CpuKernelsError(f"{command[0]} failed ({done.returncode}): {' '.join(command)}\n{done.stderr.strip()[-2000:]}")
+
+
+def wanted() -> tuple[str, ...]:
+    """The instruction sets of this kind of machine, each one kernel: none where the kernels are not written for it."""
+    return tuple(INSTRUCTION_SETS.get(platform.machine(), {}))
+
+
+def verify(directory: Path) -> dict[str, int]:
+    """Check the library in `directory`: made from these sources, whole, with every instruction set; {"cpu": how many}.
+
+    Raises:
+        CpuKernelsError: it is missing, does not load or lacks an instruction set.
+    """
+    library = directory / file_name()
+    if not library.is_file():
+        raise CpuKernelsError(f"{directory}: 1 problem(s): {library.name} is missing")
+    lacking = set(wanted()) - set(instruction_sets(library))
+    if lacking:
+        raise CpuKernelsError(f"{directory}: {len(lacking)} problem(s): no kernel for {', '.join(sorted(lacking))}")
+    return {TARGET: len(wanted())}
 
 
 def describe(library: Path | None = None) -> str:

@@ -3,10 +3,8 @@
 // Threads are those of the OpenMP runtime that torch has already loaded, called through its own entry point: a second runtime
 // in the process would keep a second set of threads spinning on the same cores. Nothing here links against one.
 #include <dlfcn.h>
-#include <link.h>
 
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <thread>
@@ -47,23 +45,13 @@ constexpr int kIsaCount = sizeof(kIsas) / sizeof(kIsas[0]);
 
 using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
-int find_openmp(dl_phdr_info* info, size_t, void* found) {
-  const char* name = std::strrchr(info->dlpi_name, '/');
-  name = name ? name + 1 : info->dlpi_name;
-  // torch's own libgomp bears a hash in its name; libiomp5 and libomp answer to the same entry point
-  bool torchs = std::strncmp(name, "libgomp-", 8) == 0;
-  if (!torchs && std::strncmp(name, "libgomp", 7) && std::strncmp(name, "libiomp5", 8) && std::strncmp(name, "libomp", 6)) return 0;
-  void* library = dlopen(info->dlpi_name, RTLD_LAZY | RTLD_NOLOAD);
-  void* entry = library ? dlsym(library, "GOMP_parallel") : nullptr;
-  if (entry) *static_cast<Parallel*>(found) = reinterpret_cast<Parallel>(entry);
-  return entry && torchs;
-}
-
+// The runtime that torch calls: a symbol of the process (a preloaded one comes before torch's own there, for torch, too), else
+// of what libtorch_cpu needs. Never one of another name that happens to be loaded: packages bring copies of their own.
 Parallel openmp() {
   static const Parallel found = [] {
-    Parallel entry = nullptr;
-    dl_iterate_phdr(find_openmp, &entry);
-    return entry;
+    void* entry = dlsym(RTLD_DEFAULT, "GOMP_parallel");
+    if (void* torch = entry ? nullptr : dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD)) entry = dlsym(torch, "GOMP_parallel");
+    return reinterpret_cast<Parallel>(entry);
   }();
   return found;
 }
@@ -94,6 +82,33 @@ void work_on(void* data) {
     w.kernel.attend(w.call, item, w.partials.empty() ? nullptr : w.partials[i]);
     if (item.splits > 1 && w.left[item.first].fetch_sub(1) == 1)
       w.kernel.merge(w.call, w.items[item.first], &w.partials[item.first]);
+  }
+}
+
+struct Storing {
+  const Store& store;
+  std::atomic<int> next{0};
+};
+
+constexpr int kStoredAtOnce = 64;                    // tokens
+constexpr int64_t kStoredByOneThread = int64_t{1} << 18;  // bytes; fewer are written before a second thread has begun
+
+void store_on(void* data) {
+  Storing& w = *static_cast<Storing*>(data);
+  const Store& s = w.store;
+  const auto at = [](const void* base, int64_t offset) { return static_cast<const char*>(base) + offset; };
+  for (int first = w.next.fetch_add(kStoredAtOnce); first < s.tokens; first = w.next.fetch_add(kStoredAtOnce)) {
+    const int last = first + kStoredAtOnce < s.tokens ? first + kStoredAtOnce : s.tokens;
+    for (int token = first; token < last; ++token) {
+      if (s.slots[token] < 0) continue;
+      const int64_t block = s.slots[token] / s.block_size, slot = s.slots[token] % s.block_size;
+      char* key = static_cast<char*>(s.key_cache) + block * s.kc_block + slot * s.kc_slot;
+      char* value = static_cast<char*>(s.value_cache) + block * s.vc_block + slot * s.vc_slot;
+      for (int head = 0; head < s.heads; ++head) {
+        std::memcpy(key + head * s.kc_head, at(s.key, token * s.k_token + head * s.k_head), s.key_bytes);
+        std::memcpy(value + head * s.vc_head, at(s.value, token * s.v_token + head * s.v_head), s.value_bytes);
+      }
+    }
   }
 }
 
@@ -190,6 +205,12 @@ __attribute__((visibility("default"))) int attnkit_cpu_attention(const attnkit::
   return 0;
 }
 
+__attribute__((visibility("default"))) void attnkit_cpu_store(const attnkit::Store* store) {
+  attnkit::Storing work{*store};
+  const int64_t bytes = int64_t{store->tokens} * store->heads * (store->key_bytes + store->value_bytes);
+  attnkit::run_parallel(attnkit::store_on, &work, bytes > attnkit::kStoredByOneThread ? store->threads : 1);
+}
+
 __attribute__((visibility("default"))) int attnkit_cpu_isa_count() { return attnkit::kIsaCount; }
 
 __attribute__((visibility("default"))) const char* attnkit_cpu_isa_name(int isa) { return attnkit::kIsas[isa]->name; }
@@ -198,8 +219,14 @@ __attribute__((visibility("default"))) int attnkit_cpu_isa_supported(int isa) {
   return isa >= 0 && isa < attnkit::kIsaCount && attnkit::supported(isa);
 }
 
-// Whether threads come from an OpenMP runtime that is already in the process.
-__attribute__((visibility("default"))) int attnkit_cpu_shares_openmp() { return attnkit::openmp() != nullptr; }
+// The file of the OpenMP runtime whose threads are used; empty: none, threads of our own.
+__attribute__((visibility("default"))) const char* attnkit_cpu_openmp() {
+  Dl_info info{};
+  attnkit::Parallel entry = attnkit::openmp();
+  return entry && dladdr(reinterpret_cast<void*>(entry), &info) && info.dli_fname ? info.dli_fname : "";
+}
 
-__attribute__((visibility("default"))) int attnkit_cpu_struct_size() { return sizeof(attnkit::Call); }
+__attribute__((visibility("default"))) int attnkit_cpu_struct_size() {
+  return sizeof(attnkit::Call) + sizeof(attnkit::Store);
+}
 }

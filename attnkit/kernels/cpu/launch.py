@@ -1,4 +1,4 @@
-"""A call of attnkit on the compiled CPU kernels: pointers and strides, nothing copied that need not be."""
+"""A call of attnkit on the compiled CPU kernels, and a write into a cache: pointers and strides; rows are read in place."""
 
 from __future__ import annotations
 
@@ -94,6 +94,47 @@ def attend(call: PagedAttention | VarlenAttention | MlaDecode) -> tuple[Tensor, 
         )
     )
     return out, lse, kernel + ("" if paged else "_varlen")
+
+
+def store(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
+    """Write new keys and values into a paged cache, bit by bit as they are, whatever the strides of its rows.
+
+    Args:
+        key, value: [num_tokens, num_kv_heads, head_dim (head_dim_v)], of the caches' dtype.
+        key_cache, value_cache: [num_blocks, block_size, num_kv_heads, head_dim (head_dim_v)].
+        slots: [num_tokens] int64, block * block_size + place in the block; negative: padding, which is not written.
+
+    Raises:
+        UnsupportedError: rows that are not contiguous, or of another dtype than their cache.
+        CpuKernelsError: the kernels are not compiled here.
+    """
+    import torch
+
+    for name, rows, cache in (("key", key, key_cache), ("value", value, value_cache)):
+        if rows.dtype != cache.dtype or rows.shape[1:] != cache.shape[2:]:
+            raise UnsupportedError(
+                f"a {name} cache of {tuple(cache.shape)} {cache.dtype} cannot take {tuple(rows.shape)} {rows.dtype}"
+            )
+        if rows.stride(2) != 1 or cache.stride(3) != 1:
+            raise UnsupportedError(f"the CPU kernels need contiguous {name} rows")
+    slots = slots.to(torch.int64).contiguous()
+    strides = (*key.stride()[:2], *value.stride()[:2], *key_cache.stride()[:3], *value_cache.stride()[:3])
+    library.store(
+        library.Store(
+            key.data_ptr(),
+            value.data_ptr(),
+            key_cache.data_ptr(),
+            value_cache.data_ptr(),
+            slots.data_ptr(),
+            *(stride * key.element_size() for stride in strides),
+            slots.shape[0],
+            key.shape[1],
+            key.shape[2] * key.element_size(),
+            value.shape[2] * value.element_size(),
+            key_cache.shape[1],
+            torch.get_num_threads(),
+        )
+    )
 
 
 def _over_latents(call: MlaDecode) -> PagedAttention:

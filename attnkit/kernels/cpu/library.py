@@ -82,6 +82,17 @@ class Call(ctypes.Structure):
     ]
 
 
+class Store(ctypes.Structure):
+    """`attnkit::Store` of abi.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("key", "value", "key_cache", "value_cache", "slots")),
+        *((name, ctypes.c_int64) for name in ("k_token", "k_head", "v_token", "v_head")),
+        *((name, ctypes.c_int64) for name in ("kc_block", "kc_slot", "kc_head", "vc_block", "vc_slot", "vc_head")),
+        *((name, ctypes.c_int32) for name in ("tokens", "heads", "key_bytes", "value_bytes", "block_size", "threads")),
+    ]
+
+
 @cache
 def _library() -> ctypes.CDLL:
     path = find()
@@ -94,17 +105,18 @@ def load(path: Path) -> ctypes.CDLL:
     """The library at `path`, its functions typed.
 
     Raises:
-        CpuKernelsError: it does not load, or was made for another layout of `Call`.
+        CpuKernelsError: it does not load, or was made for another layout of `Call` or `Store`.
     """
     try:
         library = ctypes.CDLL(str(path))
-        library.attnkit_cpu_attention.argtypes = [ctypes.c_void_p]
-        library.attnkit_cpu_isa_name.restype = ctypes.c_char_p
+        library.attnkit_cpu_attention.argtypes = library.attnkit_cpu_store.argtypes = [ctypes.c_void_p]
+        library.attnkit_cpu_store.restype = None
+        library.attnkit_cpu_isa_name.restype = library.attnkit_cpu_openmp.restype = ctypes.c_char_p
         size = library.attnkit_cpu_struct_size()
     except (OSError, AttributeError) as error:
         raise CpuKernelsError(f"{path}: cannot be loaded: {error}") from error
-    if size != ctypes.sizeof(Call):
-        raise CpuKernelsError(f"{path}: its call has {size} bytes, not {ctypes.sizeof(Call)}")
+    if size != ctypes.sizeof(Call) + ctypes.sizeof(Store):
+        raise CpuKernelsError(f"{path}: its calls have {size} bytes, not {ctypes.sizeof(Call) + ctypes.sizeof(Store)}")
     return library
 
 
@@ -119,9 +131,10 @@ def instruction_sets(path: Path | None = None) -> dict[str, bool]:
     }
 
 
-def shares_openmp() -> bool:
-    """Whether the kernels run on the threads of an OpenMP runtime that is in the process already (torch's)."""
-    return bool(_library().attnkit_cpu_shares_openmp())
+def openmp() -> Path | None:
+    """The OpenMP runtime whose threads the kernels run on: torch's. None: there is none, they start threads of their own."""
+    found = _library().attnkit_cpu_openmp().decode()
+    return Path(found) if found else None
 
 
 @cache
@@ -150,6 +163,15 @@ def attention(call: Call) -> str:
     if code:
         raise CpuKernelsError(f"the CPU kernels refused the call (code {code})")
     return f"attnkit_cpu_{name}"
+
+
+def store(rows: Store) -> None:
+    """Write `rows` into a cache.
+
+    Raises:
+        CpuKernelsError: not compiled.
+    """
+    _library().attnkit_cpu_store(ctypes.byref(rows))
 
 
 DTYPES = {"float32": 0, "bfloat16": 1, "float16": 2, "float8_e4m3fn": 3, "float8_e5m2": 4}
