@@ -39,9 +39,7 @@ libraries that it cannot load without, which are large. PyTorch's CPU index as `
 """
 REBUILT = """
 “Built again” is a build from the same inputs without any cache, on the same machine and day; “when attnkit changes” is a
-build with one line more in one module. The bill of materials of cpu revision 019d84e4 named the temporary path of its scan.
-That was mended after these builds: two scans of the same files now give the same bytes. What a node fetches when attnkit
-changes:
+build with one line more in one module. What a node fetches when attnkit changes:
 """
 DESCRIBED = """
 They go through the same Dockerfile, which is linted, with `FOUNDATION=system`: on top of a vendor's layers in place of
