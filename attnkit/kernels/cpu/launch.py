@@ -111,7 +111,7 @@ def store(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, sl
     import torch
 
     for name, rows, cache in (("key", key, key_cache), ("value", value, value_cache)):
-        if rows.dtype != cache.dtype or rows.shape[1:] != cache.shape[2:]:
+        if not rows.dtype == cache.dtype == key.dtype or rows.shape[1:] != cache.shape[2:]:
             raise UnsupportedError(
                 f"a {name} cache of {tuple(cache.shape)} {cache.dtype} cannot take {tuple(rows.shape)} {rows.dtype}"
             )
