@@ -8,7 +8,7 @@ BIN := $(TESTS)/bin
 PYTEST := $(BIN)/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv engine image images images-test bundle demo demo-fault demo-down lab lab-scale lock test-venv test lint docs
+.PHONY: help venv engine image images images-test kernels-test bundle demo demo-fault demo-down lab lab-scale lock test-venv test lint docs
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ images-test: test-venv ## builds every image and looks into each (30 GB of disk,
 	@$(VENV)/bin/python images/examine.py --rebuild cpu
 	@$(VENV)/bin/python images/examine.py ipex tpu cuda-turing cuda-ampere
 	$(PYTEST) -m on_demand tests/images
+
+kernels-test: test-venv ## compiles every kernel for every architecture (half an hour)
+	$(PYTEST) -m on_demand -n auto --maxprocesses 4 --dist loadgroup tests/kernels
 
 bundle: venv ## one file for hosts without a network: image, playbooks, profiles, wheels, checksums: make bundle PLATFORM=cpu
 	@$(VENV)/bin/python images/bundle.py "$(PLATFORM)"
@@ -77,7 +80,7 @@ lint: test-venv ## style, types, layers, YAML, Dockerfiles, playbooks, generated
 test: lint ## everything that this machine can run, against the installed wheel (ATTNKIT_REQUIRE_DOCKER=1: no skipped docker tests)
 	$(PYTEST) -m 'not docker' --ignore=tests/kernels --ignore=tests/kernels_aot --ignore=tests/deploy --durations=10
 	$(PYTEST) -m 'not docker' tests/deploy --durations=5
-	$(PYTEST) -m 'not docker' -n auto --maxprocesses 4 --dist loadgroup tests/kernels tests/kernels_aot --durations=10
+	$(PYTEST) -m 'not docker and not on_demand' -n auto --maxprocesses 4 --dist loadgroup tests/kernels tests/kernels_aot --durations=10
 	@$(PYTHON) images/engine.py ensure || test "$$ATTNKIT_REQUIRE_DOCKER" != 1
 	$(PYTEST) -m 'docker and not on_demand' tests/images tests/deploy --durations=10
 

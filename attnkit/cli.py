@@ -377,9 +377,14 @@ Bake = Annotated[
 
 
 def _targets(text: str | None) -> list[str]:
+    from attnkit.kernels.cpu.build import TARGET
+
     if not text:
-        raise UsageError("--target is missing: architectures with commas between, e.g. sm_75,sm_80,gfx942")
-    return [target.strip() for target in text.split(",") if target.strip()]
+        raise UsageError("--target is missing: architectures with commas between, e.g. sm_75,sm_80,gfx942; or cpu")
+    targets = [target.strip() for target in text.split(",") if target.strip()]
+    if TARGET in targets and targets != [TARGET]:
+        raise UsageError(f"--target {text}: our C++ kernels have a directory of their own: --target {TARGET} alone")
+    return targets
 
 
 @kernels.command("list")
@@ -389,13 +394,13 @@ def list_kernels(target: Targets = None, json: Json = False) -> None:
     from attnkit.kernels.cpu import build as cpu
 
     targets = _targets(target)
-    variants = [Variant(cpu.TARGET, name, "attention") for name in cpu.wanted()] if cpu.TARGET in targets else []
-    others = [name for name in targets if name != cpu.TARGET]
-    if others:
+    if targets == [cpu.TARGET]:
+        variants = tuple(Variant(cpu.TARGET, name, "attention") for name in cpu.wanted())
+    else:
         require_packages("attnkit kernels list", "torch", "triton")
         from attnkit import bake
 
-        variants += bake.list_kernels(others)
+        variants = bake.list_kernels(targets)
     if json:
         _print_json(variants)
         return
@@ -418,12 +423,10 @@ def build_kernels(
     from attnkit.kernels.cpu import build as cpu
 
     targets = _targets(target)
-    if cpu.TARGET in targets:
+    if targets == [cpu.TARGET]:
         built = cpu.build(directory)
         typer.echo(f"CPU kernels in {built}: {cpu.describe(built)}", err=json)
-        targets.remove(cpu.TARGET)
-        if not targets:
-            return
+        return
     from attnkit import bake_pallas
 
     if bake_pallas.covers(targets):
@@ -451,12 +454,12 @@ def build_kernels(
 
 @kernels.command("verify")
 def verify_kernels(directory: Bake, target: Targets = None, json: Json = False) -> None:
-    """Check that compiled kernels are whole and cover their targets."""
+    """Check that compiled kernels are whole and cover their targets; without --target, those that the directory names."""
     from attnkit.kernels.cpu import build as cpu
     from attnkit.kernels.pallas import ahead
 
     targets = _targets(target) if target else None
-    if targets == [cpu.TARGET]:
+    if targets == [cpu.TARGET] or (targets is None and cpu.is_here(directory)):
         counts = cpu.verify(directory)
         if json:
             _print_json({"kernels": counts})

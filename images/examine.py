@@ -213,17 +213,36 @@ def boots_ipex(platform: Platform, image: str, report: dict[str, Any]) -> Iterat
     yield from proves(report, run(image, "sh", "-c", script), what, "IPEX")
 
 
+def serves(image: str, *options: str) -> str:
+    """What a cold boot with vLLM serving a tiny model printed; ExamineError where it was never ready."""
+    text = run(image, "sh", "-c", SERVE, options=("--shm-size", "1g", "-e", "VLLM_CPU_KVCACHE_SPACE=1", *options))
+    must('"state": "ready"' in text, "the engine was never ready", text)
+    return text
+
+
 def boots_and_serves(platform: Platform, image: str, report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """A cold boot: vLLM's own implementation is proven, then it serves a completion."""
-    options = ("--shm-size", "1g", "-e", "VLLM_CPU_KVCACHE_SPACE=1")
-    text = run(image, "sh", "-c", SERVE, options=options)
     what = "cold boot with vLLM serving a tiny model: vLLM's own implementation proven, then a completion"
-    must('"state": "ready"' in text, "the engine was never ready", text)
-    yield from proves(report, text, what, "CPU_ATTN")
+    yield from proves(report, serves(image), what, "CPU_ATTN")
+
+
+def serves_through_ours(platform: Platform, image: str, report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The compiled kernels pass a self-test of their own, and vLLM serves through them where its plugin is asked to."""
+    selftest = ("attnkit", "selftest", "--backend", "TORCH_SDPA", "--level", "quick", "--json", "-")
+    verdicts = json_in(run(image, *selftest))["verdicts"]
+    kernels = sorted({case["kernel"] for verdict in verdicts for case in verdict["cases"]})
+    right = all(verdict["outcome"] == "pass" for verdict in verdicts)
+    must(right and bool(kernels) and all(k.startswith("attnkit_cpu_") for k in kernels), "ours did not run", str(kernels))
+    yield "self-test of our C++ kernels, level quick", "pass: " + ", ".join(kernels)
+    text = serves(image, "-e", "ATTNKIT_VLLM_BACKEND=TORCH_SDPA")
+    boot = json_in(text[text.index("{\n") :])
+    runs = boot["engine"]["running_backend"]
+    must(boot["verdict"] == "pass" and runs == "TORCH_SDPA", f"{boot['verdict']}: the engine runs {runs}", text)
+    yield "cold boot with vLLM serving through them, then a completion", f"{boot['verdict']}: the engine's log says {runs}"
 
 
 CHECKS: dict[str, tuple[Check, ...]] = {
-    "cpu": (counted, boots_and_serves),
+    "cpu": (counted, boots_and_serves, serves_through_ours),
     "ipex": (boots_ipex,),
     "tpu": (counted, no_device, compiles_for_tpus),
     "cuda-ampere": (counted, no_device, imports_vllm, c_module),

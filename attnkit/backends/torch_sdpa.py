@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from attnkit.backends.base import Backend, Capability, HeadDims, Provider
 from attnkit.backends.torch_device import finish, pick_provider
+from attnkit.kernels.cpu.library import PROVIDER, REQUIREMENT
 from attnkit.spec import AttentionOutput, Call, MlaDecode, PagedAttention, Softmax, TreeAttention, VarlenAttention
 
 if TYPE_CHECKING:
@@ -57,9 +58,9 @@ class TorchSdpa(Backend):
     summary: ClassVar[str] = "paged, varlen, tree and MLA attention through torch's scaled_dot_product_attention, everywhere"
     providers: ClassVar[tuple[Provider, ...]] = (
         Provider(
-            "attnkit-cpu",
+            PROVIDER,
             _CPU_KERNELS,
-            ("torch>=2.8", "attnkit-cpu-kernels"),
+            ("torch>=2.8", REQUIREMENT),
             "our own C++ kernels, compiled ahead",
             kind="kernel",
             to_get="attnkit kernels build --target cpu",
@@ -68,7 +69,7 @@ class TorchSdpa(Backend):
     )
 
     def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
-        if pick_provider(self, call, provider).name == "attnkit-cpu":
+        if pick_provider(self, call, provider).name == PROVIDER:
             from attnkit.kernels.cpu.launch import attend
 
             assert isinstance(call, PagedAttention | VarlenAttention | MlaDecode)

@@ -22,6 +22,7 @@ import torch
 
 from attnkit.backends.registry import get
 from attnkit.hardware import detect
+from attnkit.kernels.cpu.library import PROVIDER
 from attnkit.outputs import now
 from attnkit.report import check_writable, write_atomically
 from attnkit.spec import PagedAttention, Softmax
@@ -130,15 +131,15 @@ def measure(shape: Shape, dtype: torch.dtype, pairs: int) -> Row:
             layer.module.impl.forward(layer.module, call.query, key, value, layer.cache, metadata, output=out)
 
         with torch.inference_mode():
-            ours = backend.run(call, "attnkit-cpu")
+            ours = backend.run(call, PROVIDER)
             difference = ((ours.out.double() - theirs.double()).norm() / theirs.double().norm()).item()
             if not difference <= LARGEST_DIFFERENCE[name]:
                 return Row(shape.name, name, ours.kernel, peer_out.kernel, 0, 0, 0, 0, 0, 0, difference, note="WRONG")
             turned = replace(call, key_cache=call.key_cache.contiguous(), value_cache=call.value_cache.contiguous())
             runs: list[Callable[[], object]] = [
-                lambda: backend.run(call, "attnkit-cpu"),
+                lambda: backend.run(call, PROVIDER),
                 peer,
-                lambda: backend.run(turned, "attnkit-cpu"),
+                lambda: backend.run(turned, PROVIDER),
             ]
             for run in runs * 2:
                 run()

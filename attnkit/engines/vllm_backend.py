@@ -30,12 +30,10 @@ from attnkit.engines.vllm_need import ENCODERS, FP8, capability, chosen, evaluat
 from attnkit.engines.vllm_plugin import place_here
 from attnkit.errors import UnsupportedError
 from attnkit.kernels.cpu.launch import store
+from attnkit.kernels.cpu.library import PROVIDER
 from attnkit.spec import NO_WINDOW, Feature, PagedAttention, Softmax, VarlenAttention
 
 logger = init_logger("vllm.plugins.attnkit")
-
-CPU_KERNELS = "attnkit-cpu"
-"""The provider whose one kernel takes decodes and chunks side by side, and skips by itself what no window reaches."""
 
 
 class AttnkitBackend(AttentionBackend):  # type: ignore[misc]
@@ -241,7 +239,7 @@ class AttnkitImpl(AttentionImpl[AttnkitMetadata]):  # type: ignore[misc]
                 features=self.softmax.features(False) - {"non_causal"},
             )
         )
-        self.whole = self.provider == CPU_KERNELS
+        self.whole = self.provider == PROVIDER  # one kernel takes decodes and chunks, and skips what no window reaches
         logger.info_once(LOG_LINE.format(backend=self.backend.name, place=place_here()))
 
     def forward(

@@ -227,7 +227,7 @@ def allocate(backend: Any, spec: Any, num_blocks: int, config: Any, device: Any)
             num_blocks, spec.block_size, spec.num_kv_heads, spec.head_size, cache_dtype_str=config.cache_config.cache_dtype
         )
         order = tuple(range(len(shape)))
-        with suppress(AttributeError, NotImplementedError):
+        with suppress(AttributeError, NotImplementedError):  # vLLM's own runner takes these for "as the shape is"
             order = backend.get_kv_cache_stride_order()
         physical = torch.empty([shape[axis] for axis in order], dtype=spec.dtype, device=device)
         view = physical.permute([order.index(axis) for axis in range(len(order))])

@@ -171,15 +171,16 @@ def test_threads_are_torchs_though_another_copy_of_openmp_is_loaded(bake: Path, 
     _passes(bake, OPENMP, str(tmp_path))
 
 
-def _verify(directory: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "attnkit.cli", "kernels", "verify", "--target", "cpu", "--dir", str(directory)]
+def _verify(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "attnkit.cli", "kernels", "verify", "--dir", str(directory), *options]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_a_bake_that_is_whole_is_counted(bake: Path) -> None:
+@pytest.mark.parametrize("options", [(), ("--target", "cpu")])
+def test_a_bake_that_is_whole_is_counted(bake: Path, options: tuple[str, ...]) -> None:
     from attnkit.kernels.cpu import build
 
-    done = _verify(bake)
+    done = _verify(bake, *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{len(build.wanted())} kernels for cpu are whole\n"
 
@@ -193,10 +194,23 @@ def test_a_bake_that_is_not_whole_is_refused(bake: Path, tmp_path: Path, harm: s
         library.write_bytes(b"")
     else:
         library.rename(library.with_name("attnkit-cpu-x86_64-0123456789abcdef.so"))
-    done = _verify(tmp_path / "kernels")
+    done = _verify(tmp_path / "kernels", "--target", "cpu")
     assert done.returncode == 1
     assert "cannot be loaded" in done.stderr if harm == "emptied" else "1 problem(s): " in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["list", "build", "verify"])
+def test_the_target_stands_alone(tmp_path: Path, command: str) -> None:
+    where = [] if command == "list" else ["--dir", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "attnkit.cli", "kernels", command, "--target", "cpu,sm_90", *where],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and "--target cpu alone" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_not_compiled_is_a_reason_and_the_next_provider_is_taken() -> None:

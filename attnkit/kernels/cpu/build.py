@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from attnkit.errors import UsageError
-from attnkit.kernels.cpu.library import FOLDER, CpuKernelsError, file_name, instruction_sets, load, user_cache
+from attnkit.kernels.cpu.library import FOLDER, PROVIDER, CpuKernelsError, file_name, instruction_sets, load, user_cache
 
 FLAGS = (
     "-std=c++17",
@@ -98,6 +98,11 @@ def _run(command: list[str]) -> None:
 def wanted() -> tuple[str, ...]:
     """The instruction sets of this kind of machine, each one kernel: none where the kernels are not written for it."""
     return tuple(INSTRUCTION_SETS.get(platform.machine(), {}))
+
+
+def is_here(directory: Path) -> bool:
+    """Whether a directory holds a library of ours, of these sources or others."""
+    return any(directory.glob(f"{PROVIDER}-*.so"))
 
 
 def verify(directory: Path) -> dict[str, int]:

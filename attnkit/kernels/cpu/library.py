@@ -20,6 +20,9 @@ from attnkit.errors import AttnkitError, UnsupportedError
 REQUIREMENT = "attnkit-cpu-kernels"
 """What the provider requires; `attnkit.backends.installed` asks `find` for it."""
 
+PROVIDER = "attnkit-cpu"
+"""Their provider's name in backends; a library's file name begins with it."""
+
 BAKE_VARIABLE = "ATTNKIT_KERNELS"
 ISA_VARIABLE = "ATTNKIT_CPU_ISA"
 """Takes a lesser instruction set than the processor has: portable, avx2, avx512, avx512bf16."""
@@ -43,7 +46,7 @@ def digest() -> str:
 
 def file_name() -> str:
     """Name of the library made from these sources for this kind of processor."""
-    return f"attnkit-cpu-{platform.machine()}-{digest()}.so"
+    return f"{PROVIDER}-{platform.machine()}-{digest()}.so"
 
 
 def user_cache() -> Path:
