@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attnkit.errors import UnsupportedError
-from attnkit.kernels.triton import configs
+from attnkit.kernels.triton import configs, hopper_mla_launch
 from attnkit.kernels.triton.configs import Tile
 from attnkit.kernels.triton.launch import Launch, cache_of, require_rows, run_all, target_of
 from attnkit.kernels.triton.merge_splits import plan_merge
@@ -60,6 +60,8 @@ def plan(
     cache = cache_of(call.kv_cache, target)
     for name, tensor in (("query", query), ("out", out), ("kv_cache", cache.data)):
         require_rows(name, tensor)
+    if tile is None and hopper_mla_launch.takes(target.arch, call):
+        return hopper_mla_launch.plan(call, out, lse, target.units, splits)
     tile = tile or configs.tile("mla", target.arch, latent, query.element_size(), interpret=target.interpret)
     row_tiles = -(-call.max_query_len * heads // tile.block_m)
     if splits is None:
