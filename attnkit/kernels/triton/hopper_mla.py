@@ -5,13 +5,18 @@
     s_hj = softmax_scale * (q_latent_h . c_j + q_pe_h . k_pe_j) ;  out_h = sum_j softmax(s_h)_j c_j
 
 64 rows (token, head) of 512 float32 sums fill the registers of two warpgroups, so each keeps the sums of half the columns, and
-both need every probability. They take the score tiles in turn (the plan of FlashMLA's dense decode, DeepSeek 2025,
-https://github.com/deepseek-ai/FlashMLA, written anew): warpgroup 0 multiplies the scores of the even tiles and warpgroup 1
-those of the odd ones, each publishes its probabilities for the other, and while one is in its softmax the tensor cores work for
-the other. The published tile lies where the tile's rope part was: nobody needs that after the scores, and shared memory is full
-(queries 72 KiB, two tiles of 72 KiB).
+both need every probability. The plan is that of FlashMLA's dense decode (DeepSeek 2025, https://github.com/deepseek-ai/FlashMLA),
+written anew. Tiles come in pairs, a and b; warpgroup 0 multiplies the scores of a, warpgroup 1 those of b:
 
-Tile j's running maximum is the larger of tile j - 1's and its own, so the maxima travel from one warpgroup to the other and back.
+    warpgroup 0, left half               warpgroup 1, right half
+    s_a, maximum m_a  ->                 s_b, m_b = max(m_a, own)
+    sums p_a v_a                         sums p_b v_b;  p_b, m_b ->
+    p_a, brought to m_b ->               
+    sums p_b v_b                         sums p_a v_a
+
+Each begins with its own tile, so that half of either tile is free for the next pair while the other halves are still at work;
+shared memory holds no more than two tiles (72 KiB each) beside the queries (72 KiB). What is published lies where the tile's
+rope part was, which nobody needs after the scores.
 """
 
 from __future__ import annotations
@@ -31,6 +36,9 @@ HALF = gl.constexpr(256)
 """Latent columns of one warpgroup."""
 ROPE = gl.constexpr(64)
 COLUMNS = gl.constexpr(HALF // 64)
+"""Pieces of 64 columns in a half."""
+PIECES = gl.constexpr(2 * COLUMNS + 1)
+"""Pieces of a tile: left half, right half, rope."""
 
 
 @gluon.jit
@@ -66,44 +74,45 @@ def _clear(columns, at, unused, COUNT: gl.constexpr):
 
 
 @gluon.jit
-def _scores(
-    q_left, q_right, q_rope, left, right, rope, left_columns, right_columns, left_full, right_full, stage: gl.constexpr,
-    phase, start, limit,
-):  # fmt: skip
-    """q . k of a tile: float32 [ROWS, TILE]."""
+def _there(full, stage: gl.constexpr, FIRST: gl.constexpr, COUNT: gl.constexpr, phase):
+    """Wait for pieces of a tile."""
+    for c in gl.static_range(COUNT):
+        mbarrier.wait(full.index(stage * PIECES + FIRST + c), phase)
+
+
+@gluon.jit
+def _scores(queries, columns, rope, full, stage: gl.constexpr, phase, start, limit):
+    """q . k of a tile: float32 [ROWS, TILE], multiplied piece by piece in the order in which `_fetch` brings them."""
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
-    mbarrier.wait(left_full.index(stage), phase)
     if start + TILE > limit:
-        mbarrier.wait(right_full.index(stage), phase)
-        _clear(left_columns, stage * COLUMNS, limit - start, COLUMNS)
-        _clear(right_columns, stage * COLUMNS, limit - start, COLUMNS)
+        _there(full, stage, 0, PIECES, phase)
+        _clear(columns, stage * 2 * COLUMNS, limit - start, 2 * COLUMNS)
         _clear(rope, stage, limit - start, 1)
         fence_async_shared()
     s = gl.zeros([ROWS, TILE], gl.float32, layout)
-    s = warpgroup_mma(q_left, left.index(stage).permute((1, 0)), s, use_acc=False, is_async=True)
-    mbarrier.wait(right_full.index(stage), phase)
-    s = warpgroup_mma(q_right, right.index(stage).permute((1, 0)), s, is_async=True)
-    s = warpgroup_mma(q_rope, rope.index(stage).permute((1, 0)), s, is_async=True)
+    for c in gl.static_range(2 * COLUMNS):
+        piece = (c + stage * COLUMNS) % (2 * COLUMNS)
+        mbarrier.wait(full.index(stage * PIECES + piece), phase)
+        keys = columns.index(stage * 2 * COLUMNS + piece).permute((1, 0))
+        s = warpgroup_mma(queries.index(piece), keys, s, use_acc=c > 0, is_async=True)
+    mbarrier.wait(full.index(stage * PIECES + 2 * COLUMNS), phase)
+    s = warpgroup_mma(queries.index(2 * COLUMNS), rope.index(stage).permute((1, 0)), s, is_async=True)
     return warpgroup_mma_wait(0, deps=(s,))
 
 
 @gluon.jit
-def _top(m):
+def _pivot(m):
     """The maximum to subtract: a row that has seen no key yet has -inf, which taken from -inf would be NaN."""
     return gl.where(m == float("-inf"), 0.0, m)
 
 
 @gluon.jit
-def _softmax(s, m, total, start, visible, scale):
-    """p of a tile, the new maximum and denominator, and the factor for what was summed so far."""
-    layout: gl.constexpr = s.type.layout
-    n = start + gl.arange(0, TILE, gl.SliceLayout(0, layout))
+def _softmax(s, m, start, visible, scale):
+    """exp2 of a tile and the new maximum, where `m` is the one before."""
+    n = start + gl.arange(0, TILE, gl.SliceLayout(0, s.type.layout))
     s = gl.where(n[None, :] < visible[:, None], s, float("-inf"))
-    top = gl.maximum(m, gl.max(s, 1) * scale)
-    pivot = _top(top)
-    p = gl.exp2(s * scale - pivot[:, None])
-    shrink = gl.exp2(m - pivot)
-    return p, top, total * shrink + gl.sum(p, 1), shrink
+    m = gl.maximum(m, gl.max(s, 1) * scale)
+    return gl.exp2(s * scale - _pivot(m)[:, None]), m
 
 
 @gluon.jit
@@ -112,20 +121,11 @@ def _shrunk(acc, shrink):
 
 
 @gluon.jit
-def _publish(p, m, rope, peaks, published, stage: gl.constexpr):
-    """Probabilities and maximum of a tile, for the other warpgroup."""
-    rope.index(stage).store(p)
-    peaks.index(stage).store(m)
-    fence_async_shared()
-    mbarrier.arrive(published.index(stage), count=1)
-
-
-@gluon.jit
 def _write(
     WG: gl.constexpr, out, lse, acc, m, total, sums, summed, query_start, query_len, first_row, kv_scale, num_tokens,
     stride_o_token, stride_o_head, HEADS: gl.constexpr, SPLIT: gl.constexpr, RETURN_LSE: gl.constexpr,
 ):  # fmt: skip
-    """This warpgroup's half of the columns; both need the sum of both halves of the tiles."""
+    """This warpgroup's half of the columns; `total` is of its own tiles, both need the other's too."""
     score_row: gl.constexpr = m.type.layout
     layout: gl.constexpr = acc.type.layout
     sums.index(WG).store(total)
@@ -153,21 +153,17 @@ def _write(
 
 
 @gluon.jit
-def _multiply(
-    WG: gl.constexpr, out, lse, q_left, q_right, q_rope, left, right, rope, left_columns, right_columns,
-    q_full, left_full, right_full, left_empty, right_empty, peaks, published, sums, summed,
+def _left(
+    out, lse, queries, columns, wide, rope, q_full, full, left_empty, peaks, told, published, sums, summed,
     seq_lens, query_start_loc, splits, scale, kv_scale, num_tokens, stride_o_token, stride_o_head,
     HEADS: gl.constexpr, SPLIT: gl.constexpr, RETURN_LSE: gl.constexpr,
 ):  # fmt: skip
-    """The warpgroup of the columns [WG * HALF, WG * HALF + HALF), and of the scores of tiles 2 t + WG."""
+    """Warpgroup 0: the scores of every tile a, and the left half of the columns."""
     score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HALF, 16])
     score_row: gl.constexpr = gl.SliceLayout(1, score_layout)
-    p_layout: gl.constexpr = gl.DotOperandLayout(0, out_layout, 2)
-    DTYPE: gl.constexpr = q_left.dtype
     query_start, query_len, first_row, context, first, limit, tiles = _extent(seq_lens, query_start_loc, splits, HEADS)
-    row = first_row + gl.arange(0, ROWS, score_row)
-    visible = gl.minimum(context + row // HEADS + 1, limit)
+    visible = gl.minimum(context + (first_row + gl.arange(0, ROWS, score_row)) // HEADS + 1, limit)
     m = gl.full([ROWS], float("-inf"), gl.float32, score_row)
     total = gl.zeros([ROWS], gl.float32, score_row)
     acc = gl.zeros([ROWS, HALF], gl.float32, out_layout)
@@ -176,100 +172,151 @@ def _multiply(
     for pair in range(0, (tiles + 1) // 2):
         phase = pair & 1
         start = first + pair * (2 * TILE)
-        both = 2 * pair + 1 < tiles
-        if WG == 0:
-            s = _scores(
-                q_left, q_right, q_rope, left, right, rope, left_columns, right_columns, left_full, right_full, 0, phase,
-                start, limit,
-            )  # fmt: skip
-            fresh, m, total, shrink = _softmax(s, m, total, start, visible, scale)
-            p = fresh.to(DTYPE)
-            _publish(p, m, rope, peaks, published, 0)
-            acc = warpgroup_mma(gl.convert_layout(p, p_layout), left.index(0), _shrunk(acc, shrink), is_async=True)
-            acc = warpgroup_mma_wait(0, deps=(acc,))
+        s = _scores(queries, columns, rope, full, 0, phase, start, limit)
+        p, peak = _softmax(s, m, start, visible, scale)
+        peaks.index(0).store(peak)
+        mbarrier.arrive(told.index(0), count=1)
+        shrink = gl.exp2(m - _pivot(peak))
+        total = total * shrink + gl.sum(p, 1)
+        mine = gl.convert_layout(p.to(queries.dtype), gl.DotOperandLayout(0, out_layout, 2))
+        running = warpgroup_mma(mine, wide.index(0), _shrunk(acc, shrink), is_async=True)
+        if 2 * pair + 1 < tiles:
+            mbarrier.wait(published.index(1), phase)
+            m = peaks.index(1).load(score_row)
+            shrink = gl.exp2(peak - _pivot(m))
+            rope.index(0).store((p * shrink[:, None]).to(queries.dtype))
+            fence_async_shared()
+            mbarrier.arrive(published.index(0), count=1)
+            total = total * shrink
+            acc = warpgroup_mma_wait(0, deps=(running,))
             mbarrier.arrive(left_empty.index(0), count=1)
-            if both:
-                mbarrier.wait(published.index(1), phase)
-                theirs = peaks.index(1).load(score_row)
-                shrink = gl.exp2(m - _top(theirs))
-                m = theirs
-                total = total * shrink
-                acc = warpgroup_mma(rope.index(1), left.index(1), _shrunk(acc, shrink), is_async=True)
-                acc = warpgroup_mma_wait(0, deps=(acc,))
-                mbarrier.arrive(left_empty.index(1), count=1)
+            _there(full, 1, 0, COLUMNS, phase)
+            running = warpgroup_mma(rope.index(1), wide.index(2), _shrunk(acc, shrink), is_async=True)
+            acc = warpgroup_mma_wait(0, deps=(running,))
+            mbarrier.arrive(left_empty.index(1), count=1)
         else:
-            if both:
-                s = _scores(
-                    q_left, q_right, q_rope, left, right, rope, left_columns, right_columns, left_full, right_full, 1, phase,
-                    start + TILE, limit,
-                )  # fmt: skip
-                mbarrier.wait(published.index(0), phase)
-                theirs = peaks.index(0).load(score_row)
-                shrink = gl.exp2(m - _top(theirs))
-                acc = warpgroup_mma(rope.index(0), right.index(0), _shrunk(acc, shrink), is_async=True)
-                fresh, m, total, shrink = _softmax(s, theirs, total * shrink, start + TILE, visible, scale)
-                p = fresh.to(DTYPE)
-                _publish(p, m, rope, peaks, published, 1)
-                acc = warpgroup_mma_wait(0, deps=(acc,))
-                mbarrier.arrive(right_empty.index(0), count=1)
-                acc = warpgroup_mma(gl.convert_layout(p, p_layout), right.index(1), _shrunk(acc, shrink), is_async=True)
-                acc = warpgroup_mma_wait(0, deps=(acc,))
-                mbarrier.arrive(right_empty.index(1), count=1)
-            else:
-                mbarrier.wait(published.index(0), phase)
-                theirs = peaks.index(0).load(score_row)
-                shrink = gl.exp2(m - _top(theirs))
-                m = theirs
-                total = total * shrink
-                acc = warpgroup_mma(rope.index(0), right.index(0), _shrunk(acc, shrink), is_async=True)
-                acc = warpgroup_mma_wait(0, deps=(acc,))
+            m = peak
+            rope.index(0).store(p.to(queries.dtype))
+            fence_async_shared()
+            mbarrier.arrive(published.index(0), count=1)
+            acc = warpgroup_mma_wait(0, deps=(running,))
     _write(
-        WG, out, lse, acc, m, total, sums, summed, query_start, query_len, first_row, kv_scale, num_tokens,
+        0, out, lse, acc, m, total, sums, summed, query_start, query_len, first_row, kv_scale, num_tokens,
         stride_o_token, stride_o_head, HEADS, SPLIT, RETURN_LSE,
     )  # fmt: skip
 
 
 @gluon.jit
-def _copy(view, blocks, block_rows, inside, column, full, pieces, at, WIDTH: gl.constexpr, CHUNK: gl.constexpr):
-    """Start the copies of WIDTH columns of a tile."""
+def _right(
+    out, lse, queries, columns, wide, rope, q_full, full, right_empty, peaks, told, published, sums, summed,
+    seq_lens, query_start_loc, splits, scale, kv_scale, num_tokens, stride_o_token, stride_o_head,
+    HEADS: gl.constexpr, SPLIT: gl.constexpr, RETURN_LSE: gl.constexpr,
+):  # fmt: skip
+    """Warpgroup 1: the scores of every tile b, and the right half of the columns."""
+    score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
+    out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HALF, 16])
+    score_row: gl.constexpr = gl.SliceLayout(1, score_layout)
+    query_start, query_len, first_row, context, first, limit, tiles = _extent(seq_lens, query_start_loc, splits, HEADS)
+    visible = gl.minimum(context + (first_row + gl.arange(0, ROWS, score_row)) // HEADS + 1, limit)
+    m = gl.full([ROWS], float("-inf"), gl.float32, score_row)
+    total = gl.zeros([ROWS], gl.float32, score_row)
+    acc = gl.zeros([ROWS, HALF], gl.float32, out_layout)
+    if tiles > 0:
+        mbarrier.wait(q_full.index(0), 0)
+    for pair in range(0, (tiles + 1) // 2):
+        phase = pair & 1
+        start = first + pair * (2 * TILE)
+        if 2 * pair + 1 < tiles:
+            s = _scores(queries, columns, rope, full, 1, phase, start + TILE, limit)
+            mbarrier.wait(told.index(0), phase)
+            p, peak = _softmax(s, peaks.index(0).load(score_row), start + TILE, visible, scale)
+            rope.index(1).store(p.to(queries.dtype))
+            peaks.index(1).store(peak)
+            fence_async_shared()
+            mbarrier.arrive(published.index(1), count=1)
+            shrink = gl.exp2(m - _pivot(peak))
+            total = total * shrink + gl.sum(p, 1)
+            m = peak
+            mine = gl.convert_layout(p.to(queries.dtype), gl.DotOperandLayout(0, out_layout, 2))
+            running = warpgroup_mma(mine, wide.index(3), _shrunk(acc, shrink), is_async=True)
+            acc = warpgroup_mma_wait(0, deps=(running,))
+            mbarrier.arrive(right_empty.index(1), count=1)
+            mbarrier.wait(published.index(0), phase)
+        else:
+            mbarrier.wait(told.index(0), phase)
+            peak = peaks.index(0).load(score_row)
+            shrink = gl.exp2(m - _pivot(peak))
+            total = total * shrink
+            m = peak
+            acc = _shrunk(acc, shrink)
+            mbarrier.wait(published.index(0), phase)
+        _there(full, 0, COLUMNS, COLUMNS, phase)
+        acc = warpgroup_mma(rope.index(0), wide.index(1), acc, is_async=True)
+        acc = warpgroup_mma_wait(0, deps=(acc,))
+        mbarrier.arrive(right_empty.index(0), count=1)
+    _write(
+        1, out, lse, acc, m, total, sums, summed, query_start, query_len, first_row, kv_scale, num_tokens,
+        stride_o_token, stride_o_head, HEADS, SPLIT, RETURN_LSE,
+    )  # fmt: skip
+
+
+@gluon.jit
+def _pages(pages, start, limit, BLOCK_SIZE: gl.constexpr, CHUNK: gl.constexpr):
+    """The cache block of each chunk of the tile at token `start`. The table may end at `limit`."""
+    blocks = ()
+    for c in gl.static_range(TILE // CHUNK):
+        blocks = blocks + (gl.load(pages + gl.minimum(start + c * CHUNK, limit - 1) // BLOCK_SIZE),)  # noqa: RUF005
+    return blocks
+
+
+@gluon.jit
+def _copy(
+    cache_map, blocks, block_rows, inside, memory, full, at, stage: gl.constexpr, FIRST: gl.constexpr, COUNT: gl.constexpr,
+    CHUNK: gl.constexpr,
+):  # fmt: skip
+    """Start the copies of pieces FIRST to FIRST + COUNT - 1 of a tile into `memory` from piece `at` on."""
     CHUNKS: gl.constexpr = TILE // CHUNK
-    for c in gl.static_range(CHUNKS):
-        for h in gl.static_range(WIDTH // 64):
-            start_copy(view, [blocks[c] * block_rows + inside, column + h * 64], full, pieces.index((at + h) * CHUNKS + c))
+    for h in gl.static_range(COUNT):
+        barrier = full.index(stage * PIECES + FIRST + h)
+        mbarrier.expect(barrier, TILE * 64 * 2)
+        for c in gl.static_range(CHUNKS):
+            where = [blocks[c] * block_rows + inside, (FIRST + h) * 64]
+            start_copy(cache_map, where, barrier, memory.index((at + h) * CHUNKS + c))
 
 
 @gluon.jit
 def _fetch(
-    query_map, cache_map, q_left, q_right, q_rope, left, right, rope, q_full, left_full, right_full, left_empty, right_empty,
+    query_map, cache_map, queries, columns, rope, q_full, full, left_empty, right_empty,
     table, seq_lens, query_start_loc, splits, block_rows, stride_table,
     HEADS: gl.constexpr, BLOCK_SIZE: gl.constexpr, CHUNK: gl.constexpr,
 ):  # fmt: skip
-    """The warp that fetches queries and cache rows, in pieces of 64 columns."""
+    """The warp that fetches queries and cache rows, in pieces of 64 columns: each half of a tile as soon as its place is free."""
     query_start, _, first_row, _, first, limit, tiles = _extent(seq_lens, query_start_loc, splits, HEADS)
     pages = table + gl.program_id(2).to(gl.int64) * stride_table
     if tiles > 0:
-        at = query_start * HEADS + first_row
-        mbarrier.expect(q_full.index(0), ROWS * (2 * HALF + ROPE) * 2)
-        for h in gl.static_range(COLUMNS):
-            start_copy(query_map, [at, h * 64], q_full.index(0), q_left.index(h))
-            start_copy(query_map, [at, HALF + h * 64], q_full.index(0), q_right.index(h))
-        start_copy(query_map, [at, 2 * HALF], q_full.index(0), q_rope)
-    for tile in range(0, tiles):
-        stage = tile % 2
-        phase = ((tile // 2) & 1) ^ 1
-        start = first + tile * TILE
-        inside = start % BLOCK_SIZE if BLOCK_SIZE > CHUNK else 0
-        blocks = ()
-        for c in gl.static_range(TILE // CHUNK):
-            # The table may end at `limit`; what is fetched beyond is cleared before use.
-            blocks = blocks + (gl.load(pages + gl.minimum(start + c * CHUNK, limit - 1) // BLOCK_SIZE),)  # noqa: RUF005
-        mbarrier.wait(left_empty.index(stage), phase)
-        mbarrier.expect(left_full.index(stage), TILE * HALF * 2)
-        _copy(cache_map, blocks, block_rows, inside, 0, left_full.index(stage), left, stage * COLUMNS, HALF, CHUNK)
-        mbarrier.wait(right_empty.index(stage), phase)
-        mbarrier.expect(right_full.index(stage), TILE * (HALF + ROPE) * 2)
-        _copy(cache_map, blocks, block_rows, inside, HALF, right_full.index(stage), right, stage * COLUMNS, HALF, CHUNK)
-        _copy(cache_map, blocks, block_rows, inside, 2 * HALF, right_full.index(stage), rope, stage, ROPE, CHUNK)
+        mbarrier.expect(q_full.index(0), ROWS * PIECES * 64 * 2)
+        for h in gl.static_range(PIECES):
+            start_copy(query_map, [query_start * HEADS + first_row, h * 64], q_full.index(0), queries.index(h))
+    for pair in range(0, (tiles + 1) // 2):
+        phase = (pair & 1) ^ 1
+        start = first + pair * (2 * TILE)
+        both = 2 * pair + 1 < tiles
+        inside_a = start % BLOCK_SIZE if BLOCK_SIZE > CHUNK else 0
+        inside_b = (start + TILE) % BLOCK_SIZE if BLOCK_SIZE > CHUNK else 0
+        a = _pages(pages, start, limit, BLOCK_SIZE, CHUNK)
+        b = _pages(pages, start + TILE, limit, BLOCK_SIZE, CHUNK)
+        mbarrier.wait(left_empty.index(0), phase)
+        _copy(cache_map, a, block_rows, inside_a, columns, full, 0, 0, 0, COLUMNS, CHUNK)
+        if both:
+            mbarrier.wait(right_empty.index(1), phase)
+            _copy(cache_map, b, block_rows, inside_b, columns, full, 3 * COLUMNS, 1, COLUMNS, COLUMNS, CHUNK)
+        mbarrier.wait(right_empty.index(0), phase)
+        _copy(cache_map, a, block_rows, inside_a, columns, full, COLUMNS, 0, COLUMNS, COLUMNS, CHUNK)
+        _copy(cache_map, a, block_rows, inside_a, rope, full, 0, 0, 2 * COLUMNS, 1, CHUNK)
+        if both:
+            mbarrier.wait(left_empty.index(1), phase)
+            _copy(cache_map, b, block_rows, inside_b, columns, full, 2 * COLUMNS, 1, 0, COLUMNS, CHUNK)
+            _copy(cache_map, b, block_rows, inside_b, rope, full, 1, 1, 2 * COLUMNS, 1, CHUNK)
 
 
 @gluon.jit(
@@ -288,57 +335,48 @@ def hopper_mla_decode(
     """
     flat: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
     CHUNKS: gl.constexpr = TILE // CHUNK
-    # Pieces lie one after another within a column of 64: read as one tile, that is the tensor cores' layout.
-    q_left = gl.allocate_shared_memory(DTYPE, [COLUMNS, ROWS, 64], flat)
-    q_right = gl.allocate_shared_memory(DTYPE, [COLUMNS, ROWS, 64], flat)
-    q_rope = gl.allocate_shared_memory(DTYPE, [ROWS, ROPE], flat)
-    left = gl.allocate_shared_memory(DTYPE, [2 * COLUMNS * CHUNKS, CHUNK, 64], flat)
-    right = gl.allocate_shared_memory(DTYPE, [2 * COLUMNS * CHUNKS, CHUNK, 64], flat)
-    rope = gl.allocate_shared_memory(DTYPE, [2 * CHUNKS, CHUNK, 64], flat)
+    # Pieces of 64 columns, two halves of four a tile. Four one after another are, read as one, the tensor cores' layout of a half.
+    queries = gl.allocate_shared_memory(DTYPE, [PIECES, ROWS, 64], flat)
+    places = gl.allocate_shared_memory(DTYPE, [4 * COLUMNS * CHUNKS, CHUNK, 64], flat)
+    rope_places = gl.allocate_shared_memory(DTYPE, [2 * CHUNKS, CHUNK, 64], flat)
+    columns = shaped_as(places, [4 * COLUMNS, TILE, 64])
+    wide = shaped_as(places, [4, TILE, HALF])
+    rope = shaped_as(rope_places, [2, TILE, ROPE])
     q_full = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
-    left_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    right_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    full = gl.allocate_shared_memory(gl.int64, [2 * PIECES, 1], mbarrier.MBarrierLayout())
     left_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     right_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    told = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
     published = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     summed = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     peaks = gl.allocate_shared_memory(gl.float32, [2, ROWS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     sums = gl.allocate_shared_memory(gl.float32, [2, ROWS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     mbarrier.init(q_full.index(0), count=1)
+    mbarrier.init(told.index(0), count=1)
+    for i in gl.static_range(2 * PIECES):
+        mbarrier.init(full.index(i), count=1)
     for i in gl.static_range(2):
-        mbarrier.init(left_full.index(i), count=1)
-        mbarrier.init(right_full.index(i), count=1)
         mbarrier.init(left_empty.index(i), count=1)
         mbarrier.init(right_empty.index(i), count=1)
         mbarrier.init(published.index(i), count=1)
         mbarrier.init(summed.index(i), count=1)
     fence_async_shared()
-    # Views, and compile-time constants, only stay what they are in a tuple that is written in the call itself.
-    q_left_tile = shaped_as(q_left, [1, ROWS, HALF]).index(0)
-    q_right_tile = shaped_as(q_right, [1, ROWS, HALF]).index(0)
-    left_tiles = shaped_as(left, [2, TILE, HALF])
-    right_tiles = shaped_as(right, [2, TILE, HALF])
-    rope_tiles = shaped_as(rope, [2, TILE, ROPE])
-    left_columns = shaped_as(left, [2 * COLUMNS, TILE, 64])
-    right_columns = shaped_as(right, [2 * COLUMNS, TILE, 64])
+    # Compile-time constants stay so only in a tuple that is written in the call itself.
     gl.warp_specialize(
         [
-            (_multiply, (
-                gl.constexpr(0), out, lse, q_left_tile, q_right_tile, q_rope, left_tiles, right_tiles, rope_tiles,
-                left_columns, right_columns, q_full, left_full, right_full, left_empty, right_empty, peaks, published,
-                sums, summed, seq_lens, query_start_loc, splits, scale, kv_scale, num_tokens, stride_o_token, stride_o_head,
+            (_left, (
+                out, lse, queries, columns, wide, rope, q_full, full, left_empty, peaks, told, published, sums, summed,
+                seq_lens, query_start_loc, splits, scale, kv_scale, num_tokens, stride_o_token, stride_o_head,
                 HEADS, SPLIT, RETURN_LSE,
             )),
-            (_multiply, (
-                gl.constexpr(1), out, lse, q_left_tile, q_right_tile, q_rope, left_tiles, right_tiles, rope_tiles,
-                left_columns, right_columns, q_full, left_full, right_full, left_empty, right_empty, peaks, published,
-                sums, summed, seq_lens, query_start_loc, splits, scale, kv_scale, num_tokens, stride_o_token, stride_o_head,
+            (_right, (
+                out, lse, queries, columns, wide, rope, q_full, full, right_empty, peaks, told, published, sums, summed,
+                seq_lens, query_start_loc, splits, scale, kv_scale, num_tokens, stride_o_token, stride_o_head,
                 HEADS, SPLIT, RETURN_LSE,
             )),
             (_fetch, (
-                query_map, cache_map, q_left, q_right, q_rope, left, right, rope, q_full, left_full, right_full,
-                left_empty, right_empty, table, seq_lens, query_start_loc, splits, block_rows, stride_table,
-                HEADS, BLOCK_SIZE, CHUNK,
+                query_map, cache_map, queries, places, rope_places, q_full, full, left_empty, right_empty,
+                table, seq_lens, query_start_loc, splits, block_rows, stride_table, HEADS, BLOCK_SIZE, CHUNK,
             )),
         ],
         [4, 1],
