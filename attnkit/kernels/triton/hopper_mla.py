@@ -63,41 +63,38 @@ def _extent(seq_lens, query_start_loc, splits, HEADS: gl.constexpr):
 
 
 @gluon.jit
-def _clear(columns, at, unused, COUNT: gl.constexpr):
-    """Zero the rows from `unused` on of COUNT pieces [TILE, 64]: what lies in unused slots of a cache may be NaN."""
-    part: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
-    slot = gl.arange(0, TILE, gl.SliceLayout(1, part))
-    for c in range(0, COUNT):
-        piece = columns.index(at + c)
-        found = piece.load(part)
-        piece.store(gl.where((slot < unused)[:, None], found, gl.zeros([TILE, 64], found.dtype, part)))
+def _there(full, stage: gl.constexpr, SIDE: gl.constexpr, phase, GROUP: gl.constexpr):
+    """Wait for half of a tile."""
+    GROUPS: gl.constexpr = 2 * COLUMNS // GROUP
+    for c in gl.static_range(GROUPS // 2):
+        mbarrier.wait(full.index(stage * (GROUPS + 1) + SIDE * (GROUPS // 2) + c), phase)
 
 
 @gluon.jit
-def _there(full, stage: gl.constexpr, FIRST: gl.constexpr, COUNT: gl.constexpr, phase):
-    """Wait for pieces of a tile."""
-    for c in gl.static_range(COUNT):
-        mbarrier.wait(full.index(stage * PIECES + FIRST + c), phase)
+def _scores(queries, grouped_queries, keys, rope, full, stage: gl.constexpr, phase, GROUP: gl.constexpr):
+    """q . k of a tile: float32 [ROWS, TILE], multiplied in the order in which `_fetch` brings it: of b the right half first.
 
-
-@gluon.jit
-def _scores(queries, columns, rope, full, stage: gl.constexpr, phase, start, limit):
-    """q . k of a tile: float32 [ROWS, TILE], multiplied piece by piece in the order in which `_fetch` brings them."""
+    Keys beyond the limit may give NaN; `_peak` leaves them out.
+    """
+    GROUPS: gl.constexpr = 2 * COLUMNS // GROUP
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
-    if start + TILE > limit:
-        _there(full, stage, 0, PIECES, phase)
-        _clear(columns, stage * 2 * COLUMNS, limit - start, 2 * COLUMNS)
-        _clear(rope, stage, limit - start, 1)
-        fence_async_shared()
     s = gl.zeros([ROWS, TILE], gl.float32, layout)
-    for c in gl.static_range(2 * COLUMNS):
-        piece = (c + stage * COLUMNS) % (2 * COLUMNS)
-        mbarrier.wait(full.index(stage * PIECES + piece), phase)
-        keys = columns.index(stage * 2 * COLUMNS + piece).permute((1, 0))
-        s = warpgroup_mma(queries.index(piece), keys, s, use_acc=c > 0, is_async=True)
-    mbarrier.wait(full.index(stage * PIECES + 2 * COLUMNS), phase)
+    for c in gl.static_range(GROUPS):
+        group = (c + stage * (GROUPS // 2)) % GROUPS
+        mbarrier.wait(full.index(stage * (GROUPS + 1) + group), phase)
+        s = warpgroup_mma(
+            grouped_queries.index(group), keys.index(stage * GROUPS + group).permute((1, 0)), s, use_acc=c > 0, is_async=True
+        )
+    mbarrier.wait(full.index(stage * (GROUPS + 1) + GROUPS), phase)
     s = warpgroup_mma(queries.index(2 * COLUMNS), rope.index(stage).permute((1, 0)), s, is_async=True)
     return warpgroup_mma_wait(0, deps=(s,))
+
+
+@gluon.jit
+def _clean(cleaned, start, limit):
+    """Before the values of the last tile are multiplied: unused slots of a cache may hold NaN, and 0 * NaN is NaN."""
+    if start + TILE > limit:
+        mbarrier.wait(cleaned.index(0), 0)
 
 
 @gluon.jit
@@ -107,12 +104,12 @@ def _pivot(m):
 
 
 @gluon.jit
-def _softmax(s, m, start, visible, scale):
-    """exp2 of a tile and the new maximum, where `m` is the one before."""
-    n = start + gl.arange(0, TILE, gl.SliceLayout(0, s.type.layout))
-    s = gl.where(n[None, :] < visible[:, None], s, float("-inf"))
-    m = gl.maximum(m, gl.max(s, 1) * scale)
-    return gl.exp2(s * scale - _pivot(m)[:, None]), m
+def _masked(s, start, visible, whole):
+    """Scores of the keys that a row sees; of a tile that every row sees whole, as they are."""
+    if start + TILE > whole:
+        n = start + gl.arange(0, TILE, gl.SliceLayout(0, s.type.layout))
+        s = gl.where(n[None, :] < visible[:, None], s, float("-inf"))
+    return s
 
 
 @gluon.jit
@@ -154,9 +151,9 @@ def _write(
 
 @gluon.jit
 def _left(
-    out, lse, queries, columns, wide, rope, q_full, full, left_empty, peaks, told, published, sums, summed,
+    out, lse, queries, grouped_queries, keys, wide, rope, q_full, full, left_empty, cleaned, peaks, told, published, sums, summed,
     seq_lens, query_start_loc, splits, scale, kv_scale, num_tokens, stride_o_token, stride_o_head,
-    HEADS: gl.constexpr, SPLIT: gl.constexpr, RETURN_LSE: gl.constexpr,
+    HEADS: gl.constexpr, SPLIT: gl.constexpr, RETURN_LSE: gl.constexpr, GROUP: gl.constexpr,
 ):  # fmt: skip
     """Warpgroup 0: the scores of every tile a, and the left half of the columns."""
     score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
@@ -164,6 +161,7 @@ def _left(
     score_row: gl.constexpr = gl.SliceLayout(1, score_layout)
     query_start, query_len, first_row, context, first, limit, tiles = _extent(seq_lens, query_start_loc, splits, HEADS)
     visible = gl.minimum(context + (first_row + gl.arange(0, ROWS, score_row)) // HEADS + 1, limit)
+    whole = gl.minimum(context + first_row // HEADS + 1, limit)
     m = gl.full([ROWS], float("-inf"), gl.float32, score_row)
     total = gl.zeros([ROWS], gl.float32, score_row)
     acc = gl.zeros([ROWS, HALF], gl.float32, out_layout)
@@ -172,14 +170,16 @@ def _left(
     for pair in range(0, (tiles + 1) // 2):
         phase = pair & 1
         start = first + pair * (2 * TILE)
-        s = _scores(queries, columns, rope, full, 0, phase, start, limit)
-        p, peak = _softmax(s, m, start, visible, scale)
+        s = _masked(_scores(queries, grouped_queries, keys, rope, full, 0, phase, GROUP), start, visible, whole)
+        peak = gl.maximum(m, gl.max(s, 1) * scale)
         peaks.index(0).store(peak)
         mbarrier.arrive(told.index(0), count=1)
+        p = gl.exp2(s * scale - _pivot(peak)[:, None])
         shrink = gl.exp2(m - _pivot(peak))
-        total = total * shrink + gl.sum(p, 1)
         mine = gl.convert_layout(p.to(queries.dtype), gl.DotOperandLayout(0, out_layout, 2))
-        running = warpgroup_mma(mine, wide.index(0), _shrunk(acc, shrink), is_async=True)
+        _clean(cleaned, start, limit)
+        own = warpgroup_mma(mine, wide.index(0), _shrunk(acc, shrink), is_async=True)
+        total = total * shrink + gl.sum(p, 1)
         if 2 * pair + 1 < tiles:
             mbarrier.wait(published.index(1), phase)
             m = peaks.index(1).load(score_row)
@@ -188,18 +188,19 @@ def _left(
             fence_async_shared()
             mbarrier.arrive(published.index(0), count=1)
             total = total * shrink
-            acc = warpgroup_mma_wait(0, deps=(running,))
+            _there(full, 1, 0, phase, GROUP)
+            _clean(cleaned, start + TILE, limit)
+            acc = warpgroup_mma_wait(0, deps=(own,))
             mbarrier.arrive(left_empty.index(0), count=1)
-            _there(full, 1, 0, COLUMNS, phase)
-            running = warpgroup_mma(rope.index(1), wide.index(2), _shrunk(acc, shrink), is_async=True)
-            acc = warpgroup_mma_wait(0, deps=(running,))
+            theirs = warpgroup_mma(rope.index(1), wide.index(2), _shrunk(acc, shrink), is_async=True)
+            acc = warpgroup_mma_wait(0, deps=(theirs,))
             mbarrier.arrive(left_empty.index(1), count=1)
         else:
             m = peak
             rope.index(0).store(p.to(queries.dtype))
             fence_async_shared()
             mbarrier.arrive(published.index(0), count=1)
-            acc = warpgroup_mma_wait(0, deps=(running,))
+            acc = warpgroup_mma_wait(0, deps=(own,))
     _write(
         0, out, lse, acc, m, total, sums, summed, query_start, query_len, first_row, kv_scale, num_tokens,
         stride_o_token, stride_o_head, HEADS, SPLIT, RETURN_LSE,
@@ -208,9 +209,9 @@ def _left(
 
 @gluon.jit
 def _right(
-    out, lse, queries, columns, wide, rope, q_full, full, right_empty, peaks, told, published, sums, summed,
+    out, lse, queries, grouped_queries, keys, wide, rope, q_full, full, right_empty, cleaned, peaks, told, published, sums, summed,
     seq_lens, query_start_loc, splits, scale, kv_scale, num_tokens, stride_o_token, stride_o_head,
-    HEADS: gl.constexpr, SPLIT: gl.constexpr, RETURN_LSE: gl.constexpr,
+    HEADS: gl.constexpr, SPLIT: gl.constexpr, RETURN_LSE: gl.constexpr, GROUP: gl.constexpr,
 ):  # fmt: skip
     """Warpgroup 1: the scores of every tile b, and the right half of the columns."""
     score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
@@ -218,6 +219,7 @@ def _right(
     score_row: gl.constexpr = gl.SliceLayout(1, score_layout)
     query_start, query_len, first_row, context, first, limit, tiles = _extent(seq_lens, query_start_loc, splits, HEADS)
     visible = gl.minimum(context + (first_row + gl.arange(0, ROWS, score_row)) // HEADS + 1, limit)
+    whole = gl.minimum(context + first_row // HEADS + 1, limit)
     m = gl.full([ROWS], float("-inf"), gl.float32, score_row)
     total = gl.zeros([ROWS], gl.float32, score_row)
     acc = gl.zeros([ROWS, HALF], gl.float32, out_layout)
@@ -225,34 +227,39 @@ def _right(
         mbarrier.wait(q_full.index(0), 0)
     for pair in range(0, (tiles + 1) // 2):
         phase = pair & 1
-        start = first + pair * (2 * TILE)
+        start = first + pair * (2 * TILE) + TILE
         if 2 * pair + 1 < tiles:
-            s = _scores(queries, columns, rope, full, 1, phase, start + TILE, limit)
+            s = _masked(_scores(queries, grouped_queries, keys, rope, full, 1, phase, GROUP), start, visible, whole)
+            peak = gl.max(s, 1) * scale
             mbarrier.wait(told.index(0), phase)
-            p, peak = _softmax(s, peaks.index(0).load(score_row), start + TILE, visible, scale)
-            rope.index(1).store(p.to(queries.dtype))
+            peak = gl.maximum(peak, peaks.index(0).load(score_row))
+            p = gl.exp2(s * scale - _pivot(peak)[:, None])
+            packed = p.to(queries.dtype)
+            rope.index(1).store(packed)
             peaks.index(1).store(peak)
             fence_async_shared()
             mbarrier.arrive(published.index(1), count=1)
             shrink = gl.exp2(m - _pivot(peak))
-            total = total * shrink + gl.sum(p, 1)
             m = peak
-            mine = gl.convert_layout(p.to(queries.dtype), gl.DotOperandLayout(0, out_layout, 2))
-            running = warpgroup_mma(mine, wide.index(3), _shrunk(acc, shrink), is_async=True)
-            acc = warpgroup_mma_wait(0, deps=(running,))
+            _clean(cleaned, start, limit)
+            mine = gl.convert_layout(packed, gl.DotOperandLayout(0, out_layout, 2))
+            own = warpgroup_mma(mine, wide.index(3), _shrunk(acc, shrink), is_async=True)
+            total = total * shrink + gl.sum(p, 1)
+            _there(full, 0, 1, phase, GROUP)
+            acc = warpgroup_mma_wait(0, deps=(own,))
             mbarrier.arrive(right_empty.index(1), count=1)
-            mbarrier.wait(published.index(0), phase)
         else:
             mbarrier.wait(told.index(0), phase)
             peak = peaks.index(0).load(score_row)
             shrink = gl.exp2(m - _pivot(peak))
-            total = total * shrink
             m = peak
+            total = total * shrink
             acc = _shrunk(acc, shrink)
-            mbarrier.wait(published.index(0), phase)
-        _there(full, 0, COLUMNS, COLUMNS, phase)
-        acc = warpgroup_mma(rope.index(0), wide.index(1), acc, is_async=True)
-        acc = warpgroup_mma_wait(0, deps=(acc,))
+            _there(full, 0, 1, phase, GROUP)
+            _clean(cleaned, start - TILE, limit)
+        mbarrier.wait(published.index(0), phase)
+        theirs = warpgroup_mma(rope.index(0), wide.index(1), acc, is_async=True)
+        acc = warpgroup_mma_wait(0, deps=(theirs,))
         mbarrier.arrive(right_empty.index(0), count=1)
     _write(
         1, out, lse, acc, m, total, sums, summed, query_start, query_len, first_row, kv_scale, num_tokens,
@@ -271,26 +278,72 @@ def _pages(pages, start, limit, BLOCK_SIZE: gl.constexpr, CHUNK: gl.constexpr):
 
 @gluon.jit
 def _copy(
-    cache_map, blocks, block_rows, inside, memory, full, at, stage: gl.constexpr, FIRST: gl.constexpr, COUNT: gl.constexpr,
-    CHUNK: gl.constexpr,
+    cache_map, blocks, block_rows, inside, memory, full, stage: gl.constexpr, SIDE: gl.constexpr,
+    CHUNK: gl.constexpr, GROUP: gl.constexpr,
 ):  # fmt: skip
-    """Start the copies of pieces FIRST to FIRST + COUNT - 1 of a tile into `memory` from piece `at` on."""
+    """Start the copies of half a tile."""
     CHUNKS: gl.constexpr = TILE // CHUNK
-    for h in gl.static_range(COUNT):
-        barrier = full.index(stage * PIECES + FIRST + h)
-        mbarrier.expect(barrier, TILE * 64 * 2)
+    GROUPS: gl.constexpr = 2 * COLUMNS // GROUP
+    for h in gl.static_range(GROUPS // 2):
+        group = SIDE * (GROUPS // 2) + h
+        barrier = full.index(stage * (GROUPS + 1) + group)
+        mbarrier.expect(barrier, TILE * 64 * 2 * GROUP)
         for c in gl.static_range(CHUNKS):
-            where = [blocks[c] * block_rows + inside, (FIRST + h) * 64]
-            start_copy(cache_map, where, barrier, memory.index((at + h) * CHUNKS + c))
+            where = [group * GROUP, blocks[c] * block_rows + inside, 0]
+            start_copy(cache_map, where, barrier, memory.index((stage * GROUPS + group) * CHUNKS + c))
+
+
+@gluon.jit
+def _copy_rope(
+    rope_map, blocks, block_rows, inside, rope, full, stage: gl.constexpr, CHUNK: gl.constexpr, GROUP: gl.constexpr
+):
+    CHUNKS: gl.constexpr = TILE // CHUNK
+    GROUPS: gl.constexpr = 2 * COLUMNS // GROUP
+    barrier = full.index(stage * (GROUPS + 1) + GROUPS)
+    mbarrier.expect(barrier, TILE * ROPE * 2)
+    for c in gl.static_range(CHUNKS):
+        start_copy(rope_map, [blocks[c] * block_rows + inside, 2 * HALF], barrier, rope.index(stage * CHUNKS + c))
+
+
+@gluon.jit
+def _clear(strips, full, cleaned, tiles, unused, GROUP: gl.constexpr):
+    """Zero the values of the last tile from row `unused` on, 16 rows of 64 columns at a time."""
+    part: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [1, 1], [1, 0])
+    DOWN: gl.constexpr = TILE // 16
+    GROUPS: gl.constexpr = 2 * COLUMNS // GROUP
+    stage = (tiles - 1) % 2
+    phase = ((tiles - 1) // 2) & 1
+    for c in range(0, 2 * COLUMNS):
+        mbarrier.wait(full.index(stage * (GROUPS + 1) + c // GROUP), phase)
+        for r in range(unused // 16, DOWN):
+            strip = strips.index((stage * 2 * COLUMNS + c) * DOWN + r)
+            found = strip.load(part)
+            slot = r * 16 + gl.arange(0, 16, gl.SliceLayout(1, part))
+            strip.store(gl.where((slot < unused)[:, None], found, gl.zeros([16, 64], found.dtype, part)))
+    fence_async_shared()
+    mbarrier.arrive(cleaned.index(0), count=1)
+
+
+@gluon.jit
+def _ahead(cache, blocks, block_rows, inside, stride_row, CHUNK: gl.constexpr):
+    """Bring a tile into the L2 cache, a thirty-second a lane."""
+    lane = gl.arange(0, 32, gl.BlockedLayout([1], [32], [1], [0]))
+    for c in gl.static_range(TILE // CHUNK):
+        row = (blocks[c] * block_rows + inside).to(gl.int64) + lane * (CHUNK // 16) // 2
+        at = cache + row * stride_row + lane * (CHUNK // 16) % 2 * (HALF + ROPE // 2)
+        if CHUNK == 64:
+            gl.inline_asm_elementwise(
+                "cp.async.bulk.prefetch.L2.global [$1], 2304; mov.u32 $0, 0;", "=r,l", [at], gl.int32, is_pure=False, pack=1
+            )
 
 
 @gluon.jit
 def _fetch(
-    query_map, cache_map, queries, columns, rope, q_full, full, left_empty, right_empty,
-    table, seq_lens, query_start_loc, splits, block_rows, stride_table,
-    HEADS: gl.constexpr, BLOCK_SIZE: gl.constexpr, CHUNK: gl.constexpr,
+    query_map, cache_map, rope_map, cache, queries, places, strips, rope, q_full, full, left_empty, right_empty, cleaned,
+    table, seq_lens, query_start_loc, splits, block_rows, stride_row, stride_table,
+    HEADS: gl.constexpr, BLOCK_SIZE: gl.constexpr, CHUNK: gl.constexpr, GROUP: gl.constexpr, AHEAD: gl.constexpr,
 ):  # fmt: skip
-    """The warp that fetches queries and cache rows, in pieces of 64 columns: each half of a tile as soon as its place is free."""
+    """The warp that fetches queries and cache rows: each half of a tile as soon as its place is free."""
     query_start, _, first_row, _, first, limit, tiles = _extent(seq_lens, query_start_loc, splits, HEADS)
     pages = table + gl.program_id(2).to(gl.int64) * stride_table
     if tiles > 0:
@@ -306,17 +359,26 @@ def _fetch(
         a = _pages(pages, start, limit, BLOCK_SIZE, CHUNK)
         b = _pages(pages, start + TILE, limit, BLOCK_SIZE, CHUNK)
         mbarrier.wait(left_empty.index(0), phase)
-        _copy(cache_map, a, block_rows, inside_a, columns, full, 0, 0, 0, COLUMNS, CHUNK)
+        _copy(cache_map, a, block_rows, inside_a, places, full, 0, 0, CHUNK, GROUP)
         if both:
             mbarrier.wait(right_empty.index(1), phase)
-            _copy(cache_map, b, block_rows, inside_b, columns, full, 3 * COLUMNS, 1, COLUMNS, COLUMNS, CHUNK)
+            _copy(cache_map, b, block_rows, inside_b, places, full, 1, 1, CHUNK, GROUP)
         mbarrier.wait(right_empty.index(0), phase)
-        _copy(cache_map, a, block_rows, inside_a, columns, full, COLUMNS, 0, COLUMNS, COLUMNS, CHUNK)
-        _copy(cache_map, a, block_rows, inside_a, rope, full, 0, 0, 2 * COLUMNS, 1, CHUNK)
+        _copy(cache_map, a, block_rows, inside_a, places, full, 0, 1, CHUNK, GROUP)
+        _copy_rope(rope_map, a, block_rows, inside_a, rope, full, 0, CHUNK, GROUP)
         if both:
             mbarrier.wait(left_empty.index(1), phase)
-            _copy(cache_map, b, block_rows, inside_b, columns, full, 2 * COLUMNS, 1, 0, COLUMNS, CHUNK)
-            _copy(cache_map, b, block_rows, inside_b, rope, full, 1, 1, 2 * COLUMNS, 1, CHUNK)
+            _copy(cache_map, b, block_rows, inside_b, places, full, 1, 0, CHUNK, GROUP)
+            _copy_rope(rope_map, b, block_rows, inside_b, rope, full, 1, CHUNK, GROUP)
+        if AHEAD:
+            if 2 * pair + 3 < tiles:
+                after = start + 2 * TILE
+                inside_a = after % BLOCK_SIZE if BLOCK_SIZE > CHUNK else 0
+                inside_b = (after + TILE) % BLOCK_SIZE if BLOCK_SIZE > CHUNK else 0
+                _ahead(cache, _pages(pages, after, limit, BLOCK_SIZE, CHUNK), block_rows, inside_a, stride_row, CHUNK)
+                _ahead(cache, _pages(pages, after + TILE, limit, BLOCK_SIZE, CHUNK), block_rows, inside_b, stride_row, CHUNK)
+    if (tiles > 0) & (first + tiles * TILE > limit):
+        _clear(strips, full, cleaned, tiles, limit - (first + (tiles - 1) * TILE), GROUP)
 
 
 @gluon.jit(
@@ -324,28 +386,33 @@ def _fetch(
     do_not_specialize_on_alignment=["table", "seq_lens", "query_start_loc"],
 )  # fmt: skip
 def hopper_mla_decode(
-    out, lse, query_map, cache_map, table, seq_lens, query_start_loc,
-    splits, num_tokens, scale, kv_scale, block_rows, stride_o_token, stride_o_head, stride_table,
+    out, lse, query_map, cache_map, rope_map, cache, table, seq_lens, query_start_loc,
+    splits, num_tokens, scale, kv_scale, block_rows, stride_row, stride_o_token, stride_o_head, stride_table,
     DTYPE: gl.constexpr, HEADS: gl.constexpr, BLOCK_SIZE: gl.constexpr, CHUNK: gl.constexpr,
-    SPLIT: gl.constexpr, RETURN_LSE: gl.constexpr,
+    GROUP: gl.constexpr, AHEAD: gl.constexpr, SPLIT: gl.constexpr, RETURN_LSE: gl.constexpr,
 ):  # fmt: skip
     """64 rows of one sequence over one split; `scale` holds log2 e and the cache's scale, `kv_scale` is for the values.
 
     Outputs as in `mla_decode_split`: with SPLIT, out and lse have the split as outermost dimension and lse is in log2.
     """
     flat: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
+    deep: gl.constexpr = gl.NVMMASharedLayout(128, 16, 3)
     CHUNKS: gl.constexpr = TILE // CHUNK
-    # Pieces of 64 columns, two halves of four a tile. Four one after another are, read as one, the tensor cores' layout of a half.
+    GROUPS: gl.constexpr = 2 * COLUMNS // GROUP
+    # Pieces of 64 columns, two halves of four a tile. Some one after another are, read as one, the tensor cores' layout.
     queries = gl.allocate_shared_memory(DTYPE, [PIECES, ROWS, 64], flat)
-    places = gl.allocate_shared_memory(DTYPE, [4 * COLUMNS * CHUNKS, CHUNK, 64], flat)
+    places = gl.allocate_shared_memory(DTYPE, [2 * GROUPS * CHUNKS, GROUP, CHUNK, 64], deep)
     rope_places = gl.allocate_shared_memory(DTYPE, [2 * CHUNKS, CHUNK, 64], flat)
-    columns = shaped_as(places, [4 * COLUMNS, TILE, 64])
-    wide = shaped_as(places, [4, TILE, HALF])
+    grouped_queries = queries._reinterpret(DTYPE, [GROUPS, ROWS, 64 * GROUP], flat)
+    keys = places._reinterpret(DTYPE, [2 * GROUPS, TILE, 64 * GROUP], flat)
+    wide = places._reinterpret(DTYPE, [4, TILE, HALF], flat)
+    strips = places._reinterpret(DTYPE, [4 * COLUMNS * (TILE // 16), 16, 64], flat)
     rope = shaped_as(rope_places, [2, TILE, ROPE])
     q_full = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
-    full = gl.allocate_shared_memory(gl.int64, [2 * PIECES, 1], mbarrier.MBarrierLayout())
+    full = gl.allocate_shared_memory(gl.int64, [2 * GROUPS + 2, 1], mbarrier.MBarrierLayout())
     left_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     right_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    cleaned = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
     told = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
     published = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     summed = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
@@ -353,7 +420,8 @@ def hopper_mla_decode(
     sums = gl.allocate_shared_memory(gl.float32, [2, ROWS], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     mbarrier.init(q_full.index(0), count=1)
     mbarrier.init(told.index(0), count=1)
-    for i in gl.static_range(2 * PIECES):
+    mbarrier.init(cleaned.index(0), count=1)
+    for i in gl.static_range(2 * GROUPS + 2):
         mbarrier.init(full.index(i), count=1)
     for i in gl.static_range(2):
         mbarrier.init(left_empty.index(i), count=1)
@@ -365,18 +433,19 @@ def hopper_mla_decode(
     gl.warp_specialize(
         [
             (_left, (
-                out, lse, queries, columns, wide, rope, q_full, full, left_empty, peaks, told, published, sums, summed,
-                seq_lens, query_start_loc, splits, scale, kv_scale, num_tokens, stride_o_token, stride_o_head,
-                HEADS, SPLIT, RETURN_LSE,
+                out, lse, queries, grouped_queries, keys, wide, rope, q_full, full, left_empty, cleaned, peaks, told, published,
+                sums, summed, seq_lens, query_start_loc, splits, scale, kv_scale, num_tokens, stride_o_token, stride_o_head,
+                HEADS, SPLIT, RETURN_LSE, GROUP,
             )),
             (_right, (
-                out, lse, queries, columns, wide, rope, q_full, full, right_empty, peaks, told, published, sums, summed,
-                seq_lens, query_start_loc, splits, scale, kv_scale, num_tokens, stride_o_token, stride_o_head,
-                HEADS, SPLIT, RETURN_LSE,
+                out, lse, queries, grouped_queries, keys, wide, rope, q_full, full, right_empty, cleaned, peaks, told, published,
+                sums, summed, seq_lens, query_start_loc, splits, scale, kv_scale, num_tokens, stride_o_token, stride_o_head,
+                HEADS, SPLIT, RETURN_LSE, GROUP,
             )),
             (_fetch, (
-                query_map, cache_map, queries, places, rope_places, q_full, full, left_empty, right_empty,
-                table, seq_lens, query_start_loc, splits, block_rows, stride_table, HEADS, BLOCK_SIZE, CHUNK,
+                query_map, cache_map, rope_map, cache, queries, places, strips, rope_places, q_full, full, left_empty, right_empty,
+                cleaned, table, seq_lens, query_start_loc, splits, block_rows, stride_row, stride_table,
+                HEADS, BLOCK_SIZE, CHUNK, GROUP, AHEAD,
             )),
         ],
         [4, 1],

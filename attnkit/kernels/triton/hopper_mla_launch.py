@@ -18,6 +18,8 @@ else:
 
 ROWS = 64
 TILE = 64
+GROUP = 4
+AHEAD = False
 LATENT = 512
 ROPE = 64
 MAX_SPLITS = 64
@@ -87,14 +89,21 @@ def plan(
         part_out = torch.empty(splits, tokens, heads, LATENT, dtype=torch.float32, device=out.device)
         part_lse = torch.empty(splits, tokens, heads, dtype=torch.float32, device=out.device)
     layout = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
+    deep = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=3)
     chunk = min(cache.shape[1], TILE)
+    group = GROUP if chunk == TILE else 1
     rows = rows_of(cache.unsqueeze(2))
     assert rows is not None
     args = {
         "out": part_out,
         "lse": part_lse,
         "query_map": TensorDescriptor(query, [tokens * heads, width], [width, 1], [ROWS, 64], layout),
-        "cache_map": TensorDescriptor(cache, [rows.rows, rows.columns], [rows.stride, 1], [chunk, 64], layout),
+        "cache_map": TensorDescriptor(cache, [8, rows.rows, 64], [64, rows.stride, 1], [group, chunk, 64], deep),
+        "rope_map": TensorDescriptor(cache, [rows.rows, rows.columns], [rows.stride, 1], [chunk, 64], layout),
+        "cache": cache,
+        "stride_row": rows.stride,
+        "GROUP": group,
+        "AHEAD": AHEAD,
         "table": call.block_table,
         "seq_lens": call.seq_lens,
         "query_start_loc": call.query_start_loc,
