@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from attnkit.errors import UsageError, unknown_name
-from attnkit.kernels.triton import attention, cache_write, configs, differential, dual_chunk, mla_decode
+from attnkit.kernels.triton import attention, cache_write, configs, differential, dual_chunk, hopper_mla_launch, mla_decode
 from attnkit.kernels.triton.launch import Launch
 from attnkit.kernels.triton.targets import TARGETS
 from attnkit.spec import (
@@ -214,6 +214,8 @@ def exact(call: Call, arch: str) -> list[Launch]:
             if "SPLITS" in launch.args:
                 programs = math.prod(launch.grid)
                 splits = {configs.decode_splits(programs, n, arch, longest, launch.args["BLOCK_N"]) for n in UNITS}
+            if "SPLIT" in launch.args:
+                splits = {hopper_mla_launch.choose_splits(math.prod(launch.grid), n, longest) for n in UNITS}
         for number in sorted(splits):
             found.extend(first if number == 1 else plan(number))
     return found

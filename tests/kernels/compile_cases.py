@@ -46,10 +46,10 @@ def decode(arch: str, **options) -> list[Launch]:
     return attention.plan_paged(paged(1, 1, 8192, **options), arch=arch)[2]
 
 
-def mla(arch: str, dtype: torch.dtype) -> list[Launch]:
+def mla(arch: str, dtype: torch.dtype, cache: torch.dtype | None = None) -> list[Launch]:
     call = MlaDecode(
         query=torch.empty(16, 128, 576, dtype=dtype),
-        kv_cache=torch.empty(4, 64, 576, dtype=dtype),
+        kv_cache=torch.empty(4, 64, 576).to(cache or dtype),
         block_table=torch.zeros(16, 64, dtype=torch.int32),
         seq_lens=zeros(16),
         query_start_loc=zeros(17),
@@ -86,7 +86,7 @@ def groups(arch: str) -> dict[str, Iterator[list[Launch]]]:
         decode(arch, dtype=sixteen[-1], cache=fp8),
         decode(arch, dtype=sixteen[-1], cache=torch.float8_e5m2),
         prefill(arch, window=(128, 0), softcap=30.0, sinks=torch.empty(32), alibi_slopes=torch.empty(32)),
-        *(mla(arch, t) for t in sixteen if not scalar),
+        *(mla(arch, t, cache) for t in sixteen for cache in (None, fp8) if not scalar),
         *(dual(arch, t, d) for t in sixteen for d in (64, 128, 256)),
         tree(arch),
         differential.plan(differential_call, arch=arch)[1][-1:],

@@ -74,7 +74,7 @@ def test_serving_kernels(arch: str, tmp_path: Path) -> None:
 def test_every_kernel(arch: str, tmp_path: Path) -> None:
     rows = compile_group(arch, "long", tmp_path)
     mla = {"mla_decode_split"} if arch in TENSOR_CORES else set()  # TRITON_MLA does not claim sm_75
-    hopper = {"hopper_prefill"} if arch == "sm_90" else set()
+    hopper = {"hopper_prefill", "hopper_mla_decode"} if arch == "sm_90" else set()
     assert {row["kernel"] for row in rows} == {"paged_prefill", "paged_decode", "dual_chunk_attention", *PLAIN, *mla, *hopper}
     judge(rows, arch)
 

@@ -185,4 +185,5 @@ def test_default_list_covers_every_target():
 
 
 def test_mla_is_planned_where_asked():
-    assert {v.kernel for v in aot.list_kernels(["sm_90"], geometries=["mla-16"])} == {"mla_decode_split", "merge_splits"}
+    for target, decode in (("sm_80", "mla_decode_split"), ("sm_90", "hopper_mla_decode")):
+        assert {v.kernel for v in aot.list_kernels([target], geometries=["mla-16"])} == {decode, "merge_splits"}

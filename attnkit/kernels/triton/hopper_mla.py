@@ -388,7 +388,7 @@ def _fetch(
 def hopper_mla_decode(
     out, lse, query_map, cache_map, rope_map, cache, table, seq_lens, query_start_loc,
     splits, num_tokens, scale, kv_scale, block_rows, stride_row, stride_o_token, stride_o_head, stride_table,
-    DTYPE: gl.constexpr, HEADS: gl.constexpr, BLOCK_SIZE: gl.constexpr, CHUNK: gl.constexpr,
+    HEADS: gl.constexpr, BLOCK_SIZE: gl.constexpr, CHUNK: gl.constexpr,
     GROUP: gl.constexpr, AHEAD: gl.constexpr, SPLIT: gl.constexpr, RETURN_LSE: gl.constexpr,
 ):  # fmt: skip
     """64 rows of one sequence over one split; `scale` holds log2 e and the cache's scale, `kv_scale` is for the values.
@@ -396,6 +396,7 @@ def hopper_mla_decode(
     Outputs as in `mla_decode_split`: with SPLIT, out and lse have the split as outermost dimension and lse is in log2.
     """
     flat: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
+    DTYPE: gl.constexpr = cache_map.dtype
     deep: gl.constexpr = gl.NVMMASharedLayout(128, 16, 3)
     CHUNKS: gl.constexpr = TILE // CHUNK
     GROUPS: gl.constexpr = 2 * COLUMNS // GROUP

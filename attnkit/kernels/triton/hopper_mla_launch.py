@@ -71,7 +71,6 @@ def plan(
     call: MlaDecode, out: Tensor, lse: Tensor | None, units: int, splits: int | None
 ) -> tuple[Tensor, Tensor | None, list[Launch], str]:
     """The launches for a call that `takes` accepts; see `mla_decode.plan`."""
-    from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.language import NVMMASharedLayout
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
@@ -115,7 +114,6 @@ def plan(
         "stride_o_token": part_out.stride(-3),
         "stride_o_head": part_out.stride(-2),
         "stride_table": call.block_table.stride(0),
-        "DTYPE": gl.bfloat16 if query.dtype == torch.bfloat16 else gl.float16,
         "HEADS": heads,
         "BLOCK_SIZE": cache.shape[1],
         "CHUNK": chunk,
