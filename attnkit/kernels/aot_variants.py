@@ -12,7 +12,6 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -171,16 +170,9 @@ def _plans(call: Call, arch: str) -> Iterator[tuple[Callable[[int], list[Launch]
     elif isinstance(call, DualChunkAttention):
         yield lambda n: dual_chunk.plan(call, arch=arch, splits=n)[2], call.paged.max_seq_len
     elif isinstance(call, DifferentialAttention):
-        for which in (0, 1):
-            half = differential.half(call.paged, which)
-            yield partial(_half_launches, half, arch), half.max_seq_len
-        yield lambda _: differential.plan(call, arch=arch)[1][-1:], 0
+        yield lambda n: differential.plan(call, arch=arch, splits=n)[1], call.paged.max_seq_len
     else:
         raise UsageError(f"no Triton kernel of attnkit computes {type(call).__name__}")
-
-
-def _half_launches(half: PagedAttention, arch: str, splits: int) -> list[Launch]:
-    return attention.plan_paged(half, arch=arch, splits=splits)[2]
 
 
 UNITS = range(14, 257)

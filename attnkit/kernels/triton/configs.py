@@ -16,12 +16,16 @@ Op: TypeAlias = Literal["prefill", "decode", "mla", "dual_chunk"]
 
 @dataclass(frozen=True)
 class Tile:
-    """One choice: BLOCK_M query rows by BLOCK_N keys, on `num_warps` warps with `num_stages` loads in flight."""
+    """One choice: BLOCK_M query rows by BLOCK_N keys, on `num_warps` warps with `num_stages` loads in flight.
+
+    `by_warp`: decode by `warp_decode`.
+    """
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
+    by_warp: bool = False
 
 
 FAMILIES: tuple[tuple[str, str], ...] = (
@@ -90,6 +94,12 @@ FULL_PRECISION: dict[Op, dict[int, Tile]] = {
 }
 """float32 inputs, every architecture: exact products run on the scalar units of most, so small tiles cost little."""
 
+WARP_DECODE: dict[tuple[str, bool], dict[int, Tile]] = {
+    ("hopper", False): {64: Tile(16, 64, 4, 3, True), 128: Tile(16, 64, 4, 3, True)},
+    ("hopper", True): {64: Tile(16, 64, 4, 4, True), 128: Tile(16, 64, 4, 4, True), 256: Tile(16, 64, 4, 3, True)},
+}
+"""Decode by `warp_decode` instead of `paged_decode`: family and whether the cache is float8; 16-bit queries."""
+
 INTERPRETER = Tile(32, 32, 4, 1)
 
 SPLIT_CTAS_PER_UNIT: dict[str, int] = {
@@ -126,6 +136,19 @@ def tile(op: Op, arch: str, width: int, element_size: int, *, interpret: bool = 
         return INTERPRETER
     by_width = FULL_PRECISION[op] if element_size == 4 else TILES[family(arch), op]
     return by_width[min(w for w in by_width if w >= width)]
+
+
+def warp_decode(arch: str, width: int, element_size: int, fp8: bool, rows: int) -> Tile | None:
+    """The tile for a decode by `warp_decode`, or None where `paged_decode` is the better one.
+
+    Args:
+        width: the padded head size.
+        element_size: bytes of a query element.
+        rows: query rows (new tokens * heads of the group) of a sequence and key head: a warp holds all their sums in registers.
+    """
+    most = 32 if fp8 and width <= 128 else 16
+    by_width = WARP_DECODE.get((family(arch), fp8), {}) if element_size == 2 and rows <= most else {}
+    return by_width.get(min((w for w in by_width if w >= width), default=0))
 
 
 def decode_splits(programs: int, units: int, arch: str, max_seq_len: int, block_n: int) -> int:

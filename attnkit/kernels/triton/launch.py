@@ -122,6 +122,19 @@ def cache_of(data: Tensor, target: Target) -> Cache:
     return Cache(data, tiles.FP8_NATIVE.value) if native else Cache(data.view(torch.uint8), _BITS[name])
 
 
+def pairs_of(data: Tensor, target: Target) -> Cache | None:
+    """A float8 cache as uint16, two neighbouring columns an element, for `warp_decode`; None where it cannot be so read."""
+    name = str(data.dtype).removeprefix("torch.")
+    odd = any(number % 2 for number in (data.shape[-1], data.storage_offset(), *data.stride()[:-1]))
+    if name not in _BITS or odd or data.stride(-1) != 1:
+        return None
+    by_instruction = {"float8_e4m3fn": tiles.FP8_E4M3_PAIRS.value, "float8_e5m2": tiles.FP8_E5M2_PAIRS.value}
+    code = _BITS[name]
+    if target.arch.startswith("sm_") and not tiles.INTERPRET.value:
+        code = by_instruction.get(name, code)
+    return Cache(data.view(torch.uint16), code)
+
+
 def padded(width: int) -> int:
     """The next power of two, at least 16: what `tl.arange` and `tl.dot` take."""
     return max(16, 1 << (width - 1).bit_length())

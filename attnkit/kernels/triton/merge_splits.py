@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_wait
 
 from attnkit.kernels.triton.launch import Launch, padded
 from attnkit.kernels.triton.tiles import LN2
@@ -25,12 +26,15 @@ def merge_splits(
     out, lse, part_out, part_lse, query_start_loc,
     num_tokens, longest, stride_o_token, stride_o_head,
     HEAD_DIM_V: tl.constexpr, BLOCK_DV: tl.constexpr, SPLITS: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
-    TOKENS: tl.constexpr, RETURN_LSE: tl.constexpr,
+    TOKENS: tl.constexpr, RETURN_LSE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One (token, head). part_out [SPLITS, num_tokens, heads, HEAD_DIM_V], part_lse [SPLITS, num_tokens, heads] in log2.
 
     program 0: TOKENS candidate tokens a sequence; sequences with more than `longest` new tokens are not ours.
+    EARLY: launched while the split kernel still runs (programmatic dependent launch, sm_90 on), whose end it waits for here.
     """
+    if EARLY:
+        gdc_wait()
     seq = tl.program_id(0) // TOKENS
     node = tl.program_id(0) % TOKENS
     head = tl.program_id(1)
@@ -69,8 +73,9 @@ def plan_merge(
     query_start_loc: Tensor,
     num_seqs: int,
     longest: int,
+    early: bool = False,
 ) -> Launch:
-    """The launch of `merge_splits` for part_out [splits, num_tokens, heads, head_dim_v]."""
+    """The launch of `merge_splits` for part_out [splits, num_tokens, heads, head_dim_v]; `early`: see there, EARLY."""
     splits, tokens, heads, head_dim_v = part_out.shape
     args = {
         "out": out,
@@ -88,5 +93,6 @@ def plan_merge(
         "BLOCK_SPLITS": 1 << (splits - 1).bit_length(),
         "TOKENS": longest,
         "RETURN_LSE": lse is not None,
+        "EARLY": early,
     }
-    return Launch(merge_splits, (num_seqs * longest, heads), args, 4, 1)
+    return Launch(merge_splits, (num_seqs * longest, heads), args, 4, 1, {"launch_pdl": True} if early else {})
