@@ -12,13 +12,12 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 
 from attnkit.errors import UsageError, unknown_name
-from attnkit.kernels.triton import attention, cache_write, configs, differential, dual_chunk, hopper_mla_launch, mla_decode
+from attnkit.kernels.triton import attention, cache_write, configs, differential, dual_chunk, mla_decode
 from attnkit.kernels.triton.launch import Launch
 from attnkit.kernels.triton.targets import TARGETS
 from attnkit.spec import (
@@ -171,16 +170,9 @@ def _plans(call: Call, arch: str) -> Iterator[tuple[Callable[[int], list[Launch]
     elif isinstance(call, DualChunkAttention):
         yield lambda n: dual_chunk.plan(call, arch=arch, splits=n)[2], call.paged.max_seq_len
     elif isinstance(call, DifferentialAttention):
-        for which in (0, 1):
-            half = differential.half(call.paged, which)
-            yield partial(_half_launches, half, arch), half.max_seq_len
-        yield lambda _: differential.plan(call, arch=arch)[1][-1:], 0
+        yield lambda n: differential.plan(call, arch=arch, splits=n)[1], call.paged.max_seq_len
     else:
         raise UsageError(f"no Triton kernel of attnkit computes {type(call).__name__}")
-
-
-def _half_launches(half: PagedAttention, arch: str, splits: int) -> list[Launch]:
-    return attention.plan_paged(half, arch=arch, splits=splits)[2]
 
 
 UNITS = range(14, 257)
@@ -207,15 +199,12 @@ def exact(call: Call, arch: str) -> list[Launch]:
     Unlike `launches`, which takes the call for one of its kind in a serving engine, whose batches have any size.
     """
     found: list[Launch] = []
-    for plan, longest in _plans(call, arch):
+    for plan, _ in _plans(call, arch):
         first = plan(1)
         splits = {1}
         for launch in first:
-            if "SPLITS" in launch.args:
-                programs = math.prod(launch.grid)
-                splits = {configs.decode_splits(programs, n, arch, longest, launch.args["BLOCK_N"]) for n in UNITS}
-            if "SPLIT" in launch.args:
-                splits = {hopper_mla_launch.choose_splits(math.prod(launch.grid), n, longest) for n in UNITS}
+            if launch.splits_for is not None:
+                splits = {launch.splits_for(n) for n in UNITS}
         for number in sorted(splits):
             found.extend(first if number == 1 else plan(number))
     return found

@@ -19,6 +19,7 @@ import torch
 from attnkit.backends import registry
 from attnkit.reference import reference
 from attnkit.spec import (
+    AttentionOutput,
     DifferentialAttention,
     DualChunkAttention,
     MlaDecode,
@@ -64,14 +65,14 @@ def paged(
 
 
 def case(
-    name: str, backend: str, make: Callable[[], Any], loose: float = 1.0, spoil: Callable[[Any], Any] | None = None
+    name: str, backend: Any, make: Callable[[], Any], loose: float = 1.0, spoil: Callable[[Any], Any] | None = None
 ) -> None:
     """Register: run `make()` (or what `spoil` makes of it) and judge it against float64."""
 
     def run() -> dict[str, Any]:
         call = make()
         exact = reference(call)
-        got = registry.get(backend).run(spoil(call) if spoil else call)
+        got = (registry.get(backend) if isinstance(backend, str) else backend).run(spoil(call) if spoil else call)
         eps = torch.finfo(got.out.dtype).eps
         error = (got.out.double() - exact.out).abs()
         row = {
@@ -179,13 +180,62 @@ def dual(new: list[int], lens: list[int], chunk: int, local: int, original: int 
     return DualChunkAttention(paged(new, lens), chunk, local, angle.cos(), angle.sin(), original)
 
 
-def differential(new: list[int], lens: list[int], weight: bool) -> DifferentialAttention:
-    batch = replace(paged(new, lens, heads=8, kv_heads=4, dim=32), return_lse=False, out=None)
+def differential(new: list[int], lens: list[int], weight: bool, cache=None) -> DifferentialAttention:
+    batch = replace(paged(new, lens, heads=8, kv_heads=4, dim=32, cache=cache), return_lse=False, out=None)
     out = torch.full((sum(new), 4, 64), float("nan"), dtype=F16)
     return DifferentialAttention(replace(batch, out=out), 0.5, 0.3, torch.randn(64) if weight else None)
 
 
+class Hopper:
+    """Our kernels as they are chosen for sm_90; of decodes, warp_decode."""
+
+    def run(self, call: PagedAttention | TreeAttention) -> AttentionOutput:
+        from attnkit.kernels.triton import attention
+
+        batch, mask = (call.paged, call.tree_mask) if isinstance(call, TreeAttention) else (call, None)
+        if mask is not None:
+            batch = replace(batch, softmax=replace(batch.softmax, causal=False))
+        out, lse, kernel = attention.paged(batch, tree_mask=mask, arch="sm_90")
+        return AttentionOutput(out, lse, kernel)
+
+
+def spread(call: PagedAttention) -> PagedAttention:
+    """Queries of very unlike rows: 2^-20 to 2^40 of the usual, more than float16 holds, with a scale that evens it out."""
+    powers = torch.tensor([-20.0, -3.0, 3.0, 40.0])[torch.arange(call.query.shape[1]) % 4]
+    rows = call.query.float() * torch.exp2(powers)[None, :, None]
+    return replace(call, query=rows.to(call.query.dtype), softmax=replace(call.softmax, softmax_scale=2.0**-10))
+
+
 case("large-scores", "TRITON_ATTN", large_scores)
+E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
+ONE, ONE_LENS = [1, 1, 1, 1], [1, 63, 64, 300]
+slopes = torch.tensor([0.5, 0.25, 0.1, 0.05])
+case("warp", Hopper(), lambda: paged(ONE, ONE_LENS))
+case("warp-bf16", Hopper(), lambda: paged(ONE, ONE_LENS, dtype=BF16, dim=128))
+case("warp-one-split", Hopper(), lambda: paged([1] * 3, [1, 63, 100]))
+case("warp-block-128", Hopper(), lambda: paged(ONE, ONE_LENS, block=128))
+case("warp-dim-80", Hopper(), lambda: paged(ONE, ONE_LENS, dim=80, dtype=BF16))
+case("warp-window", Hopper(), lambda: paged([1, 1], [300, 9], window=(70, 0)))
+case("warp-softcap", Hopper(), lambda: paged(ONE, ONE_LENS, softcap=5.0), loose=1.5)
+case("warp-alibi", Hopper(), lambda: paged(ONE, ONE_LENS, alibi_slopes=slopes))
+case("warp-sinks", Hopper(), lambda: paged(ONE, ONE_LENS, sinks=torch.tensor([1.0, -2.0, 0.0, 5.0])))
+case("warp-tree", Hopper(), lambda: tree(4, 4, (300, 50)))
+case("warp-speculative", Hopper(), lambda: paged([3, 3], [50, 300], heads=8))
+for fp8 in (E4M3, E5M2):
+    for dtype in (F16, BF16):
+        case(
+            f"warp-{str(fp8)[6:]}-{str(dtype)[6:]}",
+            Hopper(),
+            lambda f=fp8, d=dtype: paged(ONE, ONE_LENS, cache=f, dtype=d, dim=128),
+            loose=1.5,
+        )
+case("warp-fp8-dim-80", Hopper(), lambda: paged(ONE, ONE_LENS, cache=E4M3, dim=80), loose=2)
+case("warp-fp8-dim-256", Hopper(), lambda: paged(ONE, ONE_LENS, cache=E4M3, dim=256, dtype=BF16), loose=2)
+case("warp-fp8-rows", Hopper(), lambda: paged([5, 5], [90, 300], heads=8, cache=E4M3, dtype=BF16), loose=2)
+case("warp-fp8-softcap", Hopper(), lambda: paged(ONE, ONE_LENS, cache=E4M3, softcap=5.0, dtype=BF16), loose=2)
+case("warp-fp8-alibi", Hopper(), lambda: paged(ONE, ONE_LENS, cache=E4M3, alibi_slopes=slopes), loose=2)
+case("warp-fp8-sinks", Hopper(), lambda: paged(ONE, ONE_LENS, cache=E4M3, sinks=torch.tensor([1.0, -2.0, 0.0, 5.0])), loose=2)
+case("warp-fp8-rows-apart", Hopper(), lambda: spread(paged(ONE, ONE_LENS, cache=E4M3, dtype=BF16)), loose=2)
 case("strided-cache", "TRITON_ATTN", strided)
 case("varlen", "TRITON_ATTN", lambda: varlen(True))
 case("varlen-non-causal", "TRITON_ATTN", lambda: varlen(False))
@@ -201,6 +251,17 @@ for chunk, local in ((40, 8), (1024, 64)):
 case("dual-decode", "DUAL_CHUNK_FLASH_ATTN", lambda: dual([1, 1], [300, 33], 40, 8, 32), loose=1.5)
 case("differential", "DIFFERENTIAL_FLASH_ATTN", lambda: differential([70, 1], [90, 200], True), loose=2)
 case("differential-decode", "DIFFERENTIAL_FLASH_ATTN", lambda: differential([1, 1], [300, 33], False), loose=2)
+case("differential-decode-fp8", "DIFFERENTIAL_FLASH_ATTN", lambda: differential([1, 1], [300, 33], True, cache=E4M3), loose=3)
+
+
+def apart() -> DifferentialAttention:
+    """Keys whose heads do not lie side by side: not to be seen as pairs, so two passes."""
+    call = differential([1, 1], [300, 33], True)
+    key = call.paged.key_cache.transpose(1, 2).contiguous().transpose(1, 2)
+    return replace(call, paged=replace(call.paged, key_cache=key))
+
+
+case("differential-apart", "DIFFERENTIAL_FLASH_ATTN", apart, loose=2)
 
 
 def wrong_scale(call: PagedAttention) -> PagedAttention:

@@ -17,6 +17,29 @@ pytest.importorskip("triton", reason="Triton is not installed here")
 PREFILL, DECODE, SPLIT = "triton_paged_prefill", "triton_paged_decode", "triton_paged_decode_split"
 BOTH, BOTH_SPLIT = f"{PREFILL}+{DECODE}", f"{PREFILL}+{SPLIT}"
 
+WARP_CASES = (
+    "warp",
+    "warp-bf16",
+    "warp-block-128",
+    "warp-dim-80",
+    "warp-window",
+    "warp-softcap",
+    "warp-alibi",
+    "warp-sinks",
+    "warp-speculative",
+    "warp-float8_e4m3fn-float16",
+    "warp-float8_e4m3fn-bfloat16",
+    "warp-float8_e5m2-float16",
+    "warp-float8_e5m2-bfloat16",
+    "warp-fp8-dim-80",
+    "warp-fp8-dim-256",
+    "warp-fp8-rows",
+    "warp-fp8-softcap",
+    "warp-fp8-alibi",
+    "warp-fp8-sinks",
+    "warp-fp8-rows-apart",
+)
+
 KERNELS = {
     "prefill": PREFILL,
     "prefill-odd-lengths": BOTH,
@@ -63,7 +86,12 @@ KERNELS = {
     "dual-1024": "triton_dual_chunk",
     "dual-decode": "triton_dual_chunk_split",
     "differential": f"2*({BOTH_SPLIT})+triton_differential_combine",
-    "differential-decode": f"2*({SPLIT})+triton_differential_combine",
+    "differential-decode": f"triton_differential_spread+{SPLIT}+triton_differential_combine",
+    "differential-decode-fp8": f"triton_differential_spread+{SPLIT}+triton_differential_combine",
+    "differential-apart": f"2*({SPLIT})+triton_differential_combine",
+    **dict.fromkeys(WARP_CASES, "triton_warp_decode_split"),
+    "warp-one-split": "triton_warp_decode",
+    "warp-tree": "triton_tree:triton_warp_decode_split",
 }
 WRITES = ("float16", "bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
 PLANTED = ("planted-scale", "planted-block")

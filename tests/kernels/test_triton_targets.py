@@ -27,7 +27,7 @@ TENSOR_CORES = [arch for arch in TARGETS if arch != "sm_75"]
 KINDS = {"sm_75", "sm_80", "sm_90", "gfx942", "gfx1100"}
 """One each of those that compile alike, and not sm_100, which takes twice as long as any: of it the serving kernels."""
 
-PLAIN = {"merge_splits", "cache_write", "differential_combine"}
+PLAIN = {"merge_splits", "cache_write", "differential_combine", "differential_spread"}
 """Kernels that multiply no matrices."""
 
 
@@ -63,7 +63,8 @@ def test_every_claimed_architecture_is_compiled_for() -> None:
 def test_serving_kernels(arch: str, tmp_path: Path) -> None:
     rows = compile_group(arch, "short", tmp_path)
     prefill = "hopper_prefill" if arch == "sm_90" else "paged_prefill"
-    assert [row["kernel"] for row in rows] == [prefill, "paged_decode", "merge_splits"]
+    decode = "warp_decode" if arch == "sm_90" else "paged_decode"
+    assert [row["kernel"] for row in rows] == [prefill, decode, "merge_splits"]
     judge(rows, arch)
 
 
@@ -74,7 +75,7 @@ def test_serving_kernels(arch: str, tmp_path: Path) -> None:
 def test_every_kernel(arch: str, tmp_path: Path) -> None:
     rows = compile_group(arch, "long", tmp_path)
     mla = {"mla_decode_split"} if arch in TENSOR_CORES else set()  # TRITON_MLA does not claim sm_75
-    hopper = {"hopper_prefill", "hopper_mla_decode"} if arch == "sm_90" else set()
+    hopper = {"hopper_prefill", "hopper_mla_decode", "warp_decode"} if arch == "sm_90" else set()
     assert {row["kernel"] for row in rows} == {"paged_prefill", "paged_decode", "dual_chunk_attention", *PLAIN, *mla, *hopper}
     judge(rows, arch)
 

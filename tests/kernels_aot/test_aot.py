@@ -179,7 +179,8 @@ def test_default_list_covers_every_target():
     for target in ALL:
         kernels = {v.kernel for v in listed if v.target == target}
         prefill = "hopper_prefill" if target == "sm_90" else "paged_prefill"
-        assert {prefill, "paged_decode", "merge_splits", "cache_write"} <= kernels, target
+        decode = "warp_decode" if target == "sm_90" else "paged_decode"
+        assert {prefill, decode, "merge_splits", "cache_write"} <= kernels, target
     by_target = {t: len([v for v in listed if v.target == t]) for t in ALL}
     assert by_target["sm_75"] < by_target["sm_90"] < by_target["gfx942"], "one dtype; two; two and large caches"
 

@@ -16,10 +16,11 @@ import torch
 from attnkit.errors import UnsupportedError
 from attnkit.kernels.triton import configs, hopper
 from attnkit.kernels.triton.configs import Tile
-from attnkit.kernels.triton.launch import Launch, Target, cache_of, padded, require_rows, run_all, target_of
+from attnkit.kernels.triton.launch import Cache, Launch, Target, cache_of, padded, pairs_of, require_rows, run_all, target_of
 from attnkit.kernels.triton.merge_splits import plan_merge
 from attnkit.kernels.triton.paged_decode import paged_decode
 from attnkit.kernels.triton.paged_prefill import paged_prefill
+from attnkit.kernels.triton.warp_decode import warp_decode
 from attnkit.spec import PagedAttention, Softmax, VarlenAttention
 
 if TYPE_CHECKING:
@@ -131,26 +132,16 @@ def plan_paged(
     key, value = cache_of(call.key_cache, target), cache_of(call.value_cache, target)
     require_rows("key_cache", key.data)
     require_rows("value_cache", value.data)
-    strides = {
-        "stride_k_block": key.data.stride(0),
-        "stride_k_token": key.data.stride(1),
-        "stride_k_head": key.data.stride(2),
-        "stride_v_block": value.data.stride(0),
-        "stride_v_token": value.data.stride(1),
-        "stride_v_head": value.data.stride(2),
+    common = {
+        "query": query,
+        **_cache_args(key, value),
         "stride_q_token": query.stride(0),
         "stride_q_head": query.stride(1),
         "stride_table": call.block_table.stride(0),
-    }
-    common = {
-        "query": query,
-        "key": key.data,
-        "value": value.data,
         "table": call.block_table,
         "seq_lens": call.seq_lens,
         "query_start_loc": call.query_start_loc,
         "v_scale": float(call.v_scale),
-        **strides,
         **_softmax_args(call.softmax, tree_mask, call.k_scale),
         "GROUP": group,
         "HEAD_DIM": head_dim,
@@ -158,14 +149,16 @@ def plan_paged(
         "BLOCK_D": padded(head_dim),
         "BLOCK_DV": padded(head_dim_v),
         "BLOCK_SIZE": call.key_cache.shape[1],
-        "SAME_STRIDES": key.data.stride()[:2] == value.data.stride()[:2],
-        "FP8": key.fp8,
     }
     width = padded(max(head_dim, head_dim_v))
     size = query.element_size()
     given = prefill_tile
     prefill_tile = given or configs.tile("prefill", target.arch, width, size, interpret=target.interpret)
-    decode_tile = decode_tile or configs.tile("decode", target.arch, width, size, interpret=target.interpret)
+    given_warps = warps = decode_tile if decode_tile is not None and decode_tile.by_warp else None
+    if decode_tile is None:
+        warps = configs.warp_decode(target.arch, width, size, key.fp8 != 0, call.max_query_len * group)
+    if decode_tile is None or decode_tile.by_warp:
+        decode_tile = configs.tile("decode", target.arch, width, size, interpret=target.interpret)
 
     uniform = tokens == num_seqs * call.max_query_len
     if call.max_query_len * group <= MAX_DECODE_ROWS and (uniform or call.max_query_len == 1):
@@ -184,11 +177,36 @@ def plan_paged(
         launches.append(_prefill(out, lse, common, prefill_tile, tokens, num_seqs, kv_heads, shortest))
         names.append("triton_paged_prefill")
     if longest:
-        decode, name = _decode(out, lse, common, decode_tile, target, call.max_seq_len, num_seqs, kv_heads, longest, splits)
+        if warps is not None and key.fp8:
+            pairs = (pairs_of(call.key_cache, target), pairs_of(call.value_cache, target))
+            if pairs[0] is None or pairs[1] is None:
+                warps = None
+            else:
+                decode_tile, common = warps, {**common, **_cache_args(pairs[0], pairs[1])}
+        elif given_warps:
+            decode_tile = given_warps
+        decode, name = _decode(
+            out, lse, common, decode_tile, warps, target, call.max_seq_len, num_seqs, kv_heads, longest, splits
+        )
         launches.extend(decode)
         names.append(name)
     tree = "triton_tree:" if tree_mask is not None else ""
     return out, lse, launches, tree + "+".join(names)
+
+
+def _cache_args(key: Cache, value: Cache) -> dict[str, Any]:
+    return {
+        "key": key.data,
+        "value": value.data,
+        "stride_k_block": key.data.stride(0),
+        "stride_k_token": key.data.stride(1),
+        "stride_k_head": key.data.stride(2),
+        "stride_v_block": value.data.stride(0),
+        "stride_v_token": value.data.stride(1),
+        "stride_v_head": value.data.stride(2),
+        "SAME_STRIDES": key.data.stride()[:2] == value.data.stride()[:2],
+        "FP8": key.fp8,
+    }
 
 
 def _prefill(
@@ -224,6 +242,7 @@ def _decode(
     lse: Tensor | None,
     common: dict[str, Any],
     tile: Tile,
+    warps: Tile | None,
     target: Target,
     max_seq_len: int,
     num_seqs: int,
@@ -231,11 +250,22 @@ def _decode(
     longest: int,
     splits: int | None,
 ) -> tuple[list[Launch], str]:
+    """`warps`: the tile of `warp_decode`, where that may take the place of `tile`."""
     rows = longest * common["GROUP"]
     block_m = min(max(tile.block_m, padded(rows)), MAX_DECODE_ROWS)
     row_tiles = -(-rows // block_m)
+    programs = num_seqs * kv_heads * row_tiles
+
+    def splits_for(units: int) -> int:
+        number = configs.decode_splits(programs, units, target.arch, max_seq_len, tile.block_n, tile.per_unit)
+        if warps is not None and number <= configs.WARP_SPLITS:
+            number = configs.decode_splits(programs, units, target.arch, max_seq_len, warps.block_n, warps.per_unit)
+        return number
+
     if splits is None:
-        splits = configs.decode_splits(num_seqs * kv_heads * row_tiles, target.units, target.arch, max_seq_len, tile.block_n)
+        splits = splits_for(target.units)
+    if warps is not None and splits <= configs.WARP_SPLITS:
+        tile = warps
     tokens, heads, head_dim_v = out.shape
     part_out, part_lse = out, lse
     if splits > 1:
@@ -255,11 +285,16 @@ def _decode(
         "ROW_TILES": row_tiles,
         "RETURN_LSE": lse is not None,
     }
-    decode = Launch(paged_decode, (kv_heads, splits * row_tiles, num_seqs), args, tile.num_warps, tile.num_stages)
+    if tile.by_warp:
+        args["WARPS"] = tile.num_warps
+    kernel = warp_decode if tile.by_warp else paged_decode
+    grid = (kv_heads, splits * row_tiles, num_seqs)
+    decode = Launch(kernel, grid, args, tile.num_warps, tile.num_stages, splits_for=splits_for)
+    name = f"triton_{kernel.fn.__name__}"
     if splits == 1:
-        return [decode], "triton_paged_decode"
+        return [decode], name
     merge = plan_merge(out, lse, part_out, part_lse, common["query_start_loc"], num_seqs, longest)
-    return [decode, merge], "triton_paged_decode_split"
+    return [decode, merge], f"{name}_split"
 
 
 def plan_varlen(

@@ -16,12 +16,17 @@ Op: TypeAlias = Literal["prefill", "decode", "mla", "dual_chunk"]
 
 @dataclass(frozen=True)
 class Tile:
-    """One choice: BLOCK_M query rows by BLOCK_N keys, on `num_warps` warps with `num_stages` loads in flight."""
+    """One choice: BLOCK_M query rows by BLOCK_N keys, on `num_warps` warps with `num_stages` loads in flight.
+
+    `by_warp`: decode by `warp_decode`; `per_unit`: programs that then keep a multiprocessor busy, 0 for those of its family.
+    """
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
+    by_warp: bool = False
+    per_unit: int = 0
 
 
 FAMILIES: tuple[tuple[str, str], ...] = (
@@ -90,6 +95,15 @@ FULL_PRECISION: dict[Op, dict[int, Tile]] = {
 }
 """float32 inputs, every architecture: exact products run on the scalar units of most, so small tiles cost little."""
 
+WARP_DECODE: dict[tuple[str, bool], dict[int, Tile]] = {
+    ("hopper", False): {64: Tile(16, 64, 4, 3, True), 128: Tile(16, 64, 4, 3, True, per_unit=1)},
+    ("hopper", True): {64: Tile(16, 64, 4, 4, True), 128: Tile(16, 64, 2, 3, True), 256: Tile(16, 64, 4, 3, True)},
+}
+"""Decode by `warp_decode` instead of `paged_decode`: family and whether the cache is float8; 16-bit queries."""
+
+WARP_SPLITS = 4
+"""Where a batch has so few sequences and heads that a 16-bit cache is cut into more splits, `paged_decode` answers sooner."""
+
 INTERPRETER = Tile(32, 32, 4, 1)
 
 SPLIT_CTAS_PER_UNIT: dict[str, int] = {
@@ -128,17 +142,31 @@ def tile(op: Op, arch: str, width: int, element_size: int, *, interpret: bool = 
     return by_width[min(w for w in by_width if w >= width)]
 
 
-def decode_splits(programs: int, units: int, arch: str, max_seq_len: int, block_n: int) -> int:
+def warp_decode(arch: str, width: int, element_size: int, fp8: bool, rows: int) -> Tile | None:
+    """The tile for a decode by `warp_decode`, or None where `paged_decode` is the better one.
+
+    Args:
+        width: the padded head size.
+        element_size: bytes of a query element.
+        rows: query rows (new tokens * heads of the group) of a sequence and key head: a warp holds all their sums in registers.
+    """
+    most = 32 if fp8 and width <= 128 else 16
+    by_width = WARP_DECODE.get((family(arch), fp8), {}) if element_size == 2 and rows <= most else {}
+    return by_width.get(min((w for w in by_width if w >= width), default=0))
+
+
+def decode_splits(programs: int, units: int, arch: str, max_seq_len: int, block_n: int, per_unit: int = 0) -> int:
     """How many runs to cut the keys of a decode into, from host numbers alone.
 
-    Enough to fill the device `SPLIT_CTAS_PER_UNIT` times, in powers of two so that few variants are compiled, but at least
+    Enough to fill the device `per_unit` times, in powers of two so that few variants are compiled, but at least
     `MIN_TILES_PER_SPLIT` tiles each.
 
     Args:
         programs: sequences * key heads * row tiles.
         units: multiprocessors of the device.
+        per_unit: 0 for `SPLIT_CTAS_PER_UNIT` of the architecture's family.
     """
-    capacity = units * SPLIT_CTAS_PER_UNIT[family(arch)]
+    capacity = units * (per_unit or SPLIT_CTAS_PER_UNIT[family(arch)])
     useful = max(1, max_seq_len // (block_n * MIN_TILES_PER_SPLIT))
     splits = 1
     while splits * 2 <= min(useful, MAX_SPLITS) and programs * splits * 2 <= capacity:

@@ -60,10 +60,15 @@ def plan(
     tile = tile or configs.tile("dual_chunk", target.arch, head_dim, query.element_size(), interpret=target.interpret)
     block_m = min(tile.block_m, padded(paged.max_query_len * group))
     tiles = tokens * group // block_m + num_seqs
-    if splits is None:
-        splits = configs.decode_splits(tiles * kv_heads, target.units, target.arch, paged.max_seq_len, tile.block_n)
+    block_n = tile.block_n
+
+    def splits_for(units: int) -> int:
         if paged.max_query_len * group > block_m:
-            splits = 1
+            return 1
+        return configs.decode_splits(tiles * kv_heads, units, target.arch, paged.max_seq_len, block_n)
+
+    if splits is None:
+        splits = splits_for(target.units)
     part_out, part_lse = out, lse
     if splits > 1:
         part_out = torch.empty(splits, tokens, heads, head_dim, dtype=torch.float32, device=out.device)
@@ -109,7 +114,8 @@ def plan(
         "FP8": key.fp8,
         "RETURN_LSE": lse is not None,
     }
-    attention = Launch(dual_chunk_attention, (tiles, kv_heads, splits), args, tile.num_warps, tile.num_stages)
+    grid = (tiles, kv_heads, splits)
+    attention = Launch(dual_chunk_attention, grid, args, tile.num_warps, tile.num_stages, splits_for=splits_for)
     if splits == 1:
         return out, lse, [attention], "triton_dual_chunk"
     merge = plan_merge(out, lse, part_out, part_lse, paged.query_start_loc, num_seqs, paged.max_query_len)

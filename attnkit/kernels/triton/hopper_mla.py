@@ -63,29 +63,26 @@ def _extent(seq_lens, query_start_loc, splits, HEADS: gl.constexpr):
 
 
 @gluon.jit
-def _there(full, stage: gl.constexpr, SIDE: gl.constexpr, phase, GROUP: gl.constexpr):
+def _there(full, stage: gl.constexpr, SIDE: gl.constexpr, phase):
     """Wait for half of a tile."""
-    GROUPS: gl.constexpr = 2 * COLUMNS // GROUP
-    for c in gl.static_range(GROUPS // 2):
-        mbarrier.wait(full.index(stage * (GROUPS + 1) + SIDE * (GROUPS // 2) + c), phase)
+    for c in gl.static_range(COLUMNS):
+        mbarrier.wait(full.index(stage * PIECES + SIDE * COLUMNS + c), phase)
 
 
 @gluon.jit
-def _scores(queries, grouped_queries, keys, rope, full, stage: gl.constexpr, phase, GROUP: gl.constexpr):
-    """q . k of a tile: float32 [ROWS, TILE], multiplied in the order in which `_fetch` brings it: of b the right half first.
+def _scores(queries, keys, rope, full, stage: gl.constexpr, phase):
+    """q . k of a tile: float32 [ROWS, TILE], multiplied piece by piece in the order in which `_fetch` brings them.
 
-    Keys beyond the limit may give NaN; `_peak` leaves them out.
+    Of b the right half comes first. Keys beyond the limit may give NaN; `_masked` leaves them out.
     """
-    GROUPS: gl.constexpr = 2 * COLUMNS // GROUP
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     s = gl.zeros([ROWS, TILE], gl.float32, layout)
-    for c in gl.static_range(GROUPS):
-        group = (c + stage * (GROUPS // 2)) % GROUPS
-        mbarrier.wait(full.index(stage * (GROUPS + 1) + group), phase)
-        s = warpgroup_mma(
-            grouped_queries.index(group), keys.index(stage * GROUPS + group).permute((1, 0)), s, use_acc=c > 0, is_async=True
-        )
-    mbarrier.wait(full.index(stage * (GROUPS + 1) + GROUPS), phase)
+    for c in gl.static_range(2 * COLUMNS):
+        piece = (c + stage * COLUMNS) % (2 * COLUMNS)
+        mbarrier.wait(full.index(stage * PIECES + piece), phase)
+        key = keys.index(stage * 2 * COLUMNS + piece).permute((1, 0))
+        s = warpgroup_mma(queries.index(piece), key, s, use_acc=c > 0, is_async=True)
+    mbarrier.wait(full.index(stage * PIECES + 2 * COLUMNS), phase)
     s = warpgroup_mma(queries.index(2 * COLUMNS), rope.index(stage).permute((1, 0)), s, is_async=True)
     return warpgroup_mma_wait(0, deps=(s,))
 
@@ -151,9 +148,9 @@ def _write(
 
 @gluon.jit
 def _left(
-    out, lse, queries, grouped_queries, keys, wide, rope, q_full, full, left_empty, cleaned, peaks, told, published, sums, summed,
+    out, lse, queries, keys, wide, rope, q_full, full, left_empty, cleaned, peaks, told, published, sums, summed,
     seq_lens, query_start_loc, splits, scale, kv_scale, num_tokens, stride_o_token, stride_o_head,
-    HEADS: gl.constexpr, SPLIT: gl.constexpr, RETURN_LSE: gl.constexpr, GROUP: gl.constexpr,
+    HEADS: gl.constexpr, SPLIT: gl.constexpr, RETURN_LSE: gl.constexpr,
 ):  # fmt: skip
     """Warpgroup 0: the scores of every tile a, and the left half of the columns."""
     score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
@@ -170,7 +167,7 @@ def _left(
     for pair in range(0, (tiles + 1) // 2):
         phase = pair & 1
         start = first + pair * (2 * TILE)
-        s = _masked(_scores(queries, grouped_queries, keys, rope, full, 0, phase, GROUP), start, visible, whole)
+        s = _masked(_scores(queries, keys, rope, full, 0, phase), start, visible, whole)
         peak = gl.maximum(m, gl.max(s, 1) * scale)
         peaks.index(0).store(peak)
         mbarrier.arrive(told.index(0), count=1)
@@ -188,7 +185,7 @@ def _left(
             fence_async_shared()
             mbarrier.arrive(published.index(0), count=1)
             total = total * shrink
-            _there(full, 1, 0, phase, GROUP)
+            _there(full, 1, 0, phase)
             _clean(cleaned, start + TILE, limit)
             acc = warpgroup_mma_wait(0, deps=(own,))
             mbarrier.arrive(left_empty.index(0), count=1)
@@ -209,9 +206,9 @@ def _left(
 
 @gluon.jit
 def _right(
-    out, lse, queries, grouped_queries, keys, wide, rope, q_full, full, right_empty, cleaned, peaks, told, published, sums, summed,
+    out, lse, queries, keys, wide, rope, q_full, full, right_empty, cleaned, peaks, told, published, sums, summed,
     seq_lens, query_start_loc, splits, scale, kv_scale, num_tokens, stride_o_token, stride_o_head,
-    HEADS: gl.constexpr, SPLIT: gl.constexpr, RETURN_LSE: gl.constexpr, GROUP: gl.constexpr,
+    HEADS: gl.constexpr, SPLIT: gl.constexpr, RETURN_LSE: gl.constexpr,
 ):  # fmt: skip
     """Warpgroup 1: the scores of every tile b, and the right half of the columns."""
     score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
@@ -229,7 +226,7 @@ def _right(
         phase = pair & 1
         start = first + pair * (2 * TILE) + TILE
         if 2 * pair + 1 < tiles:
-            s = _masked(_scores(queries, grouped_queries, keys, rope, full, 1, phase, GROUP), start, visible, whole)
+            s = _masked(_scores(queries, keys, rope, full, 1, phase), start, visible, whole)
             peak = gl.max(s, 1) * scale
             mbarrier.wait(told.index(0), phase)
             peak = gl.maximum(peak, peaks.index(0).load(score_row))
@@ -245,7 +242,7 @@ def _right(
             mine = gl.convert_layout(packed, gl.DotOperandLayout(0, out_layout, 2))
             own = warpgroup_mma(mine, wide.index(3), _shrunk(acc, shrink), is_async=True)
             total = total * shrink + gl.sum(p, 1)
-            _there(full, 0, 1, phase, GROUP)
+            _there(full, 0, 1, phase)
             acc = warpgroup_mma_wait(0, deps=(own,))
             mbarrier.arrive(right_empty.index(1), count=1)
         else:
@@ -255,7 +252,7 @@ def _right(
             m = peak
             total = total * shrink
             acc = _shrunk(acc, shrink)
-            _there(full, 0, 1, phase, GROUP)
+            _there(full, 0, 1, phase)
             _clean(cleaned, start - TILE, limit)
         mbarrier.wait(published.index(0), phase)
         theirs = warpgroup_mma(rope.index(0), wide.index(1), acc, is_async=True)
@@ -278,43 +275,28 @@ def _pages(pages, start, limit, BLOCK_SIZE: gl.constexpr, CHUNK: gl.constexpr):
 
 @gluon.jit
 def _copy(
-    cache_map, blocks, block_rows, inside, memory, full, stage: gl.constexpr, SIDE: gl.constexpr,
-    CHUNK: gl.constexpr, GROUP: gl.constexpr,
+    cache_map, blocks, block_rows, inside, memory, at, full, stage: gl.constexpr, FIRST: gl.constexpr, COUNT: gl.constexpr,
+    CHUNK: gl.constexpr,
 ):  # fmt: skip
-    """Start the copies of half a tile."""
+    """Start the copies of the pieces FIRST to FIRST + COUNT - 1 of a tile, into `memory` from piece `at` on."""
     CHUNKS: gl.constexpr = TILE // CHUNK
-    GROUPS: gl.constexpr = 2 * COLUMNS // GROUP
-    for h in gl.static_range(GROUPS // 2):
-        group = SIDE * (GROUPS // 2) + h
-        barrier = full.index(stage * (GROUPS + 1) + group)
-        mbarrier.expect(barrier, TILE * 64 * 2 * GROUP)
+    for h in gl.static_range(COUNT):
+        barrier = full.index(stage * PIECES + FIRST + h)
+        mbarrier.expect(barrier, TILE * 64 * 2)
         for c in gl.static_range(CHUNKS):
-            where = [group * GROUP, blocks[c] * block_rows + inside, 0]
-            start_copy(cache_map, where, barrier, memory.index((stage * GROUPS + group) * CHUNKS + c))
+            where = [blocks[c] * block_rows + inside, (FIRST + h) * 64]
+            start_copy(cache_map, where, barrier, memory.index((at + h) * CHUNKS + c))
 
 
 @gluon.jit
-def _copy_rope(
-    rope_map, blocks, block_rows, inside, rope, full, stage: gl.constexpr, CHUNK: gl.constexpr, GROUP: gl.constexpr
-):
-    CHUNKS: gl.constexpr = TILE // CHUNK
-    GROUPS: gl.constexpr = 2 * COLUMNS // GROUP
-    barrier = full.index(stage * (GROUPS + 1) + GROUPS)
-    mbarrier.expect(barrier, TILE * ROPE * 2)
-    for c in gl.static_range(CHUNKS):
-        start_copy(rope_map, [blocks[c] * block_rows + inside, 2 * HALF], barrier, rope.index(stage * CHUNKS + c))
-
-
-@gluon.jit
-def _clear(strips, full, cleaned, tiles, unused, GROUP: gl.constexpr):
+def _clear(strips, full, cleaned, tiles, unused):
     """Zero the values of the last tile from row `unused` on, 16 rows of 64 columns at a time."""
     part: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [1, 1], [1, 0])
     DOWN: gl.constexpr = TILE // 16
-    GROUPS: gl.constexpr = 2 * COLUMNS // GROUP
     stage = (tiles - 1) % 2
     phase = ((tiles - 1) // 2) & 1
     for c in range(0, 2 * COLUMNS):
-        mbarrier.wait(full.index(stage * (GROUPS + 1) + c // GROUP), phase)
+        mbarrier.wait(full.index(stage * PIECES + c), phase)
         for r in range(unused // 16, DOWN):
             strip = strips.index((stage * 2 * COLUMNS + c) * DOWN + r)
             found = strip.load(part)
@@ -325,23 +307,10 @@ def _clear(strips, full, cleaned, tiles, unused, GROUP: gl.constexpr):
 
 
 @gluon.jit
-def _ahead(cache, blocks, block_rows, inside, stride_row, CHUNK: gl.constexpr):
-    """Bring a tile into the L2 cache, a thirty-second a lane."""
-    lane = gl.arange(0, 32, gl.BlockedLayout([1], [32], [1], [0]))
-    for c in gl.static_range(TILE // CHUNK):
-        row = (blocks[c] * block_rows + inside).to(gl.int64) + lane * (CHUNK // 16) // 2
-        at = cache + row * stride_row + lane * (CHUNK // 16) % 2 * (HALF + ROPE // 2)
-        if CHUNK == 64:
-            gl.inline_asm_elementwise(
-                "cp.async.bulk.prefetch.L2.global [$1], 2304; mov.u32 $0, 0;", "=r,l", [at], gl.int32, is_pure=False, pack=1
-            )
-
-
-@gluon.jit
 def _fetch(
-    query_map, cache_map, rope_map, cache, queries, places, strips, rope, q_full, full, left_empty, right_empty, cleaned,
-    table, seq_lens, query_start_loc, splits, block_rows, stride_row, stride_table,
-    HEADS: gl.constexpr, BLOCK_SIZE: gl.constexpr, CHUNK: gl.constexpr, GROUP: gl.constexpr, AHEAD: gl.constexpr,
+    query_map, cache_map, queries, places, strips, rope, q_full, full, left_empty, right_empty, cleaned,
+    table, seq_lens, query_start_loc, splits, block_rows, stride_table,
+    HEADS: gl.constexpr, BLOCK_SIZE: gl.constexpr, CHUNK: gl.constexpr,
 ):  # fmt: skip
     """The warp that fetches queries and cache rows: each half of a tile as soon as its place is free."""
     query_start, _, first_row, _, first, limit, tiles = _extent(seq_lens, query_start_loc, splits, HEADS)
@@ -359,26 +328,19 @@ def _fetch(
         a = _pages(pages, start, limit, BLOCK_SIZE, CHUNK)
         b = _pages(pages, start + TILE, limit, BLOCK_SIZE, CHUNK)
         mbarrier.wait(left_empty.index(0), phase)
-        _copy(cache_map, a, block_rows, inside_a, places, full, 0, 0, CHUNK, GROUP)
+        _copy(cache_map, a, block_rows, inside_a, places, 0, full, 0, 0, COLUMNS, CHUNK)
         if both:
             mbarrier.wait(right_empty.index(1), phase)
-            _copy(cache_map, b, block_rows, inside_b, places, full, 1, 1, CHUNK, GROUP)
+            _copy(cache_map, b, block_rows, inside_b, places, 3 * COLUMNS, full, 1, COLUMNS, COLUMNS, CHUNK)
         mbarrier.wait(right_empty.index(0), phase)
-        _copy(cache_map, a, block_rows, inside_a, places, full, 0, 1, CHUNK, GROUP)
-        _copy_rope(rope_map, a, block_rows, inside_a, rope, full, 0, CHUNK, GROUP)
+        _copy(cache_map, a, block_rows, inside_a, places, COLUMNS, full, 0, COLUMNS, COLUMNS, CHUNK)
+        _copy(cache_map, a, block_rows, inside_a, rope, 0, full, 0, 2 * COLUMNS, 1, CHUNK)
         if both:
             mbarrier.wait(left_empty.index(1), phase)
-            _copy(cache_map, b, block_rows, inside_b, places, full, 1, 0, CHUNK, GROUP)
-            _copy_rope(rope_map, b, block_rows, inside_b, rope, full, 1, CHUNK, GROUP)
-        if AHEAD:
-            if 2 * pair + 3 < tiles:
-                after = start + 2 * TILE
-                inside_a = after % BLOCK_SIZE if BLOCK_SIZE > CHUNK else 0
-                inside_b = (after + TILE) % BLOCK_SIZE if BLOCK_SIZE > CHUNK else 0
-                _ahead(cache, _pages(pages, after, limit, BLOCK_SIZE, CHUNK), block_rows, inside_a, stride_row, CHUNK)
-                _ahead(cache, _pages(pages, after + TILE, limit, BLOCK_SIZE, CHUNK), block_rows, inside_b, stride_row, CHUNK)
+            _copy(cache_map, b, block_rows, inside_b, places, 2 * COLUMNS, full, 1, 0, COLUMNS, CHUNK)
+            _copy(cache_map, b, block_rows, inside_b, rope, 1, full, 1, 2 * COLUMNS, 1, CHUNK)
     if (tiles > 0) & (first + tiles * TILE > limit):
-        _clear(strips, full, cleaned, tiles, limit - (first + (tiles - 1) * TILE), GROUP)
+        _clear(strips, full, cleaned, tiles, limit - (first + (tiles - 1) * TILE))
 
 
 @gluon.jit(
@@ -386,31 +348,28 @@ def _fetch(
     do_not_specialize_on_alignment=["table", "seq_lens", "query_start_loc"],
 )  # fmt: skip
 def hopper_mla_decode(
-    out, lse, query_map, cache_map, rope_map, cache, table, seq_lens, query_start_loc,
-    splits, num_tokens, scale, kv_scale, block_rows, stride_row, stride_o_token, stride_o_head, stride_table,
+    out, lse, query_map, cache_map, table, seq_lens, query_start_loc,
+    splits, num_tokens, scale, kv_scale, block_rows, stride_o_token, stride_o_head, stride_table,
     HEADS: gl.constexpr, BLOCK_SIZE: gl.constexpr, CHUNK: gl.constexpr,
-    GROUP: gl.constexpr, AHEAD: gl.constexpr, SPLIT: gl.constexpr, RETURN_LSE: gl.constexpr,
+    SPLIT: gl.constexpr, RETURN_LSE: gl.constexpr,
 ):  # fmt: skip
     """64 rows of one sequence over one split; `scale` holds log2 e and the cache's scale, `kv_scale` is for the values.
 
     Outputs as in `mla_decode_split`: with SPLIT, out and lse have the split as outermost dimension and lse is in log2.
     """
-    flat: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
     DTYPE: gl.constexpr = cache_map.dtype
-    deep: gl.constexpr = gl.NVMMASharedLayout(128, 16, 3)
+    flat: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
     CHUNKS: gl.constexpr = TILE // CHUNK
-    GROUPS: gl.constexpr = 2 * COLUMNS // GROUP
-    # Pieces of 64 columns, two halves of four a tile. Some one after another are, read as one, the tensor cores' layout.
+    # Pieces of 64 columns, two halves of four a tile. Four one after another are, read as one, the tensor cores' layout.
     queries = gl.allocate_shared_memory(DTYPE, [PIECES, ROWS, 64], flat)
-    places = gl.allocate_shared_memory(DTYPE, [2 * GROUPS * CHUNKS, GROUP, CHUNK, 64], deep)
+    places = gl.allocate_shared_memory(DTYPE, [4 * COLUMNS * CHUNKS, CHUNK, 64], flat)
     rope_places = gl.allocate_shared_memory(DTYPE, [2 * CHUNKS, CHUNK, 64], flat)
-    grouped_queries = queries._reinterpret(DTYPE, [GROUPS, ROWS, 64 * GROUP], flat)
-    keys = places._reinterpret(DTYPE, [2 * GROUPS, TILE, 64 * GROUP], flat)
-    wide = places._reinterpret(DTYPE, [4, TILE, HALF], flat)
-    strips = places._reinterpret(DTYPE, [4 * COLUMNS * (TILE // 16), 16, 64], flat)
+    keys = shaped_as(places, [4 * COLUMNS, TILE, 64])
+    wide = shaped_as(places, [4, TILE, HALF])
+    strips = shaped_as(places, [4 * COLUMNS * (TILE // 16), 16, 64])
     rope = shaped_as(rope_places, [2, TILE, ROPE])
     q_full = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
-    full = gl.allocate_shared_memory(gl.int64, [2 * GROUPS + 2, 1], mbarrier.MBarrierLayout())
+    full = gl.allocate_shared_memory(gl.int64, [2 * PIECES, 1], mbarrier.MBarrierLayout())
     left_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     right_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     cleaned = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
@@ -422,7 +381,7 @@ def hopper_mla_decode(
     mbarrier.init(q_full.index(0), count=1)
     mbarrier.init(told.index(0), count=1)
     mbarrier.init(cleaned.index(0), count=1)
-    for i in gl.static_range(2 * GROUPS + 2):
+    for i in gl.static_range(2 * PIECES):
         mbarrier.init(full.index(i), count=1)
     for i in gl.static_range(2):
         mbarrier.init(left_empty.index(i), count=1)
@@ -434,19 +393,18 @@ def hopper_mla_decode(
     gl.warp_specialize(
         [
             (_left, (
-                out, lse, queries, grouped_queries, keys, wide, rope, q_full, full, left_empty, cleaned, peaks, told, published,
-                sums, summed, seq_lens, query_start_loc, splits, scale, kv_scale, num_tokens, stride_o_token, stride_o_head,
-                HEADS, SPLIT, RETURN_LSE, GROUP,
+                out, lse, queries, keys, wide, rope, q_full, full, left_empty, cleaned, peaks, told, published, sums, summed,
+                seq_lens, query_start_loc, splits, scale, kv_scale, num_tokens, stride_o_token, stride_o_head,
+                HEADS, SPLIT, RETURN_LSE,
             )),
             (_right, (
-                out, lse, queries, grouped_queries, keys, wide, rope, q_full, full, right_empty, cleaned, peaks, told, published,
-                sums, summed, seq_lens, query_start_loc, splits, scale, kv_scale, num_tokens, stride_o_token, stride_o_head,
-                HEADS, SPLIT, RETURN_LSE, GROUP,
+                out, lse, queries, keys, wide, rope, q_full, full, right_empty, cleaned, peaks, told, published, sums, summed,
+                seq_lens, query_start_loc, splits, scale, kv_scale, num_tokens, stride_o_token, stride_o_head,
+                HEADS, SPLIT, RETURN_LSE,
             )),
             (_fetch, (
-                query_map, cache_map, rope_map, cache, queries, places, strips, rope_places, q_full, full, left_empty, right_empty,
-                cleaned, table, seq_lens, query_start_loc, splits, block_rows, stride_row, stride_table,
-                HEADS, BLOCK_SIZE, CHUNK, GROUP, AHEAD,
+                query_map, cache_map, queries, places, strips, rope_places, q_full, full, left_empty, right_empty, cleaned,
+                table, seq_lens, query_start_loc, splits, block_rows, stride_table, HEADS, BLOCK_SIZE, CHUNK,
             )),
         ],
         [4, 1],

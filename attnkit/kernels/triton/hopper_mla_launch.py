@@ -18,8 +18,6 @@ else:
 
 ROWS = 64
 TILE = 64
-GROUP = 4
-AHEAD = False
 LATENT = 512
 ROPE = 64
 MAX_SPLITS = 64
@@ -81,28 +79,25 @@ def plan(
     tokens, heads, width = query.shape
     num_seqs = call.seq_lens.shape[0]
     row_tiles = -(-call.max_query_len * heads // ROWS)
+
+    def splits_for(units: int) -> int:
+        return choose_splits(num_seqs * row_tiles, units, call.max_seq_len)
+
     if splits is None:
-        splits = choose_splits(num_seqs * row_tiles, units, call.max_seq_len)
+        splits = splits_for(units)
     part_out, part_lse = out, lse
     if splits > 1:
         part_out = torch.empty(splits, tokens, heads, LATENT, dtype=torch.float32, device=out.device)
         part_lse = torch.empty(splits, tokens, heads, dtype=torch.float32, device=out.device)
     layout = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
-    deep = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=3)
     chunk = min(cache.shape[1], TILE)
-    group = GROUP if chunk == TILE else 1
     rows = rows_of(cache.unsqueeze(2))
     assert rows is not None
     args = {
         "out": part_out,
         "lse": part_lse,
         "query_map": TensorDescriptor(query, [tokens * heads, width], [width, 1], [ROWS, 64], layout),
-        "cache_map": TensorDescriptor(cache, [8, rows.rows, 64], [64, rows.stride, 1], [group, chunk, 64], deep),
-        "rope_map": TensorDescriptor(cache, [rows.rows, rows.columns], [rows.stride, 1], [chunk, 64], layout),
-        "cache": cache,
-        "stride_row": rows.stride,
-        "GROUP": group,
-        "AHEAD": AHEAD,
+        "cache_map": TensorDescriptor(cache, [rows.rows, rows.columns], [rows.stride, 1], [chunk, 64], layout),
         "table": call.block_table,
         "seq_lens": call.seq_lens,
         "query_start_loc": call.query_start_loc,
@@ -120,7 +115,8 @@ def plan(
         "SPLIT": splits > 1,
         "RETURN_LSE": lse is not None,
     }
-    decode = Launch(hopper_mla_decode, (row_tiles, splits, num_seqs), args, num_warps=4, num_stages=1)
+    grid = (row_tiles, splits, num_seqs)
+    decode = Launch(hopper_mla_decode, grid, args, num_warps=4, num_stages=1, splits_for=splits_for)
     if splits == 1:
         return out, lse, [decode], "gluon_hopper_mla_decode"
     merge = plan_merge(out, lse, part_out, part_lse, call.query_start_loc, num_seqs, call.max_query_len)

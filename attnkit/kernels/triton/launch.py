@@ -6,7 +6,7 @@ stand-in tensors and calls `Launch.warmup`, so that the compiled variants are ex
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ class Launch:
         grid: programs in each direction.
         args: every argument by name, compile-time constants included.
         num_warps, num_stages: compile options.
+        splits_for: of a kernel that splits its keys: how many splits the planner takes where a device has so many multiprocessors.
     """
 
     kernel: Any
@@ -40,6 +41,7 @@ class Launch:
     num_warps: int = 4
     num_stages: int = 1
     options: dict[str, Any] = field(default_factory=dict)
+    splits_for: Callable[[int], int] | None = field(default=None, compare=False, repr=False)
 
     def run(self) -> None:
         """Launch it on the current stream."""
@@ -120,6 +122,19 @@ def cache_of(data: Tensor, target: Target) -> Cache:
         return Cache(data, tiles.FP8_NONE.value)
     native = target.arch.startswith("sm_") and int(target.arch[3:].partition("-")[0]) >= 89 and not name.endswith("fnuz")
     return Cache(data, tiles.FP8_NATIVE.value) if native else Cache(data.view(torch.uint8), _BITS[name])
+
+
+def pairs_of(data: Tensor, target: Target) -> Cache | None:
+    """A float8 cache as uint16, two neighbouring columns an element, for `warp_decode`; None where it cannot be so read."""
+    name = str(data.dtype).removeprefix("torch.")
+    odd = any(number % 2 for number in (data.shape[-1], data.storage_offset(), *data.stride()[:-1]))
+    if name not in _BITS or odd or data.stride(-1) != 1:
+        return None
+    by_instruction = {"float8_e4m3fn": tiles.FP8_E4M3_PAIRS.value, "float8_e5m2": tiles.FP8_E5M2_PAIRS.value}
+    code = _BITS[name]
+    if target.arch.startswith("sm_") and not tiles.INTERPRET.value:
+        code = by_instruction.get(name, code)
+    return Cache(data.view(torch.uint16), code)
 
 
 def padded(width: int) -> int:

@@ -64,8 +64,13 @@ def plan(
         return hopper_mla_launch.plan(call, out, lse, target.units, splits)
     tile = tile or configs.tile("mla", target.arch, latent, query.element_size(), interpret=target.interpret)
     row_tiles = -(-call.max_query_len * heads // tile.block_m)
+    block_n = tile.block_n
+
+    def splits_for(units: int) -> int:
+        return configs.decode_splits(num_seqs * row_tiles, units, target.arch, call.max_seq_len, block_n)
+
     if splits is None:
-        splits = configs.decode_splits(num_seqs * row_tiles, target.units, target.arch, call.max_seq_len, tile.block_n)
+        splits = splits_for(target.units)
     part_out, part_lse = out, lse
     if splits > 1:
         part_out = torch.empty(splits, tokens, heads, latent, dtype=torch.float32, device=out.device)
@@ -98,7 +103,8 @@ def plan(
         "FP8": cache.fp8,
         "RETURN_LSE": lse is not None,
     }
-    decode = Launch(mla_decode_split, (row_tiles, splits, num_seqs), args, tile.num_warps, tile.num_stages)
+    grid = (row_tiles, splits, num_seqs)
+    decode = Launch(mla_decode_split, grid, args, tile.num_warps, tile.num_stages, splits_for=splits_for)
     if splits == 1:
         return out, lse, [decode], "triton_mla_decode"
     merge = plan_merge(out, lse, part_out, part_lse, call.query_start_loc, num_seqs, call.max_query_len)

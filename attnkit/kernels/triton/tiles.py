@@ -42,6 +42,9 @@ FP8_E4M3_BITS = tl.constexpr(2)
 FP8_E4M3FNUZ_BITS = tl.constexpr(3)
 FP8_E5M2_BITS = tl.constexpr(4)
 FP8_E5M2FNUZ_BITS = tl.constexpr(5)
+FP8_E4M3_PAIRS = tl.constexpr(6)
+"""Two in a uint16, converted by NVIDIA's instructions: `warp_decode` alone."""
+FP8_E5M2_PAIRS = tl.constexpr(7)
 
 
 @triton.jit
