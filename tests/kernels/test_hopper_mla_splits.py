@@ -1,4 +1,4 @@
-"""How the sm_90 MLA decode cuts its keys: from host numbers alone, so that it fills the card and never shreds a short context."""
+"""How the sm_90 MLA decode cuts its keys: by host numbers alone, filling the card without shredding short contexts."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ written anew. Tiles come in pairs, a and b; warpgroup 0 multiplies the scores of
     warpgroup 0, left half               warpgroup 1, right half
     s_a, maximum m_a  ->                 s_b, m_b = max(m_a, own)
     sums p_a v_a                         sums p_b v_b;  p_b, m_b ->
-    p_a, brought to m_b ->               
+    p_a, brought to m_b ->
     sums p_b v_b                         sums p_a v_a
 
 Each begins with its own tile, so that half of either tile is free for the next pair while the other halves are still at work;

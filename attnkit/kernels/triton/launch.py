@@ -32,7 +32,7 @@ class Launch:
         grid: programs in each direction.
         args: every argument by name, compile-time constants included.
         num_warps, num_stages: compile options.
-        splits_for: of a kernel that splits its keys: how many splits the planner takes where a device has so many multiprocessors.
+        splits_for: where keys are split: how many splits the planner takes for a number of multiprocessors.
     """
 
     kernel: Any
