@@ -123,8 +123,8 @@ def plan(
     tiles = tokens * common["GROUP"] // (64 * GROUPS) + num_seqs
     items = tiles * kv_heads
     same = (
-        "query", "value", "table", "seq_lens", "query_start_loc", "v_scale", "window_left", "window_right",
-        "stride_q_token", "stride_q_head", "stride_v_block", "stride_v_token", "stride_v_head", "stride_table",
+        "query", "table", "seq_lens", "query_start_loc", "v_scale", "window_left", "window_right",
+        "stride_q_token", "stride_q_head", "stride_table",
         "GROUP", "BLOCK_SIZE", "HAS_LEFT", "HAS_RIGHT",
     )  # fmt: skip
     args = {

@@ -2,8 +2,8 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """The sm_90 prefill's work: which tile comes next, where it lies, and the warp that fetches its keys and values.
 
-Never reads what it must not: page numbers outside the visible range are replaced by visible ones, and the value tile at the end
-of a sequence, whose unused slots may hold NaN, is fetched by masked loads instead.
+Never reads what it must not: page numbers outside the visible range are replaced by visible ones, and of the value tile at the
+end of a sequence the unused slots, which may hold NaN, are zeroed.
 """
 
 from __future__ import annotations
@@ -118,36 +118,36 @@ def _blocks(
 
 @gluon.jit
 def _copy(
-    blocks, block_rows, row, column, view, ring, full, stage, D: gl.constexpr, BLOCK_N: gl.constexpr, CHUNK: gl.constexpr
+    blocks, block_rows, row, column, view, ring, barrier, stage, D: gl.constexpr, BLOCK_N: gl.constexpr, CHUNK: gl.constexpr
 ):
-    """Start the copies of a tile."""
+    """Start the copies of a tile, which `barrier` counts."""
     HALVES: gl.constexpr = D // 64
     CHUNKS: gl.constexpr = BLOCK_N // CHUNK
-    mbarrier.expect(full.index(stage), BLOCK_N * D * 2)
+    mbarrier.expect(barrier, BLOCK_N * D * 2)
     for c in gl.static_range(CHUNKS):
         for h in gl.static_range(HALVES):
             at = [blocks[c] * block_rows + row, column + h * 64]
             piece = ring.index((stage * HALVES + h) * CHUNKS + c)
-            start_copy(view, at, full.index(stage), piece)
+            start_copy(view, at, barrier, piece)
 
 
 @gluon.jit
 def fetch(
-    key_map, value_map, value, keys, values, pieces, key_full, key_empty, value_full, value_empty, taken, slots, told, heard,
+    key_map, value_map, keys, values, pieces, key_full, key_empty, value_full, value_empty, raw, taken, slots, told, heard,
     table, seq_lens, query_start_loc, key_start_loc, tiles, items, num_seqs, window_left, window_right, shortest, stride_table,
     key_block_rows, key_head_rows, key_head_columns, value_block_rows, value_head_rows, value_head_columns,
-    stride_v_block, stride_v_token, stride_v_head,
     GROUP: gl.constexpr, D: gl.constexpr, BLOCK_SIZE: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
     CHUNK: gl.constexpr, STAGES: gl.constexpr, PAGED: gl.constexpr, HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr,
 ):  # fmt: skip
     """The warp that fetches; it also takes the work items from the counter and tells the others.
 
-    A value tile past the end of its sequence is loaded with a mask, 16 rows of 64 at a time.
+    Of a value tile that reaches past the end of its sequence, the rest is zeroed before the others hear of it.
     """
     DOWN: gl.constexpr = BLOCK_N // 16
     PIECES: gl.constexpr = DOWN * (D // 64)
     part: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [1, 1], [1, 0])
     count = 0
+    ends = 0
     turn = 0
     work = gl.program_id(0)
     while work < items:
@@ -169,33 +169,27 @@ def fetch(
             mbarrier.wait(key_empty.index(stage), phase)
             _copy(
                 blocks, key_block_rows, kv_head * key_head_rows + inside, kv_head * key_head_columns,
-                key_map, keys, key_full, stage, D, BLOCK_N, CHUNK,
+                key_map, keys, key_full.index(stage), stage, D, BLOCK_N, CHUNK,
             )  # fmt: skip
             mbarrier.wait(value_empty.index(stage), phase)
             if start + BLOCK_N <= seq_len:
                 _copy(
                     blocks, value_block_rows, kv_head * value_head_rows + inside, kv_head * value_head_columns,
-                    value_map, values, value_full, stage, D, BLOCK_N, CHUNK,
+                    value_map, values, value_full.index(stage), stage, D, BLOCK_N, CHUNK,
                 )  # fmt: skip
             else:
-                slot = gl.arange(0, 16, gl.SliceLayout(1, part))
-                d = gl.arange(0, 64, gl.SliceLayout(0, part))
-                for piece in range(0, PIECES):
-                    at = start + piece % DOWN * 16
-                    base = value + kv_head.to(gl.int64) * stride_v_head
-                    if PAGED:
-                        page = gl.load(pages + gl.minimum(at, seq_len - 1) // BLOCK_SIZE)
-                        base += page.to(gl.int64) * stride_v_block
-                        offsets = (at % BLOCK_SIZE + slot) * stride_v_token
-                    else:
-                        base += (key_start + at).to(gl.int64) * stride_v_token
-                        offsets = slot * stride_v_token
-                    found = gl.load(
-                        base + offsets[:, None] + (piece // DOWN * 64 + d)[None, :],
-                        mask=(at + slot < seq_len)[:, None],
-                        other=0.0,
-                    )
-                    pieces.index(stage * PIECES + piece).store(found)
+                _copy(
+                    blocks, value_block_rows, kv_head * value_head_rows + inside, kv_head * value_head_columns,
+                    value_map, values, raw.index(0), stage, D, BLOCK_N, CHUNK,
+                )  # fmt: skip
+                mbarrier.wait(raw.index(0), ends & 1)
+                ends += 1
+                for row in range((seq_len - start) // 16, DOWN):
+                    for column in range(0, D // 64):
+                        piece = pieces.index(stage * PIECES + column * DOWN + row)
+                        found = piece.load(part)
+                        slot = start + row * 16 + gl.arange(0, 16, gl.SliceLayout(1, part))
+                        piece.store(gl.where((slot < seq_len)[:, None], found, gl.zeros([16, 64], found.dtype, part)))
                 fence_async_shared()
                 mbarrier.arrive(value_full.index(stage), count=1)
             count += 1

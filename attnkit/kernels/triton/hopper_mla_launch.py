@@ -1,4 +1,4 @@
-"""Launcher of the sm_90 MLA decode kernel: which calls it takes, how their keys are split, and the views the copy engine reads."""
+"""Launcher of the sm_90 MLA decode kernel: which calls it takes, how keys are split, and what the copy engine reads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROPE = 64
 MAX_SPLITS = 64
 
 PROGRAM_TILES = 4
-"""What a program costs beside its tiles, in tiles: it starts by fetching queries and ends by writing, with idle tensor cores."""
+"""What a program costs beside its tiles, in tiles: fetching queries first and writing last, with idle tensor cores."""
 MERGE_TILES = 6
 """What a second launch costs, in tiles."""
 

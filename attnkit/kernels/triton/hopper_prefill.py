@@ -241,10 +241,10 @@ def _multiply(
     do_not_specialize_on_alignment=["taken", "table", "seq_lens", "query_start_loc", "key_start_loc"],
 )  # fmt: skip
 def hopper_prefill(
-    out, lse, query, key_map, value_map, value, taken, table, seq_lens, query_start_loc, key_start_loc,
+    out, lse, query, key_map, value_map, taken, table, seq_lens, query_start_loc, key_start_loc,
     tiles, items, num_seqs, scale, v_scale, window_left, window_right, shortest, heads,
     key_block_rows, key_head_rows, key_head_columns, value_block_rows, value_head_rows, value_head_columns,
-    stride_q_token, stride_q_head, stride_v_block, stride_v_token, stride_v_head, stride_o_token, stride_o_head, stride_table,
+    stride_q_token, stride_q_head, stride_o_token, stride_o_head, stride_table,
     GROUP: gl.constexpr, D: gl.constexpr, BLOCK_SIZE: gl.constexpr, BLOCK_N: gl.constexpr, CHUNK: gl.constexpr,
     STAGES: gl.constexpr, GROUPS: gl.constexpr, PREFETCH: gl.constexpr, PAGED: gl.constexpr,
     HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr, RETURN_LSE: gl.constexpr,
@@ -269,6 +269,7 @@ def hopper_prefill(
     key_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     value_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     value_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    raw = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
     slots = gl.allocate_shared_memory(gl.int32, [2, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     told = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     heard = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
@@ -277,6 +278,7 @@ def hopper_prefill(
         mbarrier.init(key_empty.index(i), count=GROUPS)
         mbarrier.init(value_full.index(i), count=1)
         mbarrier.init(value_empty.index(i), count=GROUPS)
+    mbarrier.init(raw.index(0), count=1)
     for i in gl.static_range(2):
         mbarrier.init(told.index(i), count=1)
         mbarrier.init(heard.index(i), count=GROUPS)
@@ -297,10 +299,10 @@ def hopper_prefill(
                 GROUP, D, BLOCK_M, BLOCK_N, STAGES, PREFETCH, PAGED, HAS_LEFT, HAS_RIGHT, RETURN_LSE,
             )),
             (fetch, (
-                key_map, value_map, value, keys, values, value_pieces, key_full, key_empty, value_full, value_empty,
+                key_map, value_map, keys, values, value_pieces, key_full, key_empty, value_full, value_empty, raw,
                 taken, slots, told, heard, table, seq_lens, query_start_loc, key_start_loc, tiles, items, num_seqs,
                 window_left, window_right, shortest, stride_table, key_block_rows, key_head_rows, key_head_columns,
-                value_block_rows, value_head_rows, value_head_columns, stride_v_block, stride_v_token, stride_v_head,
+                value_block_rows, value_head_rows, value_head_columns,
                 GROUP, D, BLOCK_SIZE, BLOCK_M, BLOCK_N, CHUNK, STAGES, PAGED, HAS_LEFT, HAS_RIGHT,
             )),
         ],
