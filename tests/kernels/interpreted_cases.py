@@ -211,10 +211,10 @@ E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 ONE, ONE_LENS = [1, 1, 1, 1], [1, 63, 64, 300]
 slopes = torch.tensor([0.5, 0.25, 0.1, 0.05])
 case("warp", Hopper(), lambda: paged(ONE, ONE_LENS))
-case("warp-bf16", Hopper(), lambda: paged(ONE, ONE_LENS, dtype=BF16, dim=128))
+case("warp-bf16", Hopper(), lambda: paged([1, 1], [64, 300], dtype=BF16, dim=128))
 case("warp-one-split", Hopper(), lambda: paged([1] * 3, [1, 63, 100]))
 case("warp-block-128", Hopper(), lambda: paged(ONE, ONE_LENS, block=128))
-case("warp-dim-80", Hopper(), lambda: paged(ONE, ONE_LENS, dim=80, dtype=BF16))
+case("warp-dim-80", Hopper(), lambda: paged([1, 1], [63, 300], dim=80, dtype=BF16))
 case("warp-window", Hopper(), lambda: paged([1, 1], [300, 9], window=(70, 0)))
 case("warp-softcap", Hopper(), lambda: paged(ONE, ONE_LENS, softcap=5.0), loose=1.5)
 case("warp-alibi", Hopper(), lambda: paged(ONE, ONE_LENS, alibi_slopes=slopes))

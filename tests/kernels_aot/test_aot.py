@@ -44,7 +44,7 @@ def test_what_is_built_is_what_is_listed(built):
     root, manifest = built
     listed = aot.list_kernels(TARGETS, calls=[one_call()])
     assert [(v.target, v.name) for v in listed] == [(k.target, k.name) for k in manifest.kernels]
-    assert {v.kernel for v in listed} == {"paged_decode", "merge_splits", "cache_write"}
+    assert {v.kernel for v in listed} == {"paged_decode", "warp_decode", "merge_splits", "cache_write"}
     assert aot.verify(root, TARGETS, calls=[one_call()]) == manifest
     assert not turing.enabled(), "build() leaves Turing's hook behind"
 
