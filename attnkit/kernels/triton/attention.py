@@ -3,6 +3,7 @@
 Which kernel computes a sequence:
 
 - uniform batches whose rows fit a decode tile (decode, speculative decode): split-KV decode for all;
+- uniform trees of more rows: decode's kernel with prefill's tiles, as few of them fill the device only if keys are split;
 - batches where every sequence has as many new tokens as the longest: prefill for all;
 - mixed batches: both kernels run; short sequences belong to decode, the rest to prefill. Each program decides on the device.
 """
@@ -161,7 +162,11 @@ def plan_paged(
         decode_tile = configs.tile("decode", target.arch, width, size, interpret=target.interpret)
 
     uniform = tokens == num_seqs * call.max_query_len
-    if call.max_query_len * group <= MAX_DECODE_ROWS and (uniform or call.max_query_len == 1):
+    rows = call.max_query_len * group
+    tree_rows = tree_mask is not None and rows > MAX_DECODE_ROWS and (uniform or num_seqs == 1)
+    if tree_rows:
+        decode_tile = given or configs.tile("tree", target.arch, width, size, interpret=target.interpret)
+    if tree_rows or (rows <= MAX_DECODE_ROWS and (uniform or call.max_query_len == 1)):
         longest, shortest = call.max_query_len, None
     elif uniform or num_seqs == 1:
         longest, shortest = 0, 1
@@ -252,11 +257,13 @@ def _decode(
 ) -> tuple[list[Launch], str]:
     """`warps`: the tile of `warp_decode`, where that may take the place of `tile`."""
     rows = longest * common["GROUP"]
-    block_m = min(max(tile.block_m, padded(rows)), MAX_DECODE_ROWS)
+    block_m = min(max(tile.block_m, padded(rows)), max(tile.block_m, MAX_DECODE_ROWS))
     row_tiles = -(-rows // block_m)
     programs = num_seqs * kv_heads * row_tiles
 
     def splits_for(units: int) -> int:
+        if rows > MAX_DECODE_ROWS:  # a tree
+            return configs.row_splits(programs, units, max_seq_len, tile.block_n)
         number = configs.decode_splits(programs, units, target.arch, max_seq_len, tile.block_n, tile.per_unit)
         if warps is not None and number <= configs.WARP_SPLITS:
             number = configs.decode_splits(programs, units, target.arch, max_seq_len, warps.block_n, warps.per_unit)
@@ -264,8 +271,7 @@ def _decode(
 
     if splits is None:
         splits = splits_for(target.units)
-    if warps is not None and splits <= configs.WARP_SPLITS:
-        tile = warps
+    chosen = warps if warps is not None and (tile.by_warp or splits <= configs.WARP_SPLITS) else tile
     tokens, heads, head_dim_v = out.shape
     part_out, part_lse = out, lse
     if splits > 1:
@@ -280,16 +286,16 @@ def _decode(
         "stride_o_token": part_out.stride(-3),
         "stride_o_head": part_out.stride(-2),
         "BLOCK_M": block_m,
-        "BLOCK_N": tile.block_n,
+        "BLOCK_N": chosen.block_n,
         "SPLITS": splits,
         "ROW_TILES": row_tiles,
         "RETURN_LSE": lse is not None,
     }
-    if tile.by_warp:
-        args["WARPS"] = tile.num_warps
-    kernel = warp_decode if tile.by_warp else paged_decode
+    if chosen.by_warp:
+        args["WARPS"] = chosen.num_warps
+    kernel = warp_decode if chosen.by_warp else paged_decode
     grid = (kv_heads, splits * row_tiles, num_seqs)
-    decode = Launch(kernel, grid, args, tile.num_warps, tile.num_stages, splits_for=splits_for)
+    decode = Launch(kernel, grid, args, chosen.num_warps, chosen.num_stages, splits_for=splits_for)
     name = f"triton_{kernel.fn.__name__}"
     if splits == 1:
         return [decode], name
