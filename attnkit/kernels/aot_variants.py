@@ -213,7 +213,9 @@ def exact(call: Call, arch: str) -> list[Launch]:
         for launch in first:
             if "SPLITS" in launch.args:
                 programs = math.prod(launch.grid)
-                splits = {configs.decode_splits(programs, n, arch, longest, launch.args["BLOCK_N"]) for n in UNITS}
+                most = max(configs.decode_splits(programs, n, arch, longest, launch.args["BLOCK_N"]) for n in UNITS)
+                # Every power of two up to that, and the next: a grid may hold tiles that no sequence owns.
+                splits = {1 << i for i in range(most.bit_length() + 1) if 1 << i <= configs.MAX_SPLITS}
         for number in sorted(splits):
             found.extend(first if number == 1 else plan(number))
     return found

@@ -66,9 +66,21 @@ def dual(arch: str, dtype: torch.dtype, dim: int) -> list[Launch]:
     return dual_chunk.plan(DualChunkAttention(paged(4, 512, 512, dtype, dim), 1024, 64, rope, rope), arch=arch)[2][:1]
 
 
-def tree(arch: str) -> list[Launch]:
-    call = TreeAttention(paged(4, 9, 512, causal=False), torch.ones(9, 9, dtype=torch.bool))
-    return attention.plan_paged(call.paged, tree_mask=call.tree_mask, arch=arch)[2][:1]
+def dual_decode(arch: str, dtype: torch.dtype, dim: int) -> list[Launch]:
+    rope = torch.empty(2048, dim // 2)
+    call = DualChunkAttention(paged(1, 1, 8192, dtype, dim), 1024, 64, rope, rope)
+    return dual_chunk.plan(call, arch=arch, splits=8)[2][:1]
+
+
+def dual_composed(arch: str, dtype: torch.dtype, dim: int, cache: torch.dtype | None = None) -> list[Launch]:
+    rope = torch.empty(2048, dim // 2)
+    call = DualChunkAttention(paged(1, 512, 8192, dtype, dim, 28, 4, cache), 1024, 64, rope, rope, 4096)
+    return dual_chunk.plan(call, arch=arch, composed=True)[2]
+
+
+def tree(arch: str, nodes: int = 9) -> list[Launch]:
+    call = TreeAttention(paged(4, nodes, 512, causal=False), torch.ones(nodes, nodes, dtype=torch.bool))
+    return attention.plan_paged(call.paged, tree_mask=call.tree_mask, arch=arch, splits=4)[2][:1]
 
 
 def groups(arch: str) -> dict[str, Iterator[list[Launch]]]:
@@ -88,7 +100,11 @@ def groups(arch: str) -> dict[str, Iterator[list[Launch]]]:
         prefill(arch, window=(128, 0), softcap=30.0, sinks=torch.empty(32), alibi_slopes=torch.empty(32)),
         *(mla(arch, t) for t in sixteen if not scalar),
         *(dual(arch, t, d) for t in sixteen for d in (64, 128, 256)),
+        *(dual_decode(arch, t, d) for t in sixteen for d in (64, 128, 256)),
+        dual_composed(arch, sixteen[-1], 128),
+        dual_composed(arch, sixteen[-1], 64, fp8),
         tree(arch),
+        tree(arch, 64),
         differential.plan(differential_call, arch=arch)[1][-1:],
         [cache_write.plan_write(torch.empty(4, 8, 128, dtype=F16), store.to(fp8), zeros(4), 1.0)],
         [cache_write.plan_write(torch.empty(4, 8, 128, dtype=F16), store.half(), zeros(4), 1.0)],
@@ -100,11 +116,10 @@ def main(arch: str, group: str) -> None:
     for launches in groups("sm_75-scalar" if arch == "sm_75" else arch)[group]:
         for launch in launches:
             made = compile_launch(launch, arch)
+            named = [launch.args[name] for name in ("query", "out", "rows", "keys", "own_queries") if name in launch.args]
             row = {
                 "kernel": made.kernel,
-                "dtype": str(
-                    launch.args.get("query", launch.args["out"] if "out" in launch.args else launch.args["rows"]).dtype
-                ),
+                "dtype": str(named[0].dtype),
                 "shared": made.shared,
                 "limit": TARGETS[arch].shared_limit,
                 "matrix": sum(made.matrix_instructions.values()),

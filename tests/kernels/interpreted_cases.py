@@ -19,6 +19,7 @@ import torch
 from attnkit.backends import registry
 from attnkit.reference import reference
 from attnkit.spec import (
+    AttentionOutput,
     DifferentialAttention,
     DualChunkAttention,
     MlaDecode,
@@ -64,14 +65,15 @@ def paged(
 
 
 def case(
-    name: str, backend: str, make: Callable[[], Any], loose: float = 1.0, spoil: Callable[[Any], Any] | None = None
+    name: str, backend: str | Composed, make: Callable[[], Any], loose: float = 1.0, spoil: Callable[[Any], Any] | None = None
 ) -> None:
     """Register: run `make()` (or what `spoil` makes of it) and judge it against float64."""
 
     def run() -> dict[str, Any]:
         call = make()
         exact = reference(call)
-        got = registry.get(backend).run(spoil(call) if spoil else call)
+        runner = registry.get(backend) if isinstance(backend, str) else backend
+        got = runner.run(spoil(call) if spoil else call)
         eps = torch.finfo(got.out.dtype).eps
         error = (got.out.double() - exact.out).abs()
         row = {
@@ -85,7 +87,7 @@ def case(
             finite = torch.isfinite(exact.lse)
             row["same_infinities"] = bool((torch.isfinite(got.lse) == finite).all())
             row["lse_error"] = (got.lse.double() - exact.lse)[finite].abs().max().item()
-            row["lse_bound"] = (eps if backend == "DUAL_CHUNK_FLASH_ATTN" else 4e-6) * exact.lse[finite].abs().max().item()
+            row["lse_bound"] = (eps if isinstance(call, DualChunkAttention) else 4e-6) * exact.lse[finite].abs().max().item()
         return row
 
     CASES[name] = run
@@ -174,9 +176,30 @@ def tree(heads: int, kv_heads: int, lens: tuple[int, ...] = (100, 50)) -> TreeAt
     return TreeAttention(paged([9] * len(lens), list(lens), heads=heads, kv_heads=kv_heads), mask)
 
 
-def dual(new: list[int], lens: list[int], chunk: int, local: int, original: int | None = None) -> DualChunkAttention:
-    angle = torch.arange(2 * chunk + 2)[:, None] * 10000.0 ** (-torch.arange(32) / 32)
-    return DualChunkAttention(paged(new, lens), chunk, local, angle.cos(), angle.sin(), original)
+def unequal_trees() -> TreeAttention:
+    """Two trees of nine nodes, of which the second batch entry has only the first four."""
+    call = tree(16, 1)
+    return replace(call, paged=paged([9, 4], [100, 50], heads=16, kv_heads=1))
+
+
+def dual(
+    new: list[int], lens: list[int], chunk: int, local: int, original: int | None = None, rows: int = 0, **options
+) -> DualChunkAttention:
+    angle = torch.arange(rows or 2 * chunk + 2)[:, None] * 10000.0 ** (-torch.arange(32) / 32)
+    return DualChunkAttention(paged(new, lens, **options), chunk, local, angle.cos(), angle.sin(), original)
+
+
+class Composed:
+    """Dual chunk attention out of three ordinary attentions, which the backend takes on sm_90 alone."""
+
+    def __init__(self, most_bytes: int = 1 << 30) -> None:
+        self.most_bytes = most_bytes
+
+    def run(self, call: DualChunkAttention) -> AttentionOutput:
+        from attnkit.kernels.triton import dual_chunk, dual_chunk_composed
+
+        dual_chunk_composed.MOST_BYTES = self.most_bytes
+        return AttentionOutput(*dual_chunk.run(call, composed=True))
 
 
 def differential(new: list[int], lens: list[int], weight: bool) -> DifferentialAttention:
@@ -195,10 +218,22 @@ case("mla-two-tokens", "TRITON_MLA", lambda: mla([2, 2], [40, 50], heads=24))
 case("mla-fp8", "TRITON_MLA", lambda: mla([1], [50], cache=torch.float8_e4m3fn), loose=2)
 case("tree", "TREE_ATTN", lambda: tree(4, 2))
 case("tree-split", "TREE_ATTN", lambda: tree(4, 2, (300,)))
-case("tree-prefill", "TREE_ATTN", lambda: tree(16, 1))
+case("tree-rows", "TREE_ATTN", lambda: tree(16, 1))
+case("tree-rows-split", "TREE_ATTN", lambda: tree(8, 1, (300,)))
+case("tree-unequal", "TREE_ATTN", unequal_trees)
 for chunk, local in ((40, 8), (1024, 64)):
     case(f"dual-{chunk}", "DUAL_CHUNK_FLASH_ATTN", lambda c=chunk, n=local: dual([70, 1], [90, 200], c, n), loose=1.5)
 case("dual-decode", "DUAL_CHUNK_FLASH_ATTN", lambda: dual([1, 1], [300, 33], 40, 8, 32), loose=1.5)
+case("dual-odd-period", "DUAL_CHUNK_FLASH_ATTN", lambda: dual([1, 2], [300, 64], 61, 8, 32), loose=1.5)
+case("dual-few-cosines", "DUAL_CHUNK_FLASH_ATTN", lambda: dual([1, 1], [300, 33], 12, 2, rows=20), loose=1.5)
+case("dual-rows-split", "DUAL_CHUNK_FLASH_ATTN", lambda: dual([20], [300], 61, 8), loose=1.5)
+case("dual-fp8", "DUAL_CHUNK_FLASH_ATTN", lambda: dual([20, 1], [60, 50], 61, 8, cache=torch.float8_e4m3fn), loose=2)
+NEW, LENS = [70, 0, 1, 9], [90, 0, 200, 30]
+for chunk, local in ((40, 8), (1024, 64)):
+    case(f"dual-composed-{chunk}", Composed(), lambda c=chunk, n=local: dual(NEW, LENS, c, n, 32), loose=1.5)
+case("dual-composed-bf16", Composed(), lambda: dual([70, 3], [190, 3], 61, 8, dtype=BF16), loose=1.5)
+case("dual-composed-fp8", Composed(), lambda: dual([70], [190], 61, 8, cache=torch.float8_e4m3fn), loose=2)
+case("dual-composed-heads-in-turn", Composed(1 << 18), lambda: dual(NEW, LENS, 40, 8, heads=6, kv_heads=3), loose=1.5)
 case("differential", "DIFFERENTIAL_FLASH_ATTN", lambda: differential([70, 1], [90, 200], True), loose=2)
 case("differential-decode", "DIFFERENTIAL_FLASH_ATTN", lambda: differential([1, 1], [300, 33], False), loose=2)
 

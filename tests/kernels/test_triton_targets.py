@@ -27,7 +27,8 @@ TENSOR_CORES = [arch for arch in TARGETS if arch != "sm_75"]
 KINDS = {"sm_75", "sm_80", "sm_90", "gfx942", "gfx1100"}
 """One each of those that compile alike, and not sm_100, which takes twice as long as any: of it the serving kernels."""
 
-PLAIN = {"merge_splits", "cache_write", "differential_combine"}
+DUAL_PARTS = {"dual_chunk_segments", "dual_chunk_queries", "dual_chunk_gather", "dual_chunk_join"}
+PLAIN = {"merge_splits", "cache_write", "differential_combine", *DUAL_PARTS}
 """Kernels that multiply no matrices."""
 
 
@@ -79,7 +80,7 @@ def test_every_kernel(arch: str, tmp_path: Path) -> None:
     judge(rows, arch)
 
 
-@pytest.mark.parametrize("op", ["prefill", "decode", "mla", "dual_chunk"])
+@pytest.mark.parametrize("op", ["prefill", "decode", "mla", "dual_chunk", "tree", "dual_chunk_decode"])
 def test_every_family_has_a_tile_for_every_width(op: configs.Op) -> None:
     for arch in (*TARGETS, "sm_75-scalar", "xe-hpc", "gfx1030"):
         if op == "mla" and arch.startswith("sm_75"):
@@ -95,3 +96,9 @@ def test_splits_fill_the_device_and_never_shred_a_short_sequence() -> None:
     assert configs.decode_splits(8, 132, "sm_90", 32768, 64) >= 16
     assert configs.decode_splits(8, 132, "sm_90", 128, 64) == 1
     assert configs.decode_splits(4096, 132, "sm_90", 32768, 64) == 1
+
+
+def test_large_tiles_are_split_until_every_multiprocessor_has_one() -> None:
+    assert configs.row_splits(16, 132, 4160, 64) == 8
+    assert configs.row_splits(128, 132, 4160, 64) == 1
+    assert configs.row_splits(16, 132, 100, 64) == 1

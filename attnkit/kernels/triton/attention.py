@@ -3,6 +3,7 @@
 Which kernel computes a sequence:
 
 - uniform batches whose rows fit a decode tile (decode, speculative decode): split-KV decode for all;
+- uniform trees of more rows: decode's kernel with prefill's tiles, as few of them fill the device only if keys are split;
 - batches where every sequence has as many new tokens as the longest: prefill for all;
 - mixed batches: both kernels run; short sequences belong to decode, the rest to prefill. Each program decides on the device.
 """
@@ -168,7 +169,14 @@ def plan_paged(
     decode_tile = decode_tile or configs.tile("decode", target.arch, width, size, interpret=target.interpret)
 
     uniform = tokens == num_seqs * call.max_query_len
-    if call.max_query_len * group <= MAX_DECODE_ROWS and (uniform or call.max_query_len == 1):
+    rows = call.max_query_len * group
+    tree_rows = tree_mask is not None and rows > MAX_DECODE_ROWS and (uniform or num_seqs == 1)
+    if tree_rows:
+        decode_tile = given or configs.tile("tree", target.arch, width, size, interpret=target.interpret)
+        if splits is None:
+            programs = num_seqs * kv_heads * -(-rows // decode_tile.block_m)
+            splits = configs.row_splits(programs, target.units, call.max_seq_len, decode_tile.block_n)
+    if tree_rows or (rows <= MAX_DECODE_ROWS and (uniform or call.max_query_len == 1)):
         longest, shortest = call.max_query_len, None
     elif uniform or num_seqs == 1:
         longest, shortest = 0, 1
@@ -232,7 +240,7 @@ def _decode(
     splits: int | None,
 ) -> tuple[list[Launch], str]:
     rows = longest * common["GROUP"]
-    block_m = min(max(tile.block_m, padded(rows)), MAX_DECODE_ROWS)
+    block_m = min(max(tile.block_m, padded(rows)), max(tile.block_m, MAX_DECODE_ROWS))
     row_tiles = -(-rows // block_m)
     if splits is None:
         splits = configs.decode_splits(num_seqs * kv_heads * row_tiles, target.units, target.arch, max_seq_len, tile.block_n)

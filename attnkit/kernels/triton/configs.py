@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias
 
-Op: TypeAlias = Literal["prefill", "decode", "mla", "dual_chunk"]
+Op: TypeAlias = Literal["prefill", "decode", "mla", "dual_chunk", "tree", "dual_chunk_decode"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,13 @@ TILES: dict[tuple[str, Op], dict[int, Tile]] = {
     ("xe", "dual_chunk"): {64: Tile(32, 32, 8, 2), 128: Tile(32, 32, 8, 2), 256: Tile(16, 32, 8, 2)},
 }
 
+TILES_OF_ITS_OWN: dict[tuple[str, Op], dict[int, Tile]] = {
+    ("hopper", "dual_chunk_decode"): {64: Tile(32, 64, 4, 3), 128: Tile(32, 64, 4, 3), 256: Tile(32, 32, 8, 3)},
+}
+"""Where a work measured better with other tiles than those of the work it is `LIKE`."""
+
+LIKE: dict[Op, Op] = {"tree": "prefill", "dual_chunk_decode": "dual_chunk"}
+
 FULL_PRECISION: dict[Op, dict[int, Tile]] = {
     "prefill": {64: Tile(32, 32, 4, 1), 128: Tile(16, 32, 4, 1), 256: Tile(16, 16, 4, 1)},
     "decode": {64: Tile(16, 32, 4, 1), 128: Tile(16, 32, 4, 1), 256: Tile(16, 16, 4, 1)},
@@ -124,7 +131,11 @@ def tile(op: Op, arch: str, width: int, element_size: int, *, interpret: bool = 
     """
     if interpret:
         return INTERPRETER
-    by_width = FULL_PRECISION[op] if element_size == 4 else TILES[family(arch), op]
+    like = LIKE.get(op, op)
+    if element_size == 4:
+        by_width = FULL_PRECISION[like]
+    else:
+        by_width = TILES_OF_ITS_OWN.get((family(arch), op)) or TILES[family(arch), like]
     return by_width[min(w for w in by_width if w >= width)]
 
 
@@ -142,5 +153,14 @@ def decode_splits(programs: int, units: int, arch: str, max_seq_len: int, block_
     useful = max(1, max_seq_len // (block_n * MIN_TILES_PER_SPLIT))
     splits = 1
     while splits * 2 <= min(useful, MAX_SPLITS) and programs * splits * 2 <= capacity:
+        splits *= 2
+    return splits
+
+
+def row_splits(programs: int, units: int, max_seq_len: int, block_n: int) -> int:
+    """As `decode_splits`, for tiles as large as prefill's: one of them is all that a multiprocessor holds."""
+    useful = max(1, max_seq_len // (block_n * MIN_TILES_PER_SPLIT))
+    splits = 1
+    while splits * 2 <= min(useful, MAX_SPLITS) and programs * splits * 2 <= units:
         splits *= 2
     return splits

@@ -1,4 +1,7 @@
-"""Launcher of the dual chunk kernel: from a `DualChunkAttention` call to launches, without host synchronisation."""
+"""Launcher of dual chunk attention: from a `DualChunkAttention` call to launches, without host synchronisation.
+
+Long prefills are composed of ordinary attentions where that is faster (dual_chunk_composed.py); all else is one kernel.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attnkit.errors import UnsupportedError
-from attnkit.kernels.triton import configs
+from attnkit.kernels.triton import configs, dual_chunk_composed
 from attnkit.kernels.triton.configs import Tile
 from attnkit.kernels.triton.dual_chunk_kernel import dual_chunk_attention
 from attnkit.kernels.triton.launch import Launch, cache_of, padded, require_rows, run_all, target_of
@@ -19,11 +22,27 @@ if TYPE_CHECKING:
 else:
     Tensor = Any
 
+DECODE_ROWS = 32
+"""Rows (new tokens * heads of the group) up to which a call is a decode."""
+
 
 def run(
-    call: DualChunkAttention, *, arch: str | None = None, tile: Tile | None = None, splits: int | None = None
+    call: DualChunkAttention,
+    *,
+    arch: str | None = None,
+    tile: Tile | None = None,
+    splits: int | None = None,
+    relative: bool | None = None,
+    composed: bool | None = None,
+    prefill_tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor | None, str]:
     """Compute `call`.
+
+    Args:
+        tile, splits: override the choice of configs.py for the dual chunk kernel, for tuning.
+        relative: the same for how its keys are turned; see dual_chunk_kernel.py.
+        composed: True or False overrides the choice between the two ways.
+        prefill_tile: composed of the portable prefill kernel with this tile.
 
     Returns:
         out [num_tokens, num_heads, head_dim], lse [num_tokens, num_heads] float32 where asked for, kernel name.
@@ -31,13 +50,22 @@ def run(
     Raises:
         UnsupportedError: a layout or a rope table the kernel cannot take.
     """
-    out, lse, launches, name = plan(call, arch=arch, tile=tile, splits=splits)
+    out, lse, launches, name = plan(
+        call, arch=arch, tile=tile, splits=splits, relative=relative, composed=composed, prefill_tile=prefill_tile
+    )
     run_all(launches)
     return out, lse, name
 
 
 def plan(
-    call: DualChunkAttention, *, arch: str | None = None, tile: Tile | None = None, splits: int | None = None
+    call: DualChunkAttention,
+    *,
+    arch: str | None = None,
+    tile: Tile | None = None,
+    splits: int | None = None,
+    relative: bool | None = None,
+    composed: bool | None = None,
+    prefill_tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor | None, list[Launch], str]:
     """The launches of `run`, and where their results will be."""
     paged = call.paged
@@ -57,13 +85,26 @@ def plan(
         require_rows(name, tensor)
     kv_heads = key.data.shape[2]
     group = heads // kv_heads
-    tile = tile or configs.tile("dual_chunk", target.arch, head_dim, query.element_size(), interpret=target.interpret)
+    if composed is None:
+        composed = dual_chunk_composed.pays(call, target)
+    if composed:
+        if not dual_chunk_composed.takes(call):
+            raise UnsupportedError("composed dual chunk attention is causal, of 16-bit queries, and needs room for its copy")
+        launches, name = dual_chunk_composed.plan(call, out, lse, key, value, period, arch=arch, prefill_tile=prefill_tile)
+        return out, lse, launches, name
+    if tile is None:
+        size, interpret = query.element_size(), target.interpret
+        tile = configs.tile("dual_chunk", target.arch, head_dim, size, interpret=interpret)
+        if paged.max_query_len * group <= DECODE_ROWS:
+            tile = configs.tile("dual_chunk_decode", target.arch, head_dim, size, interpret=interpret)
     block_m = min(tile.block_m, padded(paged.max_query_len * group))
+    if relative is None:
+        relative = block_m <= DECODE_ROWS and query.element_size() == 2
+    relative = relative and call.rope_cos.shape[0] >= tile.block_n
     tiles = tokens * group // block_m + num_seqs
     if splits is None:
-        splits = configs.decode_splits(tiles * kv_heads, target.units, target.arch, paged.max_seq_len, tile.block_n)
-        if paged.max_query_len * group > block_m:
-            splits = 1
+        owned = min(tiles, num_seqs * -(-paged.max_query_len * group // block_m))
+        splits = configs.decode_splits(owned * kv_heads, target.units, target.arch, paged.max_seq_len, tile.block_n)
     part_out, part_lse = out, lse
     if splits > 1:
         part_out = torch.empty(splits, tokens, heads, head_dim, dtype=torch.float32, device=out.device)
@@ -104,6 +145,8 @@ def plan(
         "BLOCK_M": block_m,
         "BLOCK_N": tile.block_n,
         "SPLITS": splits,
+        "SAME_STRIDES": key.data.stride()[:2] == value.data.stride()[:2],
+        "RELATIVE": relative,
         "SCALED": scaled,
         "CAUSAL": paged.softmax.causal,
         "FP8": key.fp8,

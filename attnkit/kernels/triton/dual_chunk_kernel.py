@@ -8,10 +8,14 @@ floor(i / s) - floor(j / s):
     1       rope(q_i, min(i mod s + s, chunk_size))     (successor)
     more    rope(q_i, min(2 s - 1, chunk_size))         (inter)
 
-One softmax runs over all keys: three passes over the three runs of keys, one running maximum and denominator. A pass covers the
-keys that have its distance to any row of the tile; where a tile's rows lie in two chunks, the runs overlap and a mask on the
-distance decides. Rotation works on the two halves of a row (neox style), so halves are loaded as tiles of their own and the
-score is the sum of two products.
+One softmax runs over all keys, chunk of keys after chunk of keys, with one running maximum and denominator: within a chunk
+every row has one rotation. Rotation works on the two halves of a row (neox style), so halves are loaded as tiles of their own
+and the score is the sum of two products; values come in halves too, which lets them share the keys' addresses.
+
+A score depends on the difference of two positions alone. RELATIVE uses that: keys of a tile are turned by their place in the
+tile, 0 to BLOCK_N - 1, which is the same few cosines for every tile and stays in registers, and the query by the rest, once a
+tile. Otherwise every key is turned by its position in the chunk, whose cosines (float32: as many bytes as key and value
+together) are read anew for every key and head; that is less arithmetic where a tile has many rows.
 """
 
 from __future__ import annotations
@@ -25,10 +29,10 @@ from attnkit.kernels.triton.tiles import LN2, LOG2E, dequantise, load_rows, matm
 
 @triton.jit
 def rotate(low, high, cos, sin):
-    """rope of a row's two halves, in float32, back in the rows' dtype."""
+    """rope of a row's two halves, in float32."""
     a = low.to(tl.float32)
     b = high.to(tl.float32)
-    return (a * cos - b * sin).to(low.dtype), (b * cos + a * sin).to(low.dtype)
+    return a * cos - b * sin, b * cos + a * sin
 
 
 @triton.jit
@@ -49,10 +53,12 @@ def dual_chunk_attention(
     stride_q_token, stride_q_head, stride_k_block, stride_k_token, stride_k_head,
     stride_v_block, stride_v_token, stride_v_head, stride_o_token, stride_o_head, stride_table,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    SPLITS: tl.constexpr, SCALED: tl.constexpr, CAUSAL: tl.constexpr, FP8: tl.constexpr, RETURN_LSE: tl.constexpr,
+    SPLITS: tl.constexpr, SAME_STRIDES: tl.constexpr, RELATIVE: tl.constexpr, SCALED: tl.constexpr, CAUSAL: tl.constexpr,
+    FP8: tl.constexpr, RETURN_LSE: tl.constexpr,
 ):  # fmt: skip
     """Rows as in `paged_prefill`; SPLITS > 1 cuts the keys as `paged_decode` does and writes what `merge_splits` joins."""
     HALF: tl.constexpr = HEAD_DIM // 2
+    DTYPE: tl.constexpr = query.dtype.element_ty
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
@@ -85,9 +91,7 @@ def dual_chunk_attention(
         length = seq_len.to(tl.float32) / original_max_position
         factor = factor * tl.maximum(1.0, 0.1 * LN2 * tl.log2(length) + 1.0)
 
-    first_chunk = (context + first_row // GROUP) // period
     highest = context + tl.minimum((first_row + BLOCK_M - 1) // GROUP, query_len - 1)
-    last_chunk = highest // period
     begin = 0
     end = highest + 1 if CAUSAL else seq_len
     if SPLITS > 1:
@@ -102,47 +106,52 @@ def dual_chunk_attention(
 
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
-    row_chunk = position // period
-    for distance in tl.static_range(3):
-        if distance == 0:
-            at = position % period
-            first = first_chunk * period
-            limit = seq_len
-        elif distance == 1:
-            at = tl.minimum(position % period + period, chunk_size)
-            first = (first_chunk - 1) * period
-            limit = last_chunk * period
-        else:
-            at = tl.minimum(position * 0 + 2 * period - 1, chunk_size)
-            first = 0
-            limit = (last_chunk - 1) * period
-        first = tl.maximum(first, begin)
-        limit = tl.minimum(limit, end)
+    acc_low = tl.zeros([BLOCK_M, HALF], tl.float32)
+    acc_high = tl.zeros([BLOCK_M, HALF], tl.float32)
+    if RELATIVE:
+        place_cos, place_sin = rotation(rope_cos, rope_sin, tl.arange(0, BLOCK_N), HALF)
+    for chunk in tl.range(begin // period, tl.cdiv(end, period)):
+        offset = chunk * period
+        first = tl.maximum(offset, begin)
+        limit = tl.minimum(offset + period, end)
+        at = position % period
+        apart = position // period - chunk
+        at = tl.where(apart == 1, tl.minimum(at + period, chunk_size), at)
+        at = tl.where(apart > 1, tl.minimum(2 * period - 1, chunk_size), at)
         cos, sin = rotation(rope_cos, rope_sin, at, HALF)
-        q1, q2 = rotate(q_low, q_high, cos, sin)
-        for start in tl.range(first // BLOCK_N * BLOCK_N, limit, BLOCK_N):
+        turned_low, turned_high = rotate(q_low, q_high, cos, sin)
+        tile_start = first // BLOCK_N * BLOCK_N
+        # Block numbers are fetched one tile ahead, as in tiles.py.
+        ahead = row_pages(tile_start, table, first, limit, BLOCK_SIZE, BLOCK_N)
+        for start in tl.range(tile_start, limit, BLOCK_N):
             start = tl.multiple_of(start, BLOCK_N)
             n = start + tl.arange(0, BLOCK_N)
-            pages = row_pages(start, table, first, limit, BLOCK_SIZE, BLOCK_N)
+            pages = ahead
+            ahead = row_pages(start + BLOCK_N, table, first, limit, BLOCK_SIZE, BLOCK_N)
             k_rows = row_offsets(start, pages, stride_k_block, stride_k_token, BLOCK_SIZE, BLOCK_N)
-            k_low = dequantise(load_rows(key, k_rows, n, first, limit, HALF, HALF, True), q_low.dtype, FP8)
-            k_high = dequantise(load_rows(key + HALF, k_rows, n, first, limit, HALF, HALF, True), q_low.dtype, FP8)
-            k_cos, k_sin = rotation(rope_cos, rope_sin, n % period, HALF)
-            k1, k2 = rotate(k_low, k_high, k_cos, k_sin)
+            k_low = dequantise(load_rows(key, k_rows, n, first, limit, HALF, HALF, True), DTYPE, FP8)
+            k_high = dequantise(load_rows(key + HALF, k_rows, n, first, limit, HALF, HALF, True), DTYPE, FP8)
+            if RELATIVE:
+                # The tile may begin before its chunk does: turned the other way round then.
+                back = start - offset
+                back_at = tl.abs(back) * HALF + half
+                back_cos = tl.load(rope_cos + back_at)[None, :]
+                back_sin = tl.load(rope_sin + back_at)[None, :]
+                back_sin = tl.where(back < 0, back_sin, -back_sin)
+                q1, q2 = rotate(turned_low, turned_high, back_cos, back_sin)
+                k1, k2 = rotate(k_low, k_high, place_cos, place_sin)
+            else:
+                q1, q2 = turned_low, turned_high
+                k_cos, k_sin = rotation(rope_cos, rope_sin, tl.maximum(tl.minimum(n - offset, period - 1), 0), HALF)
+                k1, k2 = rotate(k_low, k_high, k_cos, k_sin)
+            q1, q2 = q1.to(DTYPE), q2.to(DTYPE)
+            k1, k2 = k1.to(DTYPE), k2.to(DTYPE)
             if q_low.dtype == tl.float32:
                 s = plus(products(q1, k1), products(q2, k2)) * factor
             else:
                 s = matmul(q1, tl.trans(k1), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
                 s = matmul(q2, tl.trans(k2), s) * factor
-            apart = row_chunk[:, None] - (n // period)[None, :]
-            if distance == 0:
-                visible = apart <= 0
-            elif distance == 1:
-                visible = apart == 1
-            else:
-                visible = apart >= 2
-            visible &= (n >= first)[None, :] & (n < limit)[None, :]
+            visible = ((n >= first) & (n < limit))[None, :]
             if CAUSAL:
                 visible &= n[None, :] <= position[:, None]
             s = tl.where(visible, s, float("-inf"))
@@ -151,18 +160,17 @@ def dual_chunk_attention(
             p = tl.exp2(s - pivot[:, None])
             shrink = tl.exp2(m - pivot)
             total = total * shrink + tl.sum(p, 1)
-            v_rows = row_offsets(start, pages, stride_v_block, stride_v_token, BLOCK_SIZE, BLOCK_N)
-            v = dequantise(load_rows(value, v_rows, n, first, limit, HEAD_DIM, HEAD_DIM, True), q_low.dtype, FP8)
-            acc = matmul(p.to(v.dtype), v, acc * shrink[:, None])
+            v_rows = k_rows if SAME_STRIDES else row_offsets(start, pages, stride_v_block, stride_v_token, BLOCK_SIZE, BLOCK_N)
+            v_low = dequantise(load_rows(value, v_rows, n, first, limit, HALF, HALF, True), DTYPE, FP8)
+            v_high = dequantise(load_rows(value + HALF, v_rows, n, first, limit, HALF, HALF, True), DTYPE, FP8)
+            acc_low = matmul(p.to(DTYPE), v_low, acc_low * shrink[:, None])
+            acc_high = matmul(p.to(DTYPE), v_high, acc_high * shrink[:, None])
             m = top
 
-    acc = acc * (v_scale / tl.where(total == 0.0, 1.0, total))[:, None]
-    d = tl.arange(0, HEAD_DIM)
-    tl.store(
-        out + token[:, None] * stride_o_token + head[:, None] * stride_o_head + d[None, :],
-        acc.to(out.dtype.element_ty),
-        mask=real[:, None],
-    )
+    share = (v_scale / tl.where(total == 0.0, 1.0, total))[:, None]
+    at_out = out + token[:, None] * stride_o_token + head[:, None] * stride_o_head + half[None, :]
+    tl.store(at_out, (acc_low * share).to(out.dtype.element_ty), mask=real[:, None])
+    tl.store(at_out + HALF, (acc_high * share).to(out.dtype.element_ty), mask=real[:, None])
     if SPLITS > 1:
         tl.store(lse + token * num_heads + head, m + tl.log2(total), mask=real)
     elif RETURN_LSE:
