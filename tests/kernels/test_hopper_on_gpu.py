@@ -13,9 +13,9 @@ pytest.importorskip("triton", reason="Triton is not installed here")
 import torch
 
 from attnkit.bench.workloads import Shape, paged_call
-from attnkit.kernels.triton import attention
+from attnkit.kernels.triton import attention, dual_chunk, dual_chunk_composed
 from attnkit.kernels.triton.configs import Tile
-from attnkit.spec import PagedAttention, Softmax, VarlenAttention
+from attnkit.spec import DualChunkAttention, PagedAttention, Softmax, VarlenAttention
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,13 +40,13 @@ def paged(head_dim: int, **options: object) -> PagedAttention:
     return replace(call, return_lse=True)
 
 
-def agree(ours: tuple, portable: tuple) -> None:
-    (out, lse, name), (expected, expected_lse, other) = ours, portable
+def agree(ours: tuple, portable: tuple, lse: float = 1e-3) -> None:
+    (out, found, name), (expected, expected_lse, other) = ours, portable
     assert "gluon_hopper_prefill" in name
     assert "gluon" not in other
     assert torch.isfinite(out).all(), "something was not written, or a NaN came through"
     assert ((out - expected).float().norm() / expected.float().norm()) < 6e-3
-    torch.testing.assert_close(lse, expected_lse, rtol=0, atol=1e-3)
+    torch.testing.assert_close(found, expected_lse, rtol=0, atol=lse)
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
@@ -95,3 +95,16 @@ def test_packed_keys(head_dim: int, causal: bool) -> None:
         return_lse=True,
     )
     agree(attention.varlen(call), attention.varlen(call, prefill_tile=PORTABLE))
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 4])
+@pytest.mark.parametrize("original", [None, 512])
+def test_dual_chunk_composed_of_it(monkeypatch: pytest.MonkeyPatch, at_once: int, original: int | None) -> None:
+    """Tokens in one to four chunks, sequences without a chunk before; with little room, key heads in turn."""
+    call = paged(128, num_heads=28, num_kv_heads=4)
+    call = replace(call, out=torch.full_like(call.query, float("nan")))
+    angles = torch.outer(torch.arange(1200.0), 1e6 ** -(torch.arange(64) / 64))
+    dual = DualChunkAttention(call, 640, 63, angles.cos().cuda(), angles.sin().cuda(), original)
+    monkeypatch.setattr(dual_chunk_composed, "MOST_BYTES", at_once * dual_chunk_composed.bytes_a_head(dual))
+    portable = dual_chunk.run(replace(dual, paged=replace(call, out=None)), composed=False)
+    agree(dual_chunk.run(dual, composed=True), portable, lse=2e-2)
