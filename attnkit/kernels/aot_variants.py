@@ -143,6 +143,8 @@ def _call(
 def launches(call: Call, arch: str) -> list[Launch]:
     """Every launch `call` can lead to on `arch`, for every number of splits that a device of any size may choose."""
     found: list[Launch] = []
+    if isinstance(call, PagedAttention):
+        found.extend(attention.plan_paged(call, arch=arch, splits=1, crowded=True)[2])
     for plan, longest in _plans(call, arch):
         splits = 1
         while splits <= min(configs.MAX_SPLITS, max(1, longest // 16)):

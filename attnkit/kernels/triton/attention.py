@@ -119,8 +119,13 @@ def plan_paged(
     prefill_tile: Tile | None = None,
     decode_tile: Tile | None = None,
     splits: int | None = None,
+    crowded: bool | None = None,
 ) -> tuple[Tensor, Tensor | None, list[Launch], str]:
-    """The launches of `paged`, and where their results will be."""
+    """The launches of `paged`, and where their results will be.
+
+    Args:
+        crowded: whether to take the batch for one of many programs and short contexts (`configs.WARP_KEYS`); default: look.
+    """
     query = call.query
     tokens, heads, head_dim = query.shape
     num_seqs = call.seq_lens.shape[0]
@@ -191,7 +196,7 @@ def plan_paged(
         elif given_warps:
             decode_tile = given_warps
         decode, name = _decode(
-            out, lse, common, decode_tile, warps, target, call.max_seq_len, num_seqs, kv_heads, longest, splits
+            out, lse, common, decode_tile, warps, target, call.max_seq_len, num_seqs, kv_heads, longest, splits, crowded
         )
         launches.extend(decode)
         names.append(name)
@@ -254,12 +259,16 @@ def _decode(
     kv_heads: int,
     longest: int,
     splits: int | None,
+    crowded: bool | None,
 ) -> tuple[list[Launch], str]:
     """`warps`: the tile of `warp_decode`, where that may take the place of `tile`."""
     rows = longest * common["GROUP"]
     block_m = min(max(tile.block_m, padded(rows)), max(tile.block_m, MAX_DECODE_ROWS))
     row_tiles = -(-rows // block_m)
     programs = num_seqs * kv_heads * row_tiles
+    if warps is not None and not tile.by_warp:
+        many = programs > 2 * target.units and max_seq_len <= configs.WARP_KEYS
+        warps = None if (many if crowded is None else crowded) else warps
 
     def splits_for(units: int) -> int:
         if rows > MAX_DECODE_ROWS:  # a tree

@@ -110,6 +110,8 @@ WARP_DECODE: dict[tuple[str, bool], dict[int, Tile]] = {
 
 WARP_SPLITS = 4
 """Where a batch has so few sequences and heads that a 16-bit cache is cut into more splits, `paged_decode` answers sooner."""
+WARP_KEYS = 2048
+"""And where it has many programs for short contexts: beginning and ending are then most of a program's work."""
 
 INTERPRETER = Tile(32, 32, 4, 1)
 
