@@ -2,7 +2,11 @@
 
 A mixed batch is split: sequences with one new token go to the decode wrapper, the rest to the prefill wrapper, which is twice
 as fast as one wrapper for all. Planning happens on every call here (a server plans once a step), so a call cannot be captured
-in a graph. FlashInfer's log-sum-exp is of base 2.
+in a graph. FlashInfer's log-sum-exp is of base 2. Of a row that sees no key it makes no defined output (its kernels for Hopper
+average what they masked) and a finite log-sum-exp (-5e4): such rows are written here.
+
+Index arrays are handed over on the device although planning copies them back. That copy waits for the call before, and must:
+the page-locked buffer of one wrapper, from which its plan is still being copied, is the next wrapper's once the first is gone.
 
 Sources: flashinfer/prefill.py, flashinfer/decode.py, flashinfer/mla.
 """
@@ -231,7 +235,23 @@ def _ragged(call: VarlenAttention) -> tuple[Any, Any, str]:
         kv_data_type=call.key.dtype,
     )
     out, lse = wrapper.run(call.query, call.key, call.value, return_lse=True)
-    return out, lse.float() * _LN2, "flashinfer.ragged"
+    lse = lse.float() * _LN2
+    blind = _rows_without_keys(call)
+    if blind:
+        out[blind] = 0.0
+        lse[blind] = float("-inf")
+    return out, lse, "flashinfer.ragged"
+
+
+def _rows_without_keys(call: VarlenAttention) -> list[int]:
+    """Tokens that see no key: those of a sequence without keys and, under the causal mask, the first of one with fewer keys."""
+    starts, ends = call.query_start_loc.tolist(), call.key_start_loc.tolist()
+    rows: list[int] = []
+    for i, start in enumerate(starts[:-1]):
+        new, keys = starts[i + 1] - start, ends[i + 1] - ends[i]
+        if call.softmax.causal or not keys:
+            rows.extend(range(start, start + max(0, new - keys)))
+    return rows
 
 
 def _mla_wrapper(call: MlaDecode) -> tuple[Any, Any]:
