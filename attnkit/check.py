@@ -11,6 +11,7 @@ from typing import Any
 from attnkit import __version__
 from attnkit.backends.base import Accepted, Reason, Rejected, missing
 from attnkit.backends.registry import all_backends, canonical, get
+from attnkit.engines.vllm_driver import PREFIX
 from attnkit.errors import EXIT_CHECK_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, NoBackendError, UsageError, unknown_name
 from attnkit.hardware.device import Device
 from attnkit.outputs import now
@@ -32,6 +33,7 @@ class CheckOptions:
 
     Args:
         backend: a name, or "all": with a model everything that selection accepts for it, else everything that runs here.
+            "vllm:NAME" is vLLM's own implementation, driven through vLLM's interface.
         level: None takes the profile's.
         prove: plant every fault and see which case catches it.
         json_file: where to write the report; "-" is stdout; None prints tables.
@@ -54,7 +56,8 @@ def run_checks(options: CheckOptions) -> int:
         UsageError: an unknown backend, level or fault.
         NoBackendError: nothing can run here, or the one asked for cannot.
     """
-    explicit = None if options.backend.casefold() == "all" else canonical(options.backend)
+    engine = options.backend.casefold().startswith(PREFIX)
+    explicit = None if engine or options.backend.casefold() == "all" else canonical(options.backend)
     if options.fault is not None and options.fault not in FAULTS:
         raise unknown_name("fault", options.fault, FAULTS)
     where = place(root=options.root, node=options.node)
@@ -63,10 +66,12 @@ def run_checks(options: CheckOptions) -> int:
     asked = check_level(options.level)
     plan = make_plan(where, model=options.model, explicit=explicit if options.model else None)
     level = asked or plan.settings.level
-    if options.model:
-        specs, candidates = plan.need.specs, _candidates(plan, explicit)
+    specs = plan.need.specs if options.model else ()
+    if engine:
+        name = PREFIX + options.backend[len(PREFIX) :].upper()
+        candidates: tuple[Accepted, ...] = (Accepted(name, "", "vLLM's own implementation"),)
     else:
-        specs, candidates = (), _runnable(where.device, explicit)
+        candidates = _candidates(plan, explicit) if options.model else _runnable(where.device, explicit)
     if options.prove:
         return _prove(candidates, plan, specs, level, options)
     verdicts: list[Verdict] = []
@@ -141,7 +146,7 @@ def _runnable(device: Device, explicit: str | None) -> tuple[Accepted, ...]:
 def _request(
     candidate: Accepted, plan: Plan, specs: tuple[AttentionSpec, ...], level: Level, fault: str | None = None
 ) -> Request:
-    return Request(candidate.backend, candidate.provider, plan.place.device, specs, level, fault)
+    return Request(candidate.backend, candidate.provider or None, plan.place.device, specs, level, fault)
 
 
 def _prove(

@@ -174,7 +174,7 @@ def resolve(
 
 @main.command()
 def selftest(
-    backend: Annotated[str, typer.Option("--backend", help="A name, or all.")] = "all",
+    backend: Annotated[str, typer.Option("--backend", help="A name, or all; vllm:NAME is vLLM's own.")] = "all",
     level: LevelOption = None,
     prove: Annotated[bool, typer.Option("--prove", help="Plant every fault and show which case catches it.")] = False,
     node: Node = None,

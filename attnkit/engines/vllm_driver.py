@@ -13,9 +13,11 @@ tests/v1/attention/test_attention_backends.py.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from typing import Any, ClassVar
 
 from attnkit.backends.base import Backend, Capability, HeadDims, Provider
@@ -107,7 +109,9 @@ def engine_backend(name: str) -> EngineBackend:
         if engine_name not in known:
             raise unknown_name(f"attention backend of vLLM {vllm_version()}", engine_name, known)
         backend_class = AttentionBackendEnum[engine_name].get_class()
-        provider = Provider(f"vllm {vllm_version()}", _capability(engine_name, backend_class), why="vLLM's own implementation")
+        with _a_configuration():
+            capability = _capability(engine_name, backend_class)
+        provider = Provider(f"vllm {vllm_version()}", capability, why="vLLM's own implementation")
     attributes = {
         "name": PREFIX + engine_name,
         "engine_name": engine_name,
@@ -120,7 +124,11 @@ def engine_backend(name: str) -> EngineBackend:
 
 
 def _capability(name: str, backend: Any) -> Capability:
-    """The vLLM class's claims in attnkit's words."""
+    """The vLLM class's claims in attnkit's words.
+
+    Under a float8 cache vLLM's layer may make the query float8 before FLASH_ATTN or TRITON_ATTN gets it; what is driven here
+    is TRITON_ATTN with exact queries (FLASH_ATTN's class does not list float8 caches).
+    """
     mla = bool(backend.is_mla())
     if hasattr(backend, "attnkit_capability"):  # our own classes, put there by the plugin
         ours: Capability = backend.attnkit_capability()
@@ -135,8 +143,9 @@ def _capability(name: str, backend: Any) -> Capability:
     words: dict[str, KvCacheDtype] = {"auto": "auto", "fp8": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
     sizes = backend.get_supported_kernel_block_sizes()
     bases = [size.base for size in sizes if hasattr(size, "base")]
-    heads = backend.get_supported_head_sizes()
     features: set[Feature] = set(_UNCLAIMED.get(name, frozenset()))
+    if name == "FLASH_ATTN" and not _has_flash_attention_2():
+        features.discard("alibi")
     parameters = inspect.signature(backend.get_impl_cls().__init__).parameters
     if getattr(backend, "supports_sliding_window", lambda: "sliding_window" in parameters)():
         features.add("window")
@@ -144,23 +153,65 @@ def _capability(name: str, backend: Any) -> Capability:
         features.add("sinks")
     if getattr(backend, "supports_non_causal", lambda: False)():
         features.add("non_causal")
+    caches = frozenset(words[cache] for cache in backend.supported_kv_cache_dtypes if cache in words)
     return Capability(
         ops=_MLA if mla else _PAGED,
         archs={"cpu": ("*",)} if name.startswith(("CPU", "AMX")) else {"nvidia": ("*",), "amd": ("*",), "intel": ("*",)},
         dtypes=frozenset(d for d in ("float16", "bfloat16", "float32") if d in dtypes),
-        head_dims=HeadDims.of((576, 512)) if mla else HeadDims.of(*heads) if heads else HeadDims(high=512),
+        head_dims=HeadDims.of((576, 512)) if mla else _head_dims(backend),
         block_sizes=None if bases else frozenset(sizes),
         min_block_size=min(bases, default=1),
         block_multiple=min(bases, default=1),
-        kv_cache_dtypes=frozenset(words[c] for c in backend.supported_kv_cache_dtypes if c in words) - _refused_caches(name),
+        kv_cache_dtypes=frozenset(words[c] for c in backend.supported_kv_cache_dtypes if c in words)
+        - _refused_caches(name, mla),
         phases=_DECODE if mla else frozenset(PHASES),
         features=frozenset() if mla else frozenset(features),
         conflicts=_CONFLICTS,
     )
 
 
-def _refused_caches(name: str) -> frozenset[KvCacheDtype]:
-    """Caches that the class claims and refuses on this very CPU, vLLM being asked: CPU_ATTN's float8 needs AVX-512 or AMX."""
+@contextmanager
+def _a_configuration() -> Iterator[None]:
+    """vLLM's current configuration, set to its defaults where none is: some classes read it before they answer."""
+    from vllm.config import VllmConfig, get_current_vllm_config_or_none, set_current_vllm_config
+
+    if get_current_vllm_config_or_none() is not None:
+        yield
+        return
+    with set_current_vllm_config(VllmConfig()):
+        yield
+
+
+def _head_dims(backend: Any) -> HeadDims:
+    """The head sizes that the class takes, asked one by one where it names none."""
+    named = backend.get_supported_head_sizes()
+    taken = named or [size for size in range(1, 513) if backend.supports_head_size(size)]
+    if named or not taken:
+        return HeadDims.of(*taken)
+    step = 1 if len(taken) == 1 else min(b - a for a, b in pairwise(taken))
+    regular = HeadDims(low=taken[0], high=taken[-1], multiple_of=step)
+    return regular if taken == [d for d in range(1, 513) if regular.accepts(d, d)] else HeadDims.of(*taken)
+
+
+def _has_flash_attention_2() -> bool:
+    """Whether vLLM has the version of FlashAttention that it takes for ALiBi; a build for one architecture may lack it."""
+    try:
+        from vllm.v1.attention.backends.fa_utils import get_flash_attn_version
+
+        return get_flash_attn_version(requires_alibi=True) is not None
+    except (ImportError, AssertionError, TypeError):
+        return False
+
+
+def _refused_caches(name: str, mla: bool) -> frozenset[KvCacheDtype]:
+    """Caches that the class claims and that cannot be judged here.
+
+    CPU_ATTN's float8 needs AVX-512 or AMX (vLLM being asked). Under a float8 cache vLLM's MLA layer hands its backends queries
+    that it has made float8, too; attnkit's call has them exact, and TRITON_MLA alone takes them so.
+    """
+    float8 = frozenset[KvCacheDtype]({"fp8_e4m3", "fp8_e5m2"})
+    if mla and name != "TRITON_MLA":
+        return float8
     if name == "CPU_ATTN":
         try:
             import torch
@@ -168,7 +219,7 @@ def _refused_caches(name: str) -> frozenset[KvCacheDtype]:
 
             _get_attn_isa(torch.bfloat16, 128, 64, "fp8_e4m3")
         except NotImplementedError:
-            return frozenset({"fp8_e4m3", "fp8_e5m2"})
+            return float8
         except (ImportError, TypeError):
             pass  # another vLLM, which keeps its word or fails the self-test
     return frozenset()

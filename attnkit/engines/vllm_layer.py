@@ -10,7 +10,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,7 +151,6 @@ def engine_layer(name: str, call: PagedAttention) -> Iterator[Layer]:
         from vllm.config import set_current_vllm_config
         from vllm.model_executor.layers.attention import Attention
         from vllm.v1.attention.backends.registry import AttentionBackendEnum
-        from vllm.v1.kv_cache_interface import FullAttentionSpec
     with set_current_vllm_config(config), default_dtype(call.query.dtype):
         with interface("building a layer"):
             backend = AttentionBackendEnum[name].get_class()
@@ -165,12 +164,8 @@ def engine_layer(name: str, call: PagedAttention) -> Iterator[Layer]:
                 attn_backend=backend,
                 **_layer_arguments(call),
             ).to(call.query.device)
-            spec = FullAttentionSpec(
-                block_size=geometry.block_size,
-                num_kv_heads=geometry.num_kv_heads,
-                head_size=geometry.head_dim,
-                dtype=module.kv_cache_torch_dtype,
-            )
+            # the layer's own: builders read the window there. A windowed layer may choose smaller blocks; the call's are meant
+            spec = replace(module.get_kv_cache_spec(config), block_size=geometry.block_size)
             kv_cache = allocate(backend, spec, call.key_cache.shape[0] + 1, config, call.query.device)
             builder = backend.get_builder_cls()(spec, [prefix], config, torch.device(call.query.device))
         try:

@@ -61,6 +61,7 @@ def decode(name: str, call: MlaDecode) -> AttentionOutput:
     with interface("its MLA layer"):
         from vllm.config import set_current_vllm_config
         from vllm.model_executor.layers.attention import MLAAttention
+        from vllm.platforms import current_platform
         from vllm.v1.attention.backends.registry import AttentionBackendEnum
     out = call.out if call.out is not None and call.out.is_contiguous() else None
     with set_current_vllm_config(config), default_dtype(call.query.dtype):
@@ -112,6 +113,8 @@ def decode(name: str, call: MlaDecode) -> AttentionOutput:
                 )
                 layer._k_scale.fill_(call.kv_scale)
                 layer._k_scale_float = call.kv_scale
+                if cache.dtype == torch.uint8:  # as vLLM's layer does before it calls its implementation
+                    cache = cache.view(current_platform.fp8_dtype())
                 found, _ = layer.impl.forward_mqa(call.query, cache, metadata, layer)
         finally:
             config.compilation_config.static_forward_context.pop(prefix, None)

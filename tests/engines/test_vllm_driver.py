@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from dataclasses import replace
 from typing import Any
@@ -196,3 +197,41 @@ def test_what_the_class_does_not_claim_is_refused() -> None:
 def test_an_unknown_name_lists_what_this_vllm_has() -> None:
     with pytest.raises(UsageError, match="CPU_ATTN"):
         driver.engine_backend("CPU_ATTEN")
+
+
+@pytest.mark.parametrize(
+    ("named", "takes", "some", "others"),
+    [
+        ([32, 64], lambda _: False, (32, 64), (48, 128)),
+        ([], lambda d: d % 8 == 0 and d <= 256, (8, 80, 256), (12, 264)),
+        ([], lambda d: d >= 32, (32, 33, 512), (31, 513)),
+        ([], lambda d: d in (64, 96, 256), (64, 96, 256), (128, 32)),
+        ([], lambda d: d == 128, (128,), (64, 256)),
+    ],
+)
+def test_head_sizes_are_asked_where_the_class_names_none(named: Any, takes: Any, some: Any, others: Any) -> None:
+    backend: Any = type("Backend", (), {"get_supported_head_sizes": lambda: named, "supports_head_size": staticmethod(takes)})
+    dims = driver._head_dims(backend)
+    assert all(dims.accepts(d, d) for d in some)
+    assert not any(dims.accepts(d, d) for d in others)
+
+
+def test_a_float8_cache_of_mla_is_claimed_only_where_queries_stay_exact() -> None:
+    assert driver._refused_caches("FLASHMLA", mla=True) == {"fp8_e4m3", "fp8_e5m2"}
+    assert not driver._refused_caches("TRITON_MLA", mla=True)
+    assert not driver._refused_caches("TRITON_ATTN", mla=False)
+
+
+def test_the_command_tests_vllm_s_own(tmp_path: Any) -> None:
+    from attnkit.check import CheckOptions, run_checks
+
+    report = tmp_path / "report.json"
+    assert run_checks(CheckOptions(backend="vllm:cpu_attn", level="quick", json_file=report)) == 0
+    (verdict,) = json.loads(report.read_text(encoding="utf-8"))["verdicts"]
+    assert (verdict["backend"], verdict["provider"], verdict["outcome"]) == (
+        "vllm:CPU_ATTN",
+        f"vllm {vllm.__version__}",
+        "pass",
+    )
+    with pytest.raises(UsageError, match="NO_SUCH"):
+        run_checks(CheckOptions(backend="vllm:no_such", level="quick", json_file=report))

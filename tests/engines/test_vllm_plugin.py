@@ -236,7 +236,7 @@ for fault in (None, "window-off-by-one"):
     ],
 )
 def test_greedy_tokens_are_those_of_vllm_s_own_attention(model: str, backend: str, own: str) -> None:
-    found = equal_tokens.compare(model, count=8, tokens=64, backend=backend)
+    found = equal_tokens.compare(model, equal_tokens.Serving(count=8, tokens=64), backend=backend)
     assert (found.own, found.ours) == (own, backend)
     assert found.first_difference is None
     assert found.equal == found.prompts == 8
