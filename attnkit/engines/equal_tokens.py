@@ -163,7 +163,7 @@ class Comparison:
 
 
 def make_model(kind: str, folder: Path, *, seed: int = 0) -> Path:
-    """Write model `kind` into `folder`, without a tokenizer: one of `MODELS` with random float32 weights, of `LARGE` with none."""
+    """Write model `kind` into `folder`, without a tokenizer: `MODELS` with random float32 weights, `LARGE` with none."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -162,8 +162,7 @@ def _capability(name: str, backend: Any) -> Capability:
         block_sizes=None if bases else frozenset(sizes),
         min_block_size=min(bases, default=1),
         block_multiple=min(bases, default=1),
-        kv_cache_dtypes=frozenset(words[c] for c in backend.supported_kv_cache_dtypes if c in words)
-        - _refused_caches(name, mla),
+        kv_cache_dtypes=caches - _refused_caches(name, mla),
         phases=_DECODE if mla else frozenset(PHASES),
         features=frozenset() if mla else frozenset(features),
         conflicts=_CONFLICTS,
