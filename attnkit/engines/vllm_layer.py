@@ -154,16 +154,17 @@ def engine_layer(name: str, call: PagedAttention) -> Iterator[Layer]:
     with set_current_vllm_config(config), default_dtype(call.query.dtype):
         with interface("building a layer"):
             backend = AttentionBackendEnum[name].get_class()
-            module = Attention(
-                geometry.num_heads,
-                geometry.head_dim,
-                call.softmax.softmax_scale,
-                geometry.num_kv_heads,
-                cache_config=config.cache_config,
-                prefix=prefix,
-                attn_backend=backend,
-                **_layer_arguments(call),
-            ).to(call.query.device)
+            with torch.device(call.query.device):  # as the model loader does: slopes become a tensor in the constructor
+                module = Attention(
+                    geometry.num_heads,
+                    geometry.head_dim,
+                    call.softmax.softmax_scale,
+                    geometry.num_kv_heads,
+                    cache_config=config.cache_config,
+                    prefix=prefix,
+                    attn_backend=backend,
+                    **_layer_arguments(call, name),
+                ).to(call.query.device)
             # the layer's own: builders read the window there. A windowed layer may choose smaller blocks; the call's are meant
             spec = replace(module.get_kv_cache_spec(config), block_size=geometry.block_size)
             kv_cache = allocate(backend, spec, call.key_cache.shape[0] + 1, config, call.query.device)
@@ -174,8 +175,10 @@ def engine_layer(name: str, call: PagedAttention) -> Iterator[Layer]:
             config.compilation_config.static_forward_context.pop(prefix, None)
 
 
-def _layer_arguments(call: PagedAttention) -> dict[str, Any]:
-    """The softmax's shape in the arguments of vLLM's layer."""
+def _layer_arguments(call: PagedAttention, name: str) -> dict[str, Any]:
+    """The softmax's shape in the arguments of vLLM's layer. FLASH_ATTN takes sinks in bfloat16 only, as gpt-oss stores them."""
+    import torch
+
     softmax = call.softmax
     arguments: dict[str, Any] = {
         "logits_soft_cap": softmax.softcap or None,
@@ -183,7 +186,7 @@ def _layer_arguments(call: PagedAttention) -> dict[str, Any]:
         "per_layer_sliding_window": softmax.window[0] + 1 if softmax.window[0] >= 0 else None,
     }
     if softmax.sinks is not None:
-        arguments["sinks"] = softmax.sinks
+        arguments["sinks"] = softmax.sinks.to(torch.bfloat16) if name == "FLASH_ATTN" else softmax.sinks
     return arguments
 
 

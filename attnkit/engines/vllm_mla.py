@@ -113,6 +113,8 @@ def decode(name: str, call: MlaDecode) -> AttentionOutput:
                 )
                 layer._k_scale.fill_(call.kv_scale)
                 layer._k_scale_float = call.kv_scale
+                if getattr(layer.impl, "dcp_world_size", 1) == -1:  # as vLLM's layer does: nobody shares this context
+                    layer.impl.dcp_world_size = 1
                 if cache.dtype == torch.uint8:  # as vLLM's layer does before it calls its implementation
                     cache = cache.view(current_platform.fp8_dtype())
                 found, _ = layer.impl.forward_mqa(call.query, cache, metadata, layer)

@@ -50,7 +50,8 @@ def build(case: Case, device: str = "cpu") -> Call:
         case.window,
         case.softcap,
         _slopes(case.heads).to(device) if case.alibi else None,
-        (0.5 + torch.randn(case.heads, generator=draw)).to(device) if case.sinks else None,
+        # Exact in bfloat16, in which models keep them and some kernels want them.
+        (0.5 + torch.randn(case.heads, generator=draw)).bfloat16().float().to(device) if case.sinks else None,
         score_mod=relative_bias if case.score_mod else None,
         mask_mod=every_fifth_hidden if case.mask_mod else None,
     )
