@@ -43,7 +43,7 @@ def prefill(arch: str, **options) -> list[Launch]:
 
 
 def decode(arch: str, **options) -> list[Launch]:
-    return attention.plan_paged(paged(1, 1, 8192, **options), arch=arch)[2]
+    return attention.plan_paged(paged(1, 1, 8192, **options), arch=arch, splits=2)[2]
 
 
 def mla(arch: str, dtype: torch.dtype, cache: torch.dtype | None = None) -> list[Launch]:
