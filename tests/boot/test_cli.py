@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -54,6 +55,14 @@ def test_wrong_usage_is_exit_code_2_without_a_traceback(cli: Cli, arguments: tup
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == "" or arguments[0] == "boot"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed: tests/engines drive it")
+def test_vllms_own_backend_without_vllm_is_inconclusive(cli: Cli) -> None:
+    done = cli("selftest", "--backend", "vllm:TRITON_ATTN")
+    assert done.returncode == 4
+    assert "vLLM absent" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_detect_here_and_elsewhere(cli: Cli, trees: Path) -> None:

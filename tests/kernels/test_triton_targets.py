@@ -100,6 +100,6 @@ def test_splits_fill_the_device_and_never_shred_a_short_sequence() -> None:
 
 
 def test_large_tiles_are_split_until_every_multiprocessor_has_one() -> None:
-    assert configs.row_splits(16, 132, 4160, 64) == 8
-    assert configs.row_splits(128, 132, 4160, 64) == 1
-    assert configs.row_splits(16, 132, 100, 64) == 1
+    assert configs.decode_splits(16, 132, "sm_90", 4160, 64, per_unit=1) == 8
+    assert configs.decode_splits(128, 132, "sm_90", 4160, 64, per_unit=1) == 1
+    assert configs.decode_splits(16, 132, "sm_90", 100, 64, per_unit=1) == 1

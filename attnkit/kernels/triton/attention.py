@@ -17,7 +17,17 @@ import torch
 from attnkit.errors import UnsupportedError
 from attnkit.kernels.triton import configs, hopper
 from attnkit.kernels.triton.configs import Tile
-from attnkit.kernels.triton.launch import Cache, Launch, Target, cache_of, padded, pairs_of, require_rows, run_all, target_of
+from attnkit.kernels.triton.launch import (
+    Launch,
+    Target,
+    cache_args,
+    cache_of,
+    padded,
+    pairs_of,
+    require_rows,
+    run_all,
+    target_of,
+)
 from attnkit.kernels.triton.merge_splits import plan_merge
 from attnkit.kernels.triton.paged_decode import paged_decode
 from attnkit.kernels.triton.paged_prefill import paged_prefill
@@ -140,7 +150,7 @@ def plan_paged(
     require_rows("value_cache", value.data)
     common = {
         "query": query,
-        **_cache_args(key, value),
+        **cache_args(key, value),
         "stride_q_token": query.stride(0),
         "stride_q_head": query.stride(1),
         "stride_table": call.block_table.stride(0),
@@ -192,7 +202,7 @@ def plan_paged(
             if pairs[0] is None or pairs[1] is None:
                 warps = None
             else:
-                decode_tile, common = warps, {**common, **_cache_args(pairs[0], pairs[1])}
+                decode_tile, common = warps, {**common, **cache_args(pairs[0], pairs[1])}
         elif given_warps:
             decode_tile = given_warps
         decode, name = _decode(
@@ -202,21 +212,6 @@ def plan_paged(
         names.append(name)
     tree = "triton_tree:" if tree_mask is not None else ""
     return out, lse, launches, tree + "+".join(names)
-
-
-def _cache_args(key: Cache, value: Cache) -> dict[str, Any]:
-    return {
-        "key": key.data,
-        "value": value.data,
-        "stride_k_block": key.data.stride(0),
-        "stride_k_token": key.data.stride(1),
-        "stride_k_head": key.data.stride(2),
-        "stride_v_block": value.data.stride(0),
-        "stride_v_token": value.data.stride(1),
-        "stride_v_head": value.data.stride(2),
-        "SAME_STRIDES": key.data.stride()[:2] == value.data.stride()[:2],
-        "FP8": key.fp8,
-    }
 
 
 def _prefill(
@@ -271,9 +266,9 @@ def _decode(
         warps = None if (many if crowded is None else crowded) else warps
 
     def splits_for(units: int) -> int:
-        if rows > MAX_DECODE_ROWS:  # a tree
-            return configs.row_splits(programs, units, max_seq_len, tile.block_n)
-        number = configs.decode_splits(programs, units, target.arch, max_seq_len, tile.block_n, tile.per_unit)
+        # A tree's tile is as large as prefill's: one is all that a multiprocessor holds.
+        per_unit = 1 if rows > MAX_DECODE_ROWS else tile.per_unit
+        number = configs.decode_splits(programs, units, target.arch, max_seq_len, tile.block_n, per_unit)
         if warps is not None and number <= configs.WARP_SPLITS:
             number = configs.decode_splits(programs, units, target.arch, max_seq_len, warps.block_n, warps.per_unit)
         return number

@@ -185,12 +185,3 @@ def decode_splits(programs: int, units: int, arch: str, max_seq_len: int, block_
     while splits * 2 <= min(useful, MAX_SPLITS) and programs * splits * 2 <= capacity:
         splits *= 2
     return splits
-
-
-def row_splits(programs: int, units: int, max_seq_len: int, block_n: int) -> int:
-    """As `decode_splits`, for tiles as large as prefill's: one of them is all that a multiprocessor holds."""
-    useful = max(1, max_seq_len // (block_n * MIN_TILES_PER_SPLIT))
-    splits = 1
-    while splits * 2 <= min(useful, MAX_SPLITS) and programs * splits * 2 <= units:
-        splits *= 2
-    return splits

@@ -13,7 +13,7 @@ from attnkit.errors import UnsupportedError
 from attnkit.kernels.triton import configs, dual_chunk_composed
 from attnkit.kernels.triton.configs import Tile
 from attnkit.kernels.triton.dual_chunk_kernel import dual_chunk_attention
-from attnkit.kernels.triton.launch import Launch, cache_of, padded, require_rows, run_all, target_of
+from attnkit.kernels.triton.launch import Launch, cache_args, cache_of, padded, require_rows, run_all, target_of
 from attnkit.kernels.triton.merge_splits import plan_merge
 from attnkit.spec import DualChunkAttention
 
@@ -32,17 +32,13 @@ def run(
     arch: str | None = None,
     tile: Tile | None = None,
     splits: int | None = None,
-    relative: bool | None = None,
     composed: bool | None = None,
-    prefill_tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor | None, str]:
     """Compute `call`.
 
     Args:
         tile, splits: override the choice of configs.py for the dual chunk kernel, for tuning.
-        relative: the same for how its keys are turned; see dual_chunk_kernel.py.
         composed: True or False overrides the choice between the two ways.
-        prefill_tile: composed of the portable prefill kernel with this tile.
 
     Returns:
         out [num_tokens, num_heads, head_dim], lse [num_tokens, num_heads] float32 where asked for, kernel name.
@@ -50,9 +46,7 @@ def run(
     Raises:
         UnsupportedError: a layout or a rope table the kernel cannot take.
     """
-    out, lse, launches, name = plan(
-        call, arch=arch, tile=tile, splits=splits, relative=relative, composed=composed, prefill_tile=prefill_tile
-    )
+    out, lse, launches, name = plan(call, arch=arch, tile=tile, splits=splits, composed=composed)
     run_all(launches)
     return out, lse, name
 
@@ -63,9 +57,7 @@ def plan(
     arch: str | None = None,
     tile: Tile | None = None,
     splits: int | None = None,
-    relative: bool | None = None,
     composed: bool | None = None,
-    prefill_tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor | None, list[Launch], str]:
     """The launches of `run`, and where their results will be."""
     paged = call.paged
@@ -90,7 +82,7 @@ def plan(
     if composed:
         if not dual_chunk_composed.takes(call):
             raise UnsupportedError("composed dual chunk attention is causal, of 16-bit queries, and needs room for its copy")
-        launches, name = dual_chunk_composed.plan(call, out, lse, key, value, period, arch=arch, prefill_tile=prefill_tile)
+        launches, name = dual_chunk_composed.plan(call, out, lse, key, value, period, arch=arch)
         return out, lse, launches, name
     if tile is None:
         size, interpret = query.element_size(), target.interpret
@@ -98,9 +90,7 @@ def plan(
         if paged.max_query_len * group <= DECODE_ROWS:
             tile = configs.tile("dual_chunk_decode", target.arch, head_dim, size, interpret=interpret)
     block_m = min(tile.block_m, padded(paged.max_query_len * group))
-    if relative is None:
-        relative = block_m <= DECODE_ROWS and query.element_size() == 2
-    relative = relative and call.rope_cos.shape[0] >= tile.block_n
+    relative = block_m <= DECODE_ROWS and query.element_size() == 2 and call.rope_cos.shape[0] >= tile.block_n
     tiles = tokens * group // block_m + num_seqs
     owned = min(tiles, num_seqs * -(-paged.max_query_len * group // block_m))
     block_n = tile.block_n
@@ -119,8 +109,7 @@ def plan(
         "out": part_out,
         "lse": part_lse,
         "query": query,
-        "key": key.data,
-        "value": value.data,
+        **cache_args(key, value),
         "table": paged.block_table,
         "seq_lens": paged.seq_lens,
         "query_start_loc": paged.query_start_loc,
@@ -135,12 +124,6 @@ def plan(
         "original_max_position": float(call.original_max_position or 1),
         "stride_q_token": query.stride(0),
         "stride_q_head": query.stride(1),
-        "stride_k_block": key.data.stride(0),
-        "stride_k_token": key.data.stride(1),
-        "stride_k_head": key.data.stride(2),
-        "stride_v_block": value.data.stride(0),
-        "stride_v_token": value.data.stride(1),
-        "stride_v_head": value.data.stride(2),
         "stride_o_token": part_out.stride(-3),
         "stride_o_head": part_out.stride(-2),
         "stride_table": paged.block_table.stride(0),
@@ -150,11 +133,9 @@ def plan(
         "BLOCK_M": block_m,
         "BLOCK_N": tile.block_n,
         "SPLITS": splits,
-        "SAME_STRIDES": key.data.stride()[:2] == value.data.stride()[:2],
         "RELATIVE": relative,
         "SCALED": scaled,
         "CAUSAL": paged.softmax.causal,
-        "FP8": key.fp8,
         "RETURN_LSE": lse is not None,
     }
     grid = (tiles, kv_heads, splits)

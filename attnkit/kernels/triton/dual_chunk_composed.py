@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attnkit.kernels.triton import attention
-from attnkit.kernels.triton.configs import Tile
 from attnkit.kernels.triton.dual_chunk_parts import dual_chunk_gather, dual_chunk_join, dual_chunk_queries, dual_chunk_segments
 from attnkit.kernels.triton.launch import Cache, Launch, Target, padded
 from attnkit.spec import DualChunkAttention, Softmax, VarlenAttention
@@ -70,13 +69,8 @@ def plan(
     period: int,
     *,
     arch: str | None = None,
-    prefill_tile: Tile | None = None,
 ) -> tuple[list[Launch], str]:
-    """The launches that write `out` and `lse`; the caller has asked `takes` and checked strides and rope tables.
-
-    Args:
-        prefill_tile: as in `attention.plan_varlen`: the portable kernel with this tile.
-    """
+    """The launches that write `out` and `lse`; the caller has asked `takes` and checked strides and rope tables."""
     paged = call.paged
     query = paged.query
     tokens, heads, head_dim = query.shape
@@ -174,7 +168,7 @@ def plan(
                 return_lse=True,
                 out=torch.empty(queries.shape[0], kv * group, head_dim, dtype=query.dtype, device=device),
             )
-            parts[name], parts[f"{name}_lse"], more, ran = attention.plan_varlen(part, arch=arch, prefill_tile=prefill_tile)
+            parts[name], parts[f"{name}_lse"], more, ran = attention.plan_varlen(part, arch=arch)
             launches.extend(more)
             names.append(ran)
         join = {

@@ -147,21 +147,27 @@ def _write(
 
 
 @gluon.jit
+def _nothing_yet(first_row, context, limit, HEADS: gl.constexpr):
+    """Where a warpgroup begins: keys below `visible` [ROWS] are a row's, those below `whole` all rows'; then m, total, acc."""
+    score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
+    out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HALF, 16])
+    row: gl.constexpr = gl.SliceLayout(1, score_layout)
+    visible = gl.minimum(context + (first_row + gl.arange(0, ROWS, row)) // HEADS + 1, limit)
+    whole = gl.minimum(context + first_row // HEADS + 1, limit)
+    m = gl.full([ROWS], float("-inf"), gl.float32, row)
+    return visible, whole, m, gl.zeros([ROWS], gl.float32, row), gl.zeros([ROWS, HALF], gl.float32, out_layout)
+
+
+@gluon.jit
 def _left(
     out, lse, queries, keys, wide, rope, q_full, full, left_empty, cleaned, peaks, told, published, sums, summed,
     seq_lens, query_start_loc, splits, scale, kv_scale, num_tokens, stride_o_token, stride_o_head,
     HEADS: gl.constexpr, SPLIT: gl.constexpr, RETURN_LSE: gl.constexpr,
 ):  # fmt: skip
     """Warpgroup 0: the scores of every tile a, and the left half of the columns."""
-    score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
-    out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HALF, 16])
-    score_row: gl.constexpr = gl.SliceLayout(1, score_layout)
     query_start, query_len, first_row, context, first, limit, tiles = _extent(seq_lens, query_start_loc, splits, HEADS)
-    visible = gl.minimum(context + (first_row + gl.arange(0, ROWS, score_row)) // HEADS + 1, limit)
-    whole = gl.minimum(context + first_row // HEADS + 1, limit)
-    m = gl.full([ROWS], float("-inf"), gl.float32, score_row)
-    total = gl.zeros([ROWS], gl.float32, score_row)
-    acc = gl.zeros([ROWS, HALF], gl.float32, out_layout)
+    visible, whole, m, total, acc = _nothing_yet(first_row, context, limit, HEADS)
+    score_row: gl.constexpr = m.type.layout
     if tiles > 0:
         mbarrier.wait(q_full.index(0), 0)
     for pair in range(0, (tiles + 1) // 2):
@@ -173,7 +179,7 @@ def _left(
         mbarrier.arrive(told.index(0), count=1)
         p = gl.exp2(s * scale - _pivot(peak)[:, None])
         shrink = gl.exp2(m - _pivot(peak))
-        mine = gl.convert_layout(p.to(queries.dtype), gl.DotOperandLayout(0, out_layout, 2))
+        mine = gl.convert_layout(p.to(queries.dtype), gl.DotOperandLayout(0, acc.type.layout, 2))
         _clean(cleaned, start, limit)
         own = warpgroup_mma(mine, wide.index(0), _shrunk(acc, shrink), is_async=True)
         total = total * shrink + gl.sum(p, 1)
@@ -211,15 +217,9 @@ def _right(
     HEADS: gl.constexpr, SPLIT: gl.constexpr, RETURN_LSE: gl.constexpr,
 ):  # fmt: skip
     """Warpgroup 1: the scores of every tile b, and the right half of the columns."""
-    score_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
-    out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HALF, 16])
-    score_row: gl.constexpr = gl.SliceLayout(1, score_layout)
     query_start, query_len, first_row, context, first, limit, tiles = _extent(seq_lens, query_start_loc, splits, HEADS)
-    visible = gl.minimum(context + (first_row + gl.arange(0, ROWS, score_row)) // HEADS + 1, limit)
-    whole = gl.minimum(context + first_row // HEADS + 1, limit)
-    m = gl.full([ROWS], float("-inf"), gl.float32, score_row)
-    total = gl.zeros([ROWS], gl.float32, score_row)
-    acc = gl.zeros([ROWS, HALF], gl.float32, out_layout)
+    visible, whole, m, total, acc = _nothing_yet(first_row, context, limit, HEADS)
+    score_row: gl.constexpr = m.type.layout
     if tiles > 0:
         mbarrier.wait(q_full.index(0), 0)
     for pair in range(0, (tiles + 1) // 2):
@@ -239,7 +239,7 @@ def _right(
             shrink = gl.exp2(m - _pivot(peak))
             m = peak
             _clean(cleaned, start, limit)
-            mine = gl.convert_layout(packed, gl.DotOperandLayout(0, out_layout, 2))
+            mine = gl.convert_layout(packed, gl.DotOperandLayout(0, acc.type.layout, 2))
             own = warpgroup_mma(mine, wide.index(3), _shrunk(acc, shrink), is_async=True)
             total = total * shrink + gl.sum(p, 1)
             _there(full, 0, 1, phase)

@@ -124,6 +124,22 @@ def cache_of(data: Tensor, target: Target) -> Cache:
     return Cache(data, tiles.FP8_NATIVE.value) if native else Cache(data.view(torch.uint8), _BITS[name])
 
 
+def cache_args(key: Cache, value: Cache) -> dict[str, Any]:
+    """The arguments by which the kernels address a paged cache [num_blocks, block_size, num_kv_heads, head_dim]."""
+    return {
+        "key": key.data,
+        "value": value.data,
+        "stride_k_block": key.data.stride(0),
+        "stride_k_token": key.data.stride(1),
+        "stride_k_head": key.data.stride(2),
+        "stride_v_block": value.data.stride(0),
+        "stride_v_token": value.data.stride(1),
+        "stride_v_head": value.data.stride(2),
+        "SAME_STRIDES": key.data.stride()[:2] == value.data.stride()[:2],
+        "FP8": key.fp8,
+    }
+
+
 def pairs_of(data: Tensor, target: Target) -> Cache | None:
     """A float8 cache as uint16, two neighbouring columns an element, for `warp_decode`; None where it cannot be so read."""
     name = str(data.dtype).removeprefix("torch.")

@@ -225,6 +225,30 @@ def attend_tile(
 
 
 @triton.jit
+def whole_tiles(
+    first, limit, lowest, highest, context, window_left, window_right,
+    BLOCK_N: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, TREE: tl.constexpr,
+):  # fmt: skip
+    """(begin, full_lo, full_hi, end): key tiles reach from begin to end; all rows see those of [full_lo, full_hi) whole.
+
+    `lowest` and `highest` are the smallest and largest position among the rows, [first, limit) what any of them sees.
+    """
+    begin = first // BLOCK_N * BLOCK_N
+    end = tl.cdiv(limit, BLOCK_N) * BLOCK_N
+    full_lo = tl.cdiv(first, BLOCK_N) * BLOCK_N
+    full_hi = limit // BLOCK_N * BLOCK_N
+    if HAS_LEFT:
+        full_lo = tl.maximum(full_lo, tl.cdiv(highest - window_left, BLOCK_N) * BLOCK_N)
+    if HAS_RIGHT:
+        full_hi = tl.minimum(full_hi, (lowest + window_right + 1) // BLOCK_N * BLOCK_N)
+    if TREE:
+        full_hi = tl.minimum(full_hi, context // BLOCK_N * BLOCK_N)
+    full_lo = tl.minimum(full_lo, end)
+    full_hi = tl.maximum(full_hi, full_lo)
+    return begin, full_lo, full_hi, end
+
+
+@triton.jit
 def attend(
     q, acc, total, m,
     key, value, table, kv_start, position, lowest, highest, node, context, tree_mask, num_nodes, slope,
@@ -240,18 +264,9 @@ def attend(
     `lowest` and `highest` are the smallest and largest position among the tile's real rows. Returns (acc, total, m): numerator,
     denominator and running maximum in log2 units.
     """
-    begin = first // BLOCK_N * BLOCK_N
-    end = tl.cdiv(limit, BLOCK_N) * BLOCK_N
-    full_lo = tl.cdiv(first, BLOCK_N) * BLOCK_N
-    full_hi = limit // BLOCK_N * BLOCK_N
-    if HAS_LEFT:
-        full_lo = tl.maximum(full_lo, tl.cdiv(highest - window_left, BLOCK_N) * BLOCK_N)
-    if HAS_RIGHT:
-        full_hi = tl.minimum(full_hi, (lowest + window_right + 1) // BLOCK_N * BLOCK_N)
-    if TREE:
-        full_hi = tl.minimum(full_hi, context // BLOCK_N * BLOCK_N)
-    full_lo = tl.minimum(full_lo, end)
-    full_hi = tl.maximum(full_hi, full_lo)
+    begin, full_lo, full_hi, end = whole_tiles(
+        first, limit, lowest, highest, context, window_left, window_right, BLOCK_N, HAS_LEFT, HAS_RIGHT, TREE
+    )
 
     # Block numbers are fetched one tile ahead, so that no load of the loop waits for another load of the same step.
     ahead = row_pages(full_lo, table, first, limit, BLOCK_SIZE, BLOCK_N) if PAGED else 0

@@ -29,6 +29,7 @@ from attnkit.kernels.triton.tiles import (
     LOG2E,
     dequantise,
     visible_range,
+    whole_tiles,
 )
 
 HEADROOM = tl.constexpr(15.0)
@@ -327,18 +328,9 @@ def warp_decode(
         stride_v_token = stride_k_token
     key += kv_head.to(tl.int64) * stride_k_head
     value += kv_head.to(tl.int64) * stride_v_head
-    begin = first // BLOCK_N * BLOCK_N
-    end = tl.cdiv(limit, BLOCK_N) * BLOCK_N
-    full_lo = tl.cdiv(first, BLOCK_N) * BLOCK_N
-    full_hi = limit // BLOCK_N * BLOCK_N
-    if HAS_LEFT:
-        full_lo = tl.maximum(full_lo, tl.cdiv(highest - window_left, BLOCK_N) * BLOCK_N)
-    if HAS_RIGHT:
-        full_hi = tl.minimum(full_hi, (lowest + window_right + 1) // BLOCK_N * BLOCK_N)
-    if TREE:
-        full_hi = tl.minimum(full_hi, context // BLOCK_N * BLOCK_N)
-    full_lo = tl.minimum(full_lo, end)
-    full_hi = tl.maximum(full_hi, full_lo)
+    begin, full_lo, full_hi, end = whole_tiles(
+        first, limit, lowest, highest, context, window_left, window_right, BLOCK_N, HAS_LEFT, HAS_RIGHT, TREE
+    )
 
     # Block numbers are fetched one tile ahead, so that no load of the loop waits for another load of the same step.
     ahead = run_pages(full_lo, table, first, limit, BLOCK_SIZE, BLOCK_N, WARPS)
