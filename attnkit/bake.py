@@ -12,10 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 
-from attnkit.backends.base import Backend, Capability, arch_matches
 from attnkit.backends.registry import all_backends
-from attnkit.backends.turing import TuringAttn
-from attnkit.hardware.device import Device
+from attnkit.backends.triton_common import code_of, own
 from attnkit.kernels import aot
 from attnkit.kernels.aot_files import Baked
 from attnkit.kernels.aot_variants import DEFAULT_GEOMETRIES, BootCalls
@@ -61,27 +59,13 @@ def _calls(target: str, *, level: Level) -> Iterator[tuple[str, Call]]:
     """Every call of the self-test with the code that runs it."""
     device = place(arch=target).device
     for backend in all_backends():
-        capability = _own_triton(backend, device)
+        capability = own(backend, device)
         if capability is None:
             continue
         for need in needs(target):
             if not capability.reject(need, device):
                 for case in cases(level, capability, device, need):
-                    yield _code(backend, target), _built(case)
-
-
-def _own_triton(backend: Backend, device: Device) -> Capability | None:
-    """What our Triton kernels claim on `device` through this backend; None where it has none or they do not run there."""
-    for provider in backend.providers:
-        ours = any(text.startswith("triton") for text in provider.requires)
-        if provider.name == "attnkit" and ours and arch_matches(device, provider.capability.archs):
-            return provider.capability
-    return None
-
-
-def _code(backend: Backend, target: str) -> str:
-    """sm_75 has two compilers: Turing's hook for the backend that turns it on, stock Triton for the others."""
-    return "sm_75-scalar" if target == "sm_75" and backend.name != TuringAttn.name else target
+                    yield code_of(backend.name, target), _built(case)
 
 
 @cache

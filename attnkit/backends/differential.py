@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from attnkit.backends.base import Backend, Capability, HeadDims, Provider
-from attnkit.backends.triton_common import BF16_ARCHS, GPU_ARCHS, check, providers
+from attnkit.backends.triton_common import BF16_ARCHS, GPU_ARCHS, check, kernel_name, providers
 from attnkit.errors import UnsupportedError
 from attnkit.spec import AttentionOutput, Call, DifferentialAttention
 
@@ -36,11 +36,11 @@ class Differential(Backend):
         """Compute a `DifferentialAttention`; see `Backend.run`."""
         if not isinstance(call, DifferentialAttention):
             raise UnsupportedError(f"{self.name} does not implement {call.op}; implements differential")
-        check(self, call, call.paged.query, provider)
+        code = check(self, call, call.paged.query, provider)
         from attnkit.kernels.triton import differential
 
-        out, kernel = differential.run(call)
-        return AttentionOutput(out, None, kernel)
+        out, kernel = differential.run(call, arch=code)
+        return AttentionOutput(out, None, kernel_name(code, kernel))
 
 
 BACKENDS: tuple[Backend, ...] = (Differential(),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from attnkit.backends.base import Backend, Capability, HeadDims, Provider
-from attnkit.backends.triton_common import BF16_ARCHS, GPU_ARCHS, check, providers
+from attnkit.backends.triton_common import BF16_ARCHS, GPU_ARCHS, check, kernel_name, providers
 from attnkit.errors import UnsupportedError
 from attnkit.spec import AttentionOutput, Call, DualChunkAttention
 
@@ -36,11 +36,11 @@ class DualChunk(Backend):
         """Compute a `DualChunkAttention`; see `Backend.run`."""
         if not isinstance(call, DualChunkAttention):
             raise UnsupportedError(f"{self.name} does not implement {call.op}; implements dual_chunk")
-        check(self, call, call.paged.query, provider)
+        code = check(self, call, call.paged.query, provider)
         from attnkit.kernels.triton import dual_chunk
 
-        out, lse, kernel = dual_chunk.run(call)
-        return AttentionOutput(out, lse, kernel)
+        out, lse, kernel = dual_chunk.run(call, arch=code)
+        return AttentionOutput(out, lse, kernel_name(code, kernel))
 
 
 BACKENDS: tuple[Backend, ...] = (DualChunk(),)

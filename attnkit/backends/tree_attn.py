@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from attnkit.backends.base import Backend, Capability, Provider
-from attnkit.backends.triton_common import BF16_ARCHS, GPU_ARCHS, HEAD_DIMS, check, providers
+from attnkit.backends.triton_common import BF16_ARCHS, GPU_ARCHS, HEAD_DIMS, check, kernel_name, providers
 from attnkit.errors import UnsupportedError
 from attnkit.spec import AttentionOutput, Call, TreeAttention
 
@@ -37,12 +37,12 @@ class TreeAttn(Backend):
         """Compute a `TreeAttention`; see `Backend.run`."""
         if not isinstance(call, TreeAttention):
             raise UnsupportedError(f"{self.name} does not implement {call.op}; implements tree")
-        check(self, call, call.paged.query, provider)
+        code = check(self, call, call.paged.query, provider)
         from attnkit.kernels.triton import attention
 
         paged = replace(call.paged, softmax=replace(call.paged.softmax, causal=False))
-        out, lse, kernel = attention.paged(paged, tree_mask=call.tree_mask)
-        return AttentionOutput(out, lse, kernel)
+        out, lse, kernel = attention.paged(paged, tree_mask=call.tree_mask, arch=code)
+        return AttentionOutput(out, lse, kernel_name(code, kernel))
 
 
 BACKENDS: tuple[Backend, ...] = (TreeAttn(),)

@@ -6,9 +6,10 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from attnkit.backends.base import Backend, Capability, HeadDims, Provider
+from attnkit.backends.base import Backend, Capability, HeadDims, Provider, arch_matches
 from attnkit.backends.torch_device import device_of
 from attnkit.errors import UnsupportedError
+from attnkit.hardware.device import Device
 from attnkit.spec import Call
 
 if TYPE_CHECKING:
@@ -53,13 +54,45 @@ def providers(capability: Capability, why: str) -> tuple[Provider, ...]:
     )
 
 
-def check(backend: Backend, call: Call, query: Tensor, provider: str | None) -> None:
-    """Refuse `call` where the provider that would run it does not claim it.
+def own(backend: Backend, device: Device) -> Capability | None:
+    """What our Triton kernels claim on `device` through this backend; None where it has none or they do not run there."""
+    for provider in backend.providers:
+        ours = provider.name == "attnkit" and any(text.startswith("triton") for text in provider.requires)
+        if ours and arch_matches(device, provider.capability.archs):
+            return provider.capability
+    return None
+
+
+def code_of(backend: str, arch: str) -> str:
+    """The code that runs `backend` on `arch`, as `kernels.triton.configs` names it.
+
+    sm_75 has two compilers. TRITON_ATTN is what Triton itself makes of it, "sm_75-scalar"; every other backend of ours goes
+    through `kernels.turing`, which brings the tensor cores.
+    """
+    return "sm_75-scalar" if arch == "sm_75" and backend == "TRITON_ATTN" else arch
+
+
+def check(backend: Backend, call: Call, query: Tensor, provider: str | None) -> str | None:
+    """Refuse `call` where the provider that would run it does not claim it; turn Turing's tensor cores on where it uses them.
+
+    Returns:
+        "sm_75" where the kernels are to be planned for Turing's tensor cores; None: for what the tensors live on.
 
     Raises:
         UnsupportedError: with every reason.
     """
-    device = device_of(query)
+    from attnkit.kernels import turing
+
+    device = turing.TARGET_DEVICE if turing.emulating() else device_of(query)
     backend.require(call, device, provider)
     if device.vendor == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         raise UnsupportedError(f"{backend.name} on the CPU runs only in the interpreter (TRITON_INTERPRET=1), for tests")
+    if code_of(backend.name, device.arch) != "sm_75":
+        return None
+    turing.enable()
+    return "sm_75"
+
+
+def kernel_name(code: str | None, kernel: str) -> str:
+    """The kernel's name in a result; "turing:" before it says whose code computed it. Args: code: from `check`."""
+    return f"turing:{kernel}" if code == "sm_75" else kernel

@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import ClassVar
 
 from attnkit.backends.base import Backend, Capability, HeadDims, Provider
-from attnkit.backends.triton_common import BF16_ARCHS, GPU_ARCHS, check, providers
+from attnkit.backends.triton_common import BF16_ARCHS, GPU_ARCHS, check, kernel_name, providers
 from attnkit.errors import UnsupportedError
 from attnkit.spec import AttentionOutput, Call, MlaDecode
 
 LATENTS: tuple[int, ...] = (64, 128, 256, 512)
 ROPES: tuple[int, ...] = (16, 32, 64)
 
-# A latent row of 512 does not fit the shared memory of sm_75 beside the queries.
 CAPABILITY = Capability(
     ops=frozenset({"mla_decode"}),
-    archs={**GPU_ARCHS, "nvidia": BF16_ARCHS["nvidia"]},
+    archs=GPU_ARCHS,
     dtypes=frozenset({"float16", "bfloat16"}),
     bf16_needs=BF16_ARCHS,
     head_dims=HeadDims.of(*((latent + rope, latent) for latent in LATENTS for rope in ROPES)),
@@ -40,11 +39,11 @@ class TritonMla(Backend):
         """Compute an `MlaDecode`; see `Backend.run`."""
         if not isinstance(call, MlaDecode):
             raise UnsupportedError(f"{self.name} does not implement {call.op}; implements mla_decode")
-        check(self, call, call.query, provider)
+        code = check(self, call, call.query, provider)
         from attnkit.kernels.triton import mla_decode
 
-        out, lse, kernel = mla_decode.run(call)
-        return AttentionOutput(out, lse, kernel)
+        out, lse, kernel = mla_decode.run(call, arch=code)
+        return AttentionOutput(out, lse, kernel_name(code, kernel))
 
 
 BACKENDS: tuple[Backend, ...] = (TritonMla(),)

@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from attnkit.backends.base import Backend, Capability, Provider
-from attnkit.backends.torch_device import device_of
-from attnkit.backends.triton_common import HEAD_DIMS
+from attnkit.backends.triton_common import HEAD_DIMS, check, kernel_name
 from attnkit.errors import UnsupportedError
 from attnkit.spec import AttentionOutput, Call, PagedAttention, VarlenAttention
 
@@ -49,19 +48,16 @@ class TuringAttn(Backend):
 
         The kernel's name gets the prefix "turing:", so that a result says which code computed it.
         """
-        from attnkit.kernels import turing
-
         if not isinstance(call, PagedAttention | VarlenAttention):
             raise UnsupportedError(f"{self.name} does not implement {call.op}; implements paged, varlen")
-        self.require(call, turing.TARGET_DEVICE if turing.emulating() else device_of(call.query), provider)
-        turing.enable()
+        code = check(self, call, call.query, provider)
         from attnkit.kernels.triton import attention
 
         if isinstance(call, PagedAttention):
-            out, lse, kernel = attention.paged(call, arch="sm_75")
+            out, lse, kernel = attention.paged(call, arch=code)
         else:
-            out, lse, kernel = attention.varlen(call, arch="sm_75")
-        return AttentionOutput(out, lse, f"turing:{kernel}")
+            out, lse, kernel = attention.varlen(call, arch=code)
+        return AttentionOutput(out, lse, kernel_name(code, kernel))
 
 
 BACKENDS: tuple[Backend, ...] = (TuringAttn(),)

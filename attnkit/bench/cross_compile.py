@@ -6,8 +6,9 @@ are planned as on that target and compiled; the machine code then says how many 
 registers and shared memory. What a node compiles beyond these is `attnkit kernels build`'s.
 
 A kernel is `ok` where it compiled, fits into the shared memory of the target and has matrix instructions if it has a matrix
-product in a 16-bit dtype. Exempt is what stock Triton makes for sm_75 (code "sm_75-scalar"), which has none; TURING_ATTN's goes
-through `attnkit.kernels.turing` and must have them. The report is the evidence behind the word "compiled".
+product in a 16-bit dtype. Exempt is what stock Triton makes for sm_75 (code "sm_75-scalar", TRITON_ATTN's), which has none.
+Other backends go through `attnkit.kernels.turing` there and must have them. The report is the evidence behind the word
+"compiled".
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ import triton
 from triton import knobs
 
 from attnkit import __version__
-from attnkit.backends.base import Backend, Capability, arch_matches
+from attnkit.backends.base import Capability
 from attnkit.backends.registry import all_backends
+from attnkit.backends.triton_common import code_of, own
 from attnkit.errors import unknown_name
 from attnkit.hardware.device import Device
 from attnkit.kernels.aot_compile import compile_one
@@ -85,14 +87,6 @@ def questions(capability: Capability, device: Device) -> Iterator[Case]:
         yield from claimed(case)[:1]
 
 
-def ours(backend: Backend, device: Device) -> Capability | None:
-    """What our Triton kernels claim on `device` through this backend; None where they do not run there."""
-    for provider in backend.providers:
-        if provider.name == "attnkit" and any(text.startswith("triton") for text in provider.requires):
-            return provider.capability if arch_matches(device, provider.capability.archs) else None
-    return None
-
-
 def launches(case: Case, code: str) -> dict[str, Launch]:
     """The distinct launches of a case on a target, by variant name."""
     call = build(case)
@@ -104,8 +98,8 @@ def survey(target: str) -> Iterator[dict[str, Any]]:
     device = place(arch=target).device
     made: dict[tuple[str, str], dict[str, Any]] = {}
     for backend in all_backends():
-        capability = ours(backend, device)
-        code = "sm_75-scalar" if target == "sm_75" and backend.name != "TURING_ATTN" else target
+        capability = own(backend, device)
+        code = code_of(backend.name, target)
         for case in () if capability is None else questions(capability, device):
             for name, launch in launches(case, code).items():
                 if (code, name) not in made:

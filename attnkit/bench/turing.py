@@ -4,9 +4,10 @@ Every kernel here is compiled for sm_75 and its sm_75 PTX is translated by this 
 Turing's matrix instructions; the speed is this card's and no Turing card's. On a real Turing card the same program measures it.
 
 1. dot products of every form that the hook rewrites, against exact results;
-2. the self-test of TURING_ATTN (quick and standard), with the kernel names it reports;
+2. the self-tests (quick and standard) of every backend whose kernels go through the hook, with the kernel names they report;
 3. throughput of TURING_ATTN beside the same kernel with stock Triton's sm_75 code (in tiles chosen for that) and beside torch's
-   efficient kernel (which has code for this very card, and that cannot be taken away from it).
+   efficient kernel (which has code for this very card, and that cannot be taken away from it);
+4. throughput of the other operations beside stock Triton's code of the same kernel.
 
 Writes DIR/turing.json. --checks stops after the quick self-test (for compute-sanitizer). --sweep times other tile sizes.
 """
@@ -14,7 +15,9 @@ Writes DIR/turing.json. --checks stops after the quick self-test (for compute-sa
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,18 +28,24 @@ from typing import Any
 import torch
 import triton
 
-from attnkit.backends.turing import TuringAttn
-from attnkit.bench import workloads
+from attnkit.backends.base import Backend
+from attnkit.backends.registry import all_backends
+from attnkit.backends.triton_common import code_of, own
+from attnkit.bench import work, workloads
+from attnkit.bench.judging import Judge
 from attnkit.bench.timing import graph_microseconds
 from attnkit.bench.turing_dots import check_dots
+from attnkit.bench.work import Work
 from attnkit.bench.workloads import Shape
 from attnkit.evidence import TURING_NATIVE
 from attnkit.hardware.device import Device
 from attnkit.kernels import turing
-from attnkit.kernels.triton import attention
+from attnkit.kernels.triton import attention, differential, dual_chunk, mla_decode
 from attnkit.kernels.triton.configs import Tile
+from attnkit.reference import inner
 from attnkit.selftest import run_selftest
 from attnkit.selftest.model import Level
+from attnkit.spec import Call, DifferentialAttention, DualChunkAttention, MlaDecode, TreeAttention
 
 PREFILLS = tuple(workloads.prefill(2, 2048, d) for d in (64, 128, 256))
 DECODES = (
@@ -45,6 +54,19 @@ DECODES = (
     Shape("decode B64 ctx4096 D128", (1,) * 64, (4096,) * 64),
 )
 MIXED = Shape("mixed 2x512@2048+14dec@2048", (512,) * 2 + (1,) * 14, (2560,) * 2 + (2048,) * 14)
+
+OTHERS = {
+    "tree B8 64@4096": True,
+    "mla B64 ctx4096": False,
+    "dual chunk 1x1 len131072": True,
+    "differential 16x1 len8192": True,
+    "differential 4x2048 len2048": True,
+}
+"""Of work.py, and whether the kernel has tiles for stock Triton on sm_75."""
+
+HOOKED = "TURING_ATTN"
+"""Rows of the code with tensor cores, whichever backend runs it."""
+STOCK = "stock Triton for sm_75"
 
 SWEEP = {
     64: (Tile(64, 64, 4, 1), Tile(64, 64, 4, 2), Tile(128, 64, 8, 1), Tile(128, 64, 8, 2), Tile(64, 32, 4, 2)),
@@ -64,14 +86,20 @@ def on_sm75(*, stock: bool = False) -> AbstractContextManager[Device]:
     return turing.emulate(stock=stock)
 
 
+def hooked() -> list[Backend]:
+    """The backends whose kernels are compiled through Turing's hook, TURING_ATTN first."""
+    ours = [b for b in all_backends() if code_of(b.name, "sm_75") == "sm_75" and own(b, turing.TARGET_DEVICE) is not None]
+    return sorted(ours, key=lambda backend: backend.name != "TURING_ATTN")
+
+
 def selftests(levels: tuple[Level, ...]) -> list[dict[str, Any]]:
-    """Verdicts of TURING_ATTN on sm_75 code."""
+    """Verdicts on sm_75 code."""
     found = []
-    for level in levels:
+    for level, backend in itertools.product(levels, hooked()):
         with on_sm75() as device:
-            verdict = run_selftest(TuringAttn(), device, None, level=level)
+            verdict = run_selftest(backend, device, None, level=level)
         kernels = sorted({c.kernel for c in verdict.cases if c.kernel})
-        print(f"self-test {level}: {verdict.outcome}, {len(verdict.cases)} cases, {verdict.seconds:.1f} s")
+        print(f"{backend.name} {level}: {verdict.outcome}, {len(verdict.cases)} cases, {verdict.seconds:.1f} s", flush=True)
         print(f"  kernels: {', '.join(kernels)}")
         for case in verdict.cases:
             if case.outcome != "pass":
@@ -83,7 +111,7 @@ def selftests(levels: tuple[Level, ...]) -> list[dict[str, Any]]:
 def ours(shape: Shape, *, stock: bool = False, **tiles: Any) -> dict[str, Any]:
     """Time our kernel on sm_75 code, once its result was held against float64."""
     call = workloads.paged_call(shape, torch.float16)
-    name = "stock Triton for sm_75" if stock else "TURING_ATTN"
+    name = STOCK if stock else HOOKED
     with on_sm75(stock=stock):
 
         def run() -> str:
@@ -94,6 +122,38 @@ def ours(shape: Shape, *, stock: bool = False, **tiles: Any) -> dict[str, Any]:
         error = workloads.relative_error(call, call.out)
         micros, spread = graph_microseconds([run], replays=3 if stock else 11, warmup=1)
     return row(shape, name, kernel, micros, spread, error, tiles)
+
+
+def launch(call: Call, arch: str) -> str:
+    """Run one of the other operations for `arch`; the kernel's name."""
+    if isinstance(call, TreeAttention):
+        return attention.paged(call.paged, tree_mask=call.tree_mask, arch=arch)[2]
+    if isinstance(call, MlaDecode):
+        return mla_decode.run(call, arch=arch)[2]
+    if isinstance(call, DualChunkAttention):
+        return dual_chunk.run(call, arch=arch)[2]
+    if isinstance(call, DifferentialAttention):
+        return differential.run(call, arch=arch)[1]
+    raise TypeError(f"no kernel of its own computes {call.op}")
+
+
+def other(item: Work, *, stock: bool = False) -> dict[str, Any]:
+    """Time one of the other operations on sm_75 code, once its result was held against the reference."""
+    call = item.make(torch.float16, "cuda")
+    judge, out = Judge(call), inner(call).out
+    assert out is not None
+    out.fill_(math.nan)
+    with on_sm75(stock=stock):
+
+        def run() -> str:
+            return launch(call, "sm_75-scalar" if stock else "sm_75")
+
+        kernel = run()
+        judgement = judge(out)
+        if judgement.reason:
+            raise RuntimeError(judgement.reason)
+        micros, spread = graph_microseconds([run], replays=3 if stock else 11, warmup=1)
+    return row(item, STOCK if stock else HOOKED, kernel, micros, spread, judgement.error, {})
 
 
 def efficient(shape: Shape) -> dict[str, Any]:
@@ -114,7 +174,7 @@ def efficient(shape: Shape) -> dict[str, Any]:
 
 
 def row(
-    shape: Shape, name: str, kernel: str, micros: float, spread: float, error: float | None, tiles: dict[str, Any]
+    shape: Shape | Work, name: str, kernel: str, micros: float, spread: float, error: float | None, tiles: dict[str, Any]
 ) -> dict[str, Any]:
     """One line of the table, printed as it comes."""
     result = {
@@ -125,7 +185,7 @@ def row(
         "micros": micros,
         "spread": spread,
         "tflops": shape.flops / micros / 1e6,
-        "gbytes_per_s": shape.cache_bytes / micros / 1e3,
+        "gbytes_per_s": (shape.cache_bytes if isinstance(shape, Shape) else shape.nbytes) / micros / 1e3,
         "relative_error": error,
     }
     wrong = "-" if error is None else f"{error:.1e}"
@@ -137,7 +197,7 @@ def row(
 
 
 @contextmanager
-def noted(rows: list[dict[str, Any]], shape: Shape, name: str) -> Iterator[None]:
+def noted(rows: list[dict[str, Any]], workload: str, name: str) -> Iterator[None]:
     """A measurement that cannot be made becomes a row that says why, and the rest goes on."""
     from triton.runtime.errors import OutOfResources
 
@@ -146,19 +206,23 @@ def noted(rows: list[dict[str, Any]], shape: Shape, name: str) -> Iterator[None]
     try:
         yield
     except (AttnkitError, OutOfResources, RuntimeError) as error:
-        rows.append({"workload": shape.name, "implementation": name, "not_run": f"{type(error).__name__}: {error}"})
-        print(f"{shape.name:<28} {name:<38} not run: {str(error).splitlines()[0]}")
+        rows.append({"workload": workload, "implementation": name, "not_run": f"{type(error).__name__}: {error}"})
+        print(f"{workload:<28} {name:<38} not run: {str(error).splitlines()[0]}")
 
 
 def throughput(sweep: bool, until: float) -> list[dict[str, Any]]:
     """All timed rows; stops with a row that says so when the clock passes `until`."""
     rows: list[dict[str, Any]] = []
-    plans: list[tuple[Shape, str, Callable[[], dict[str, Any]]]] = []
+    plans: list[tuple[Shape | Work, str, Callable[[], dict[str, Any]]]] = []
     for shape in (*PREFILLS, MIXED, *DECODES):
-        plans.append((shape, "TURING_ATTN", lambda s=shape: ours(s)))  # type: ignore[misc]
-        plans.append((shape, "stock Triton for sm_75", lambda s=shape: ours(s, stock=True)))  # type: ignore[misc]
+        plans.append((shape, HOOKED, lambda s=shape: ours(s)))  # type: ignore[misc]
+        plans.append((shape, STOCK, lambda s=shape: ours(s, stock=True)))  # type: ignore[misc]
         if shape is not MIXED:
             plans.append((shape, "torch efficient", lambda s=shape: efficient(s)))  # type: ignore[misc]
+    for item in (one for one in work.WORKS if one.name in OTHERS):
+        plans.append((item, HOOKED, lambda i=item: other(i)))  # type: ignore[misc]
+        if OTHERS[item.name]:
+            plans.append((item, STOCK, lambda i=item: other(i, stock=True)))  # type: ignore[misc]
     if sweep:
         for shape in PREFILLS:
             for tile in SWEEP[shape.head_dim]:
@@ -166,22 +230,22 @@ def throughput(sweep: bool, until: float) -> list[dict[str, Any]]:
         for shape in DECODES[:2]:
             for tile in DECODE_SWEEP:
                 plans.append((shape, f"{tile}", lambda s=shape, t=tile: ours(s, decode_tile=t)))  # type: ignore[misc]
-    for shape, name, plan in plans:
+    for timed, name, plan in plans:
         if time.monotonic() > until:
-            rows.append({"workload": shape.name, "implementation": name, "not_run": "out of time"})
+            rows.append({"workload": timed.name, "implementation": name, "not_run": "out of time"})
             continue
-        with noted(rows, shape, name):
+        with noted(rows, timed.name, name):
             rows.append(plan())
     return rows
 
 
 def speedups(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """How many times faster TURING_ATTN is than each other implementation, by workload."""
+    """How many times faster the code with tensor cores is than each other implementation, by workload."""
     timed = {(r["workload"], r["implementation"]): r["micros"] for r in rows if "micros" in r and not r["tiles"]}
     found: dict[str, dict[str, float]] = {}
     for (workload, name), micros in timed.items():
-        mine = timed.get((workload, "TURING_ATTN"))
-        if mine is not None and name != "TURING_ATTN":
+        mine = timed.get((workload, HOOKED))
+        if mine is not None and name != HOOKED:
             found.setdefault(workload, {})[name] = micros / mine
     return found
 

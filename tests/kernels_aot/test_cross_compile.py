@@ -12,6 +12,7 @@ pytest.importorskip("triton", reason="Triton is not installed here")
 
 from attnkit import evidence
 from attnkit.backends.registry import all_backends
+from attnkit.backends.triton_common import own
 from attnkit.bench import cross_compile
 from attnkit.kernels.triton import targets
 from attnkit.plan import place
@@ -21,7 +22,7 @@ CLAIMED = {
     (backend.name, target)
     for target in targets.TARGETS
     for backend in all_backends()
-    if cross_compile.ours(backend, place(arch=target).device) is not None
+    if own(backend, place(arch=target).device) is not None
 }
 
 
@@ -38,7 +39,7 @@ def test_every_claimed_target_is_asked_about_with_every_operation() -> None:
     }
     for backend in all_backends():
         device = place(arch="gfx942").device
-        capability = cross_compile.ours(backend, device)
+        capability = own(backend, device)
         if capability is not None:
             asked = {case.op for case in cross_compile.questions(capability, device)}
             assert asked == capability.ops - {"varlen"}, "varlen is paged_prefill with other strides"

@@ -71,6 +71,7 @@ TILES: dict[tuple[str, Op], dict[int, Tile]] = {
     ("rdna", "decode"): {64: Tile(16, 32, 4, 1), 128: Tile(16, 16, 4, 1), 256: Tile(16, 16, 4, 1)},
     ("xe", "decode"): {64: Tile(16, 64, 4, 2), 128: Tile(16, 64, 4, 2), 256: Tile(16, 32, 4, 2)},
     # keyed by the padded latent width
+    ("turing", "mla"): {128: Tile(16, 32, 4, 1), 256: Tile(16, 32, 8, 1), 512: Tile(16, 16, 8, 1)},
     ("ampere", "mla"): {128: Tile(16, 32, 4, 2), 512: Tile(16, 32, 4, 2)},
     ("ada", "mla"): {128: Tile(16, 32, 4, 2), 512: Tile(16, 16, 4, 2)},
     ("hopper", "mla"): {128: Tile(64, 64, 4, 2), 512: Tile(64, 64, 8, 2)},
