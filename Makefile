@@ -32,7 +32,7 @@ images-test: test-venv ## builds every image and looks into each (30 GB of disk,
 	$(PYTEST) -m on_demand tests/images
 
 kernels-test: test-venv ## compiles every kernel for every architecture (half an hour)
-	$(PYTEST) -m on_demand -n auto --maxprocesses 4 --dist loadgroup tests/kernels
+	$(PYTEST) -m on_demand -n auto --maxprocesses 4 --dist loadgroup tests/kernels tests/kernels_aot
 
 bundle: venv ## one file for hosts without a network: image, playbooks, profiles, wheels, checksums: make bundle PLATFORM=cpu
 	@$(VENV)/bin/python images/bundle.py "$(PLATFORM)"

@@ -1,4 +1,4 @@
-"""What is right: every operation of spec.py in float64, sequence by sequence, head by head.
+"""What is right: every operation of spec.py in float64, sequence by sequence.
 
 Short and obvious on purpose; it defines the answer that every backend is held to. It runs on the CPU whatever the device of
 the tensors, so that the judge is not the accused. Slots that no sequence uses are never read.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -109,11 +110,15 @@ def products(call: Call, seq: Sequence, multiply: Callable[[Tensor, Tensor], Ten
     """q.k as [num_heads, n, L] in the dtype of `seq`, with the rotations of dual chunk attention where the call is one.
 
     Args:
-        multiply: the matrix product of one head, [n, head_dim] by [head_dim, L].
+        multiply: the matrix product of the heads that share a key head, [heads * n, head_dim] by [head_dim, L].
     """
 
     def dot(q: Tensor, k: Tensor) -> Tensor:
-        return torch.stack([multiply(q[:, head], k[:, key_head(call, head)].T) for head in range(q.shape[1])])
+        rows = q.transpose(0, 1)
+        found = q.new_empty(*rows.shape[:2], k.shape[0])
+        for shared, heads in sharing(partial(key_head, call), q.shape[1]).items():
+            found[heads] = multiply(rows[heads].flatten(0, 1), k[:, shared].T).view(len(heads), *found.shape[1:])
+        return found
 
     if not isinstance(call, DualChunkAttention):
         return dot(seq.q, seq.k)
@@ -175,12 +180,32 @@ def reference(call: Call, softmax: Callable[[Tensor, Tensor | None], tuple[Tenso
     out = torch.zeros(tokens, spec.num_heads, width, dtype=torch.float64)
     for seq in sequences(call):
         p, lse[seq.rows] = softmax(logits(call, seq), softmax_of(call).sinks)
-        v = paired(seq.v) if differential else seq.v
-        for head in range(spec.num_heads):
-            out[seq.rows, head] = p[head] @ v[:, value_head(call, head)]
+        out[seq.rows] = weighted(call, p, paired(seq.v) if differential else seq.v)
     if isinstance(call, DifferentialAttention):
         return AttentionOutput(difference(call, out), None, "reference")
     return AttentionOutput(out, lse if batch.return_lse else None, "reference")
+
+
+def weighted(call: Call, p: Tensor, v: Tensor, multiply: Callable[[Tensor, Tensor], Tensor] = torch.matmul) -> Tensor:
+    """Probabilities [num_heads, n, L] by values [L, value heads, d]: [n, num_heads, d].
+
+    Args:
+        multiply: the matrix product of the heads that share a value head, [heads * n, L] by [L, d].
+    """
+    found = p.new_zeros(p.shape[1], p.shape[0], v.shape[2])
+    for shared, heads in sharing(partial(value_head, call), p.shape[0]).items():
+        rows = multiply(p[heads].flatten(0, 1), v[:, shared])
+        found[:, heads] = rows.view(len(heads), *found.shape[::2]).transpose(0, 1)
+    return found
+
+
+def sharing(owner: Callable[[int], int], heads: int) -> dict[int, list[int]]:
+    """Query heads by the key (or value) head they share: one large product each. A head at a time, a context of 64k keys with
+    128 heads on one latent would be read 128 times, which takes most of a minute."""
+    found: dict[int, list[int]] = {}
+    for head in range(heads):
+        found.setdefault(owner(head), []).append(head)
+    return found
 
 
 def key_head(call: Call, head: int) -> int:

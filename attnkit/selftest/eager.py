@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import pad
 
-from attnkit.reference import difference, inner, paired, products, sequences, shaped, softmax_of, value_head
+from attnkit.reference import difference, inner, paired, products, sequences, shaped, softmax_of, weighted
 from attnkit.spec import AttentionOutput, Call, DifferentialAttention
 
 if TYPE_CHECKING:
@@ -43,6 +43,9 @@ products are equal (equal keys), no other order shows its drift: each step of a 
 
 CHUNK = 8
 """Products that a float32 sum takes together before it rounds."""
+
+SUMS = 1 << 24
+"""Partial sums held at a time, about: rows of a float32 product are worked out in slabs of no more."""
 
 LANES, MANY = 16, 1024
 """Running sums that the chunks are dealt to in turn, as vector lanes are. Beyond `MANY` chunks there is one, as in a kernel
@@ -91,10 +94,9 @@ def eager(call: Call, draw: torch.Generator | None = None, *, plain: bool = Fals
         logits = shaped(call, seq, products(call, seq, partial(product, order=along, plain=plain)))
         lse[exact.rows] = _lse(logits, softmax.sinks).transpose(0, 1)
         p = _softmax(logits, softmax.sinks, plain=plain)
+        along = None if draw is None else torch.randperm(seq.v.shape[0], generator=draw)
         v = paired(seq.v) if differential else seq.v
-        along = None if draw is None else torch.randperm(v.shape[0], generator=draw)
-        for head in range(spec.num_heads):
-            out[exact.rows, head] = product(p[head], v[:, value_head(call, head)], along, plain=plain)
+        out[exact.rows] = weighted(call, p, v, partial(product, order=along, plain=plain))
     if isinstance(call, DifferentialAttention):
         return AttentionOutput(difference(call, out), None, "eager")
     return AttentionOutput(out, lse if batch.return_lse else None, "eager")
@@ -117,9 +119,13 @@ def product(a: Tensor, b: Tensor, order: Tensor | None = None, *, plain: bool = 
             total = torch.addcmul(total.double(), left[:, None], right[None]).float()
         return total
     chunks, spare = -(-a.shape[1] // CHUNK), -a.shape[1] % CHUNK
-    left = pad(a.double(), (0, spare)).view(a.shape[0], chunks, CHUNK).transpose(0, 1)
     right = pad(b.double(), (0, 0, 0, spare)).view(chunks, CHUNK, b.shape[1])
-    return _added(torch.bmm(left, right).float())
+    found = a.new_empty(a.shape[0], b.shape[1])
+    step = max(1, SUMS // max(1, chunks * b.shape[1]))
+    for rows, into in zip(a.split(step), found.split(step), strict=True):
+        left = pad(rows.double(), (0, spare)).view(rows.shape[0], chunks, CHUNK).transpose(0, 1)
+        into.copy_(_added(torch.bmm(left, right).float()))
+    return found
 
 
 def _added(sums: Tensor) -> Tensor:

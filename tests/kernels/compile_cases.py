@@ -83,15 +83,34 @@ def tree(arch: str, nodes: int = 9) -> list[Launch]:
     return attention.plan_paged(call.paged, tree_mask=call.tree_mask, arch=arch, splits=4)[2][:1]
 
 
+def others(arch: str, sixteen: tuple[torch.dtype, ...]) -> tuple[list[Launch], ...]:
+    """Of the backends beside TRITON_ATTN."""
+    fp8 = torch.float8_e4m3fn
+    differential_call = DifferentialAttention(paged(4, 512, 512, dim=64), 0.5, 0.3)
+    return (
+        *(mla(arch, t, cache) for t in sixteen for cache in (None, fp8)),
+        *(dual(arch, t, d) for t in sixteen for d in (64, 128, 256)),
+        *(dual_decode(arch, t, d) for t in sixteen for d in (64, 128, 256)),
+        dual_composed(arch, sixteen[-1], 128),
+        dual_composed(arch, sixteen[-1], 64, fp8),
+        tree(arch),
+        tree(arch, 64),
+        differential.plan(differential_call, arch=arch)[1][-1:],
+        differential.plan(DifferentialAttention(paged(4, 1, 8192, dim=64), 0.5, 0.3), arch=arch)[1],
+    )
+
+
 def groups(arch: str) -> dict[str, Iterator[list[Launch]]]:
-    """What each group compiles. "short": what a node serves with; "long": everything else that is claimed."""
+    """What each group compiles. "short": what a node serves with; "long": everything else that is claimed.
+
+    For sm_75 what TRITON_ATTN runs there; the other backends' code goes through `attnkit.kernels.turing`, whose tests have it.
+    """
     scalar = arch == "sm_75-scalar"
     sixteen = (F16,) if scalar else (F16, BF16)
     fp8 = torch.float8_e4m3fn
-    differential_call = DifferentialAttention(paged(4, 512, 512, dim=64), 0.5, 0.3)
     store = torch.empty(4, 16, 8, 128)
     short = (prefill(arch, dtype=sixteen[-1]), decode(arch, dtype=sixteen[-1]))
-    long = (
+    triton_attn = (
         *(prefill(arch, dtype=t, dim=d) for t in sixteen for d in (64, 80, 96, 128, 256)),
         *(decode(arch, dtype=t, dim=d) for t in sixteen for d in (64, 128, 256)),
         prefill(arch, dtype=sixteen[-1], cache=fp8),
@@ -101,19 +120,10 @@ def groups(arch: str) -> dict[str, Iterator[list[Launch]]]:
         decode(arch, dtype=sixteen[-1], cache=fp8, dim=256),
         decode(arch, dtype=sixteen[-1], cache=fp8, heads=256),
         prefill(arch, window=(128, 0), softcap=30.0, sinks=torch.empty(32), alibi_slopes=torch.empty(32)),
-        *(mla(arch, t, cache) for t in sixteen for cache in (None, fp8) if not scalar),
-        *(dual(arch, t, d) for t in sixteen for d in (64, 128, 256)),
-        *(dual_decode(arch, t, d) for t in sixteen for d in (64, 128, 256)),
-        dual_composed(arch, sixteen[-1], 128),
-        dual_composed(arch, sixteen[-1], 64, fp8),
-        tree(arch),
-        tree(arch, 64),
-        differential.plan(differential_call, arch=arch)[1][-1:],
-        differential.plan(DifferentialAttention(paged(4, 1, 8192, dim=64), 0.5, 0.3), arch=arch)[1],
         [cache_write.plan_write(torch.empty(4, 8, 128, dtype=F16), store.to(fp8), zeros(4), 1.0)],
         [cache_write.plan_write(torch.empty(4, 8, 128, dtype=F16), store.half(), zeros(4), 1.0)],
     )
-    return {"short": iter(short), "long": iter(long)}
+    return {"short": iter(short), "long": iter(triton_attn if scalar else triton_attn + others(arch, sixteen))}
 
 
 def main(arch: str, group: str) -> None:

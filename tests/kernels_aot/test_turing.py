@@ -1,11 +1,11 @@
-"""TURING_ATTN without a Turing card: the hook, and the machine code of every kernel and configuration."""
+"""Turing's tensor cores without a Turing card: the hook, and the machine code of every kernel and configuration."""
 
 import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -14,14 +14,19 @@ import triton
 from triton import knobs
 
 import attnkit
+from attnkit.backends.registry import all_backends
+from attnkit.backends.triton_common import code_of, own
 from attnkit.backends.turing import CAPABILITY, TuringAttn
 from attnkit.errors import UnsupportedError
 from attnkit.kernels import turing, turing_ptx
 from attnkit.kernels.aot_inspect import disassemble, inspect_ptx
+from attnkit.kernels.aot_variants import planned
 from attnkit.kernels.triton import attention
 from attnkit.kernels.triton.configs import Tile
 from attnkit.kernels.triton.targets import compile_launch, compiling_for
 from attnkit.kernels.turing_model import main_loop
+from attnkit.selftest.building import build
+from attnkit.selftest.cases import Case
 from attnkit.spec import AttentionSpec, PagedAttention, Softmax, VarlenAttention
 
 HERE = Path(__file__).parent
@@ -175,6 +180,70 @@ CALLS = {
         128, 1, alibi_slopes=SLOPES, sinks=SLOPES, softcap=30.0, window=(100, -1), lse=True
     ),
 }
+
+
+def case(op, head_dim, new=1, heads=(32, 8), head_dim_v=None, **changes):
+    """A call of the self-test's building: two sequences of 512 keys, `new` new tokens each."""
+    seqs = ((new, 512),) * 2
+    return build(Case("", "", op, "float16", *heads, head_dim, head_dim_v or head_dim, 16, seqs, **changes))
+
+
+FP8 = ("auto", "fp8_e4m3", "fp8_e5m2")
+OTHERS = {
+    "mla 512": (partial(case, "mla_decode", 576, 1, (128, 1), 512, lse=True), 0),
+    "mla 512 fp8": (partial(case, "mla_decode", 576, 1, (16, 1), 512, kv_cache_dtype="fp8_e4m3"), 0),
+    "tree 128": (partial(case, "tree", 128, 4, sinks=True, softcap=30.0, lse=True), 0),
+    "large tree 128": (partial(case, "tree", 128, 64), 530),
+    "dual chunk 128 of 1": (partial(case, "dual_chunk", 128, 1, kv_cache_dtype="fp8_e4m3"), 0),
+    "dual chunk 128 of 128": (partial(case, "dual_chunk", 128, 128), 0),
+    "differential 64 of 1": (partial(case, "differential", 64, 1), 0),
+    "differential 128 of 128": (partial(case, "differential", 128, 128), 0),
+}
+ON_DEMAND = {
+    **{
+        f"mla {d} {kv}": (partial(case, "mla_decode", d + 64, 1, (16, 1), d, kv_cache_dtype=kv), 0)
+        for d in (64, 128, 256)
+        for kv in FP8
+    },
+    "mla 512 e5m2": (partial(case, "mla_decode", 576, 1, (16, 1), 512, kv_cache_dtype="fp8_e5m2"), 0),
+    **{f"tree {d}": (partial(case, "tree", d, 4), 0) for d in (64, 256)},
+    "large tree 64": (partial(case, "tree", 64, 64), 0),
+    "large tree 256": (partial(case, "tree", 256, 64), 1000),
+    **{f"dual chunk 64 of {n}": (partial(case, "dual_chunk", 64, n), 0) for n in (1, 128)},
+    "dual chunk 256": (partial(case, "dual_chunk", 256, 128), 350),
+    "differential 64 of 128": (partial(case, "differential", 64, 128), 0),
+    "differential 128 of 1": (partial(case, "differential", 128, 1), 0),
+}
+"""Calls of the other backends, and the bytes that a thread may spill: where no tile was as fast that spills none."""
+
+MULTIPLIES = {"paged_prefill", "paged_decode", "mla_decode_split", "dual_chunk_attention"}
+
+
+@pytest.mark.parametrize("name", [*OTHERS, *(pytest.param(name, marks=pytest.mark.on_demand) for name in ON_DEMAND)])
+def test_machine_code_of_the_other_backends(name, hook):
+    """As above, with the context cut into splits."""
+    make, spills = (OTHERS | ON_DEMAND)[name]
+    seen = set()
+    for launch in planned(make(), "sm_75", 4):
+        kernel = launch.kernel.fn.__name__
+        if kernel in MULTIPLIES:
+            compiled = compile_launch(launch, "sm_75")
+            cost = inspect_ptx(compiled.asm["ptx"], "sm_75")
+            label = f"{name}: {kernel}"
+            assert cost.spill_bytes <= spills, label
+            assert compiled.shared <= turing_ptx.SHARED_MEMORY_LIMIT, label
+            assert cost.count("HMMA") == cost.count("HMMA.1688.F32") > 0, label
+            seen.add(kernel)
+    assert seen
+
+
+def test_every_backend_of_ours_but_triton_attn_has_tensor_cores_on_turing():
+    ours = [b.name for b in all_backends() if own(b, turing.TARGET_DEVICE) is not None]
+    assert {name: code_of(name, "sm_75") for name in ours} == {
+        **dict.fromkeys(("TURING_ATTN", "TREE_ATTN", "TRITON_MLA"), "sm_75"),
+        **dict.fromkeys(("DUAL_CHUNK_FLASH_ATTN", "DIFFERENTIAL_FLASH_ATTN"), "sm_75"),
+        "TRITON_ATTN": "sm_75-scalar",
+    }
 
 
 def launches(call):

@@ -71,7 +71,7 @@ TILES: dict[tuple[str, Op], dict[int, Tile]] = {
     ("rdna", "decode"): {64: Tile(16, 32, 4, 1), 128: Tile(16, 16, 4, 1), 256: Tile(16, 16, 4, 1)},
     ("xe", "decode"): {64: Tile(16, 64, 4, 2), 128: Tile(16, 64, 4, 2), 256: Tile(16, 32, 4, 2)},
     # keyed by the padded latent width
-    ("turing", "mla"): {128: Tile(16, 32, 4, 1), 256: Tile(16, 32, 8, 1), 512: Tile(16, 16, 8, 1)},
+    ("turing", "mla"): {128: Tile(16, 32, 4, 2), 512: Tile(16, 16, 4, 1)},
     ("ampere", "mla"): {128: Tile(16, 32, 4, 2), 512: Tile(16, 32, 4, 2)},
     ("ada", "mla"): {128: Tile(16, 32, 4, 2), 512: Tile(16, 16, 4, 2)},
     ("hopper", "mla"): {128: Tile(64, 64, 4, 2), 512: Tile(64, 64, 8, 2)},
@@ -79,7 +79,7 @@ TILES: dict[tuple[str, Op], dict[int, Tile]] = {
     ("cdna", "mla"): {128: Tile(16, 32, 4, 1), 512: Tile(16, 16, 4, 1)},
     ("rdna", "mla"): {128: Tile(16, 32, 4, 1), 512: Tile(16, 16, 8, 1)},
     ("xe", "mla"): {128: Tile(16, 32, 8, 2), 512: Tile(16, 16, 8, 2)},
-    ("turing", "dual_chunk"): {64: Tile(32, 32, 4, 1), 128: Tile(32, 32, 4, 1), 256: Tile(16, 32, 4, 1)},
+    ("turing", "dual_chunk"): {64: Tile(64, 32, 4, 1), 128: Tile(32, 32, 4, 1), 256: Tile(16, 32, 4, 1)},
     ("ampere", "dual_chunk"): {64: Tile(64, 64, 4, 2), 128: Tile(64, 32, 4, 2), 256: Tile(32, 32, 4, 2)},
     ("ada", "dual_chunk"): {64: Tile(64, 32, 4, 2), 128: Tile(32, 32, 4, 2), 256: Tile(16, 16, 4, 2)},
     ("hopper", "dual_chunk"): {64: Tile(64, 64, 4, 2), 128: Tile(64, 64, 8, 2), 256: Tile(64, 32, 8, 2)},
@@ -90,6 +90,7 @@ TILES: dict[tuple[str, Op], dict[int, Tile]] = {
 }
 
 TILES_OF_ITS_OWN: dict[tuple[str, Op], dict[int, Tile]] = {
+    ("turing", "dual_chunk_decode"): {64: Tile(32, 64, 4, 1), 128: Tile(16, 64, 4, 1), 256: Tile(16, 32, 4, 1)},
     ("hopper", "dual_chunk_decode"): {64: Tile(32, 64, 4, 3), 128: Tile(32, 64, 4, 3), 256: Tile(32, 32, 8, 3)},
 }
 """Where a work measured better with other tiles than those of the work it is `LIKE`."""
