@@ -287,8 +287,10 @@ class _Boot:
         def on_case(case: CaseResult) -> None:
             self.events.emit("selftest.case", backend=candidate.test, provider=candidate.by, **_fields(case))
 
-        def on_kernels(baked: int, compiled: int) -> None:
+        def on_kernels(baked: int, compiled: int, unused: str) -> None:
             self._report.kernels = KernelCounts(baked=baked, jit_compiles=compiled)
+            if unused and self._report.decision is not None:
+                self._report.decision.warnings.append(unused)
 
         verdicts = run_isolated(request, timeout=self.options.selftest_timeout, on_case=on_case, on_kernels=on_kernels)
         for verdict in verdicts:
@@ -322,7 +324,12 @@ class _Boot:
             report.error = f"no backend passed its self-test; the last one, {last.from_backend}: {last.reason}"
         self.outputs.save(report)
         self.events.emit(
-            "report", path=self.options.report, verdict=report.verdict, backend=report.backend, exit_code=report.exit_code
+            "report",
+            path=self.options.report,
+            verdict=report.verdict,
+            backend=report.backend,
+            exit_code=report.exit_code,
+            warnings=report.decision.warnings if report.decision else [],
         )
         if not serves:
             self.outputs.state("failed", report.verdict, None)

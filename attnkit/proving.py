@@ -78,7 +78,7 @@ def run_isolated(
     *,
     timeout: float,
     on_case: Callable[[CaseResult], None] | None = None,
-    on_kernels: Callable[[int, int], None] | None = None,
+    on_kernels: Callable[[int, int, str], None] | None = None,
 ) -> tuple[Verdict, ...]:
     """Test one candidate in a child process.
 
@@ -86,8 +86,8 @@ def run_isolated(
         request: what to test.
         timeout: seconds it may take.
         on_case: called after each case.
-        on_kernels: called at the end with how many Triton kernels came from the bake and how many were compiled on the spot;
-            only where Triton was watched.
+        on_kernels: called at the end with how many Triton kernels came from the bake, how many were compiled on the spot, and
+            why the bake was of no use, where there is one and it was not.
 
     Returns:
         A verdict per spec and device. A crash is a fail, a run over `timeout` seconds too, with the last case that was begun
@@ -110,7 +110,8 @@ def run_isolated(
             cases.clear()
         elif "kernels" in message:
             if on_kernels:
-                on_kernels(message["kernels"]["baked"], message["kernels"]["jit_compiles"])
+                found = message["kernels"]
+                on_kernels(found["baked"], found["jit_compiles"], found.get("unused", ""))
         elif "usage" in message:
             raise UsageError(message["usage"])
         elif "problem" in message:
@@ -244,7 +245,9 @@ def _count_kernels(request: Request, send: Callable[[str, Any], None]) -> None:
         aot.use(bake)
     with aot.watch() as count:
         _work(request, send)
-    send("kernels", {"baked": count.baked, "jit_compiles": count.jit_compiles + _compiled_graphs()})
+    unused = aot.unused(bake, count.jit_compiles) if bake and count.compiled and not count.baked else ""
+    jit_compiles = count.jit_compiles + _compiled_graphs()
+    send("kernels", {"baked": count.baked, "jit_compiles": jit_compiles, "unused": unused})
 
 
 def _compiled_graphs() -> int:

@@ -16,12 +16,12 @@ from attnkit.backends.triton_common import GPU_ARCHS
 
 REPORTS = Path(__file__).parent / "reports" / "cross-compile"
 COLUMNS = {
-    "paged_prefill": "prefill",
-    "paged_decode": "decode",
-    "mla_decode_split": "MLA decode",
-    "dual_chunk_attention": "dual chunk",
+    "prefill": ("paged_prefill", "hopper_prefill"),
+    "decode": ("paged_decode", "warp_decode"),
+    "MLA decode": ("mla_decode_split", "hopper_mla_decode"),
+    "dual chunk": ("dual_chunk_attention",),
 }
-"""Kernels with a matrix product; the others (merge of splits, cache write, the difference) have none."""
+"""Kernels with a matrix product by what they do; the others (merge of splits, cache write, the difference) have none."""
 
 
 def markdown() -> list[str]:
@@ -36,17 +36,17 @@ def markdown() -> list[str]:
         "By `python -m attnkit.bench.cross_compile`, without a GPU (docs/reports/cross-compile). A cell has the least and the",
         "most matrix instructions in the machine code of that kernel's variants (16-bit dtypes), their kind, and the most",
         "shared memory (LDS) that one needs. Spilled: registers that went to memory, the most bytes a thread, and the kernel.",
-        "sm_75-scalar is what stock Triton makes for sm_75, without tensor cores; sm_75 is TURING_ATTN's, through",
+        "sm_75-scalar is what stock Triton makes for sm_75, without tensor cores, and TRITON_ATTN's alone; sm_75 goes through",
         "[kernels/turing](turing.md). PALLAS is lowered for TPUs by jax.export (tests/pallas), which is no machine code, and",
         "so earns no word.",
         "",
-        f"| code | compiler, day | variants | {' | '.join(COLUMNS.values())} | shared limit | spilled |",
+        f"| code | compiler, day | variants | {' | '.join(COLUMNS)} | shared limit | spilled |",
         "|---|---|---|" + "---|" * (len(COLUMNS) + 2),
     ]
     for code in sorted(newest, key=lambda name: (name.startswith("gfx"), len(name.partition("-")[0]), name)):
         document = newest[code]
         mine = list({row["variant"]: row for row in document["kernels"] if row["code"] == code}.values())
-        cells = [_cell([row for row in mine if row["kernel"] == kernel]) for kernel in COLUMNS]
+        cells = [_cell([row for row in mine if row["kernel"] in kernels]) for kernels in COLUMNS.values()]
         limit = next((f"{row['shared_limit'] // 1024} KiB" for row in mine if row["ok"]), "–")
         made = f"{document['compiler']}, {document['created'][:10]}"
         lines.append(f"| {code} | {made} | {len(mine)} | {' | '.join(cells)} | {limit} | {_spills(mine)} |")

@@ -202,6 +202,7 @@ class Serving:
         dtype: of the model. tf32: leave vLLM's Triton kernels their default for float32.
         sequences: at most at once. chunk: at most so many new tokens in a step.
         own: vLLM's backend by name; None leaves it to vLLM.
+        graphs: batches of decodes run from captured graphs, on GPUs; else everything is launched anew in each step.
         timeout: seconds for one engine.
     """
 
@@ -213,6 +214,7 @@ class Serving:
     sequences: int = 16
     chunk: int = 128
     own: str | None = None
+    graphs: bool = False
     timeout: float = 900.0
 
 
@@ -307,13 +309,15 @@ def _child(model: str, answer: str, serving: Serving) -> None:
         place = place_here() if os.environ.get(VARIABLE) else serving.own
         if place is not None:
             more["attention_backend"] = place
+    if serving.graphs:
+        more["compilation_config"] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
     from vllm import LLM, SamplingParams
 
     engine = LLM(
         model=model,
         dtype=serving.dtype,
         skip_tokenizer_init=True,
-        enforce_eager=True,
+        enforce_eager=not serving.graphs,
         max_model_len=CONTEXT,
         max_num_seqs=serving.sequences,
         max_num_batched_tokens=serving.chunk,
@@ -358,6 +362,7 @@ def main() -> int:
     parser.add_argument("--own", help="vLLM's backend, where it may be chosen (not on CPU)")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--tf32", action="store_true")
+    parser.add_argument("--graphs", action="store_true")
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--chunk", type=int, default=128)
     parser.add_argument("--timeout", type=float, default=900.0)
@@ -381,6 +386,7 @@ def main() -> int:
         sequences=asked.sequences,
         chunk=asked.chunk,
         own=asked.own,
+        graphs=asked.graphs,
         timeout=asked.timeout,
     )
     document: dict[str, Any] = {

@@ -24,7 +24,7 @@ from vllm.v1.attention.backend import (
 )
 
 from attnkit.backends.base import Capability
-from attnkit.engines.vllm_batch import AttnkitBuilder, AttnkitMetadata, Part, behind_window, parts
+from attnkit.engines.vllm_batch import AttnkitBuilder, AttnkitMetadata, Part, behind_window
 from attnkit.engines.vllm_log import LOG_LINE
 from attnkit.engines.vllm_need import ENCODERS, FP8, capability, chosen, evaluate, layer_need, provider_for
 from attnkit.engines.vllm_plugin import place_here
@@ -239,7 +239,9 @@ class AttnkitImpl(AttentionImpl[AttnkitMetadata]):  # type: ignore[misc]
                 features=self.softmax.features(False) - {"non_causal"},
             )
         )
-        self.whole = self.provider == PROVIDER  # one kernel takes decodes and chunks, and skips what no window reaches
+        self.whole = self.provider == PROVIDER  # one kernel takes decodes and chunks
+        kind = next(one.kind for one in self.backend.providers if one.name == self.provider)
+        self.reads_all = kind != "kernel"  # even what no window reaches; a kernel skips that by itself
         logger.info_once(LOG_LINE.format(backend=self.backend.name, place=place_here()))
 
     def forward(
@@ -274,7 +276,7 @@ class AttnkitImpl(AttentionImpl[AttnkitMetadata]):  # type: ignore[misc]
             call = VarlenAttention(query, key[:n], value[:n], starts, starts, longest, longest, self.softmax, out=out)
             self.backend.run(call, self.provider)
             return output
-        for part in (batch.whole(),) if self.whole else parts(batch):
+        for part in (batch.whole(),) if self.whole else batch.parts:
             self._run(layer, query, kv_cache, part, out)
         return output
 
@@ -282,7 +284,7 @@ class AttnkitImpl(AttentionImpl[AttnkitMetadata]):  # type: ignore[misc]
         key_cache, value_cache = self._halves(kv_cache)
         softmax = self.softmax if part.causal else replace(self.softmax, causal=False)
         table, lens, longest = part.block_table, part.seq_lens, part.max_seq_len
-        if softmax.window[0] >= 0 and softmax.alibi_slopes is None and not self.whole:
+        if self.reads_all and softmax.window[0] >= 0 and softmax.alibi_slopes is None:
             table, lens, longest = behind_window(part, softmax.window[0], kv_cache.shape[2])
         call = PagedAttention(
             query[part.tokens],
@@ -308,6 +310,11 @@ class AttnkitImpl(AttentionImpl[AttnkitMetadata]):  # type: ignore[misc]
             return
         n = slot_mapping.shape[0]
         key, value = key[:n], value[:n]
+        if kv_cache.device.type != "cpu":
+            from attnkit.kernels.triton.cache_write import write_kv_cache
+
+            write_kv_cache(key, value, *self._halves(kv_cache), slot_mapping, layer._k_scale_float, layer._v_scale_float)
+            return
         if self.kv_cache_dtype in FP8:
             dtype = FP8[self.kv_cache_dtype][1]
             limit = torch.finfo(dtype).max

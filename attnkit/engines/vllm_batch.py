@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from vllm.v1.attention.backend import AttentionMetadataBuilder, CommonAttentionMetadata
+from vllm.v1.attention.backend import AttentionCGSupport, AttentionMetadataBuilder, CommonAttentionMetadata
 
+from attnkit.engines.vllm_need import capability
 from attnkit.errors import UnsupportedError
 
 
@@ -35,6 +37,11 @@ class AttnkitMetadata:
             tokens, self.query_start_loc, self.seq_lens, self.block_table, self.max_query_len, self.max_seq_len, self.causal
         )
 
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """Decodes and the rest apart: one kernel is made for the one, another for the other. Worked out by the first layer."""
+        return _parts(self)
+
 
 @dataclass(frozen=True)
 class Part:
@@ -49,8 +56,7 @@ class Part:
     causal: bool
 
 
-def parts(batch: AttnkitMetadata) -> tuple[Part, ...]:
-    """Decodes and the rest of a batch apart: one kernel is made for the one, another for the other."""
+def _parts(batch: AttnkitMetadata) -> tuple[Part, ...]:
     sequences, n = batch.seq_lens.shape[0], batch.num_decodes
     found = []
     for first, last, tokens, longest in (
@@ -99,6 +105,12 @@ class AttnkitBuilder(AttentionMetadataBuilder[AttnkitMetadata]):  # type: ignore
 
     def __init__(self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+
+    @classmethod
+    def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> AttentionCGSupport:
+        """Batches of decodes may be captured whole where the backend may be; vLLM captures with the longest context there is,
+        so that nothing of a launch depends on the lengths of one step."""
+        return AttentionCGSupport.UNIFORM_SINGLE_TOKEN_DECODE if capability("paged").graphs else AttentionCGSupport.NEVER
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False

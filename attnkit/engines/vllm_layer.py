@@ -107,7 +107,6 @@ def make_config(model_config: dict[str, Any], dtype: Dtype, kv_cache_dtype: str,
             cache_config = CacheConfig(block_size=block_size, cache_dtype=kv_cache_dtype, enable_prefix_caching=False)
             config = VllmConfig(model_config=model, cache_config=cache_config)
         config.cache_config.block_size = block_size  # a platform may have rounded it
-        config.cache_config.num_gpu_blocks = 1024
         return config
 
 
@@ -215,11 +214,13 @@ def default_dtype(dtype: Any) -> Iterator[None]:
 def allocate(backend: Any, spec: Any, num_blocks: int, config: Any, device: Any) -> Tensor:
     """A cache of `num_blocks` blocks as this vLLM version's runner lays it out for `backend`, filled with stale values.
 
+    The configuration is told how many there are: FLEX_ATTENTION makes its mask of the whole cache.
     Stale but finite, as in serving: blocks are reused without being cleared, so what a sequence has not written must not reach
     its result. Not NaN: vLLM clears the cache once at the start, and its kernels may multiply what lies there by zero.
     """
     import torch
 
+    config.cache_config.num_gpu_blocks = num_blocks
     if hasattr(backend, "get_kv_cache_shape"):  # until the layout became a property of the cache's specification
         shape = backend.get_kv_cache_shape(
             num_blocks, spec.block_size, spec.num_kv_heads, spec.head_size, cache_dtype_str=config.cache_config.cache_dtype

@@ -303,6 +303,26 @@ def use(bake: str | Path) -> Manifest:
     return manifest
 
 
+def unused(bake: str | Path, compiled: int) -> str:
+    """Why none of `compiled` kernels came from a bake, in words for whoever waits for them."""
+    from triton import __version__ as triton_version
+
+    made = load(bake)
+    here = Manifest(triton_version, (), (), (), {})
+    differs = [
+        f"{name} {there} instead of {mine}"
+        for name, there, mine in (
+            ("Triton", made.triton, here.triton),
+            ("attnkit", made.attnkit, here.attnkit),
+            ("Python", made.python, here.python),
+            ("machine", made.machine, here.machine),
+        )
+        if there != mine
+    ]
+    why = "; it was made with " + ", ".join(differs) if differs else "; it is for " + ", ".join(made.targets)
+    return f"none of the {compiled} kernels that the self-test needed is in the bake {bake}{why}: all were compiled on the spot"
+
+
 @dataclass
 class Count:
     """Where the kernels came from while `watch` was on.

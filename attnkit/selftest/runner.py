@@ -375,5 +375,8 @@ def _words(device: Device) -> str:
 
 
 def _line(error: BaseException) -> str:
-    """The first line of an error's text, not too long for a report."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    """The first line of an error's text, not too long for a report; of torch's compiler, which says there only that there was
+    an exception, also the line that says which."""
+    first, *others = str(error).strip().splitlines() or [type(error).__name__]
+    context = next((line.strip() for line in others if line.strip().startswith("Developer debug context:")), "")
+    return " ".join(filter(None, (first[:300], context[:300])))

@@ -49,6 +49,23 @@ def test_unset_leaves_vllm_alone() -> None:
     ], done.stderr
 
 
+GRAPHS = """
+import vllm
+from dataclasses import replace
+from attnkit.engines import vllm_batch
+from attnkit.engines.vllm_need import capability
+here = capability("paged")
+for graphs in (True, False):
+    vllm_batch.capability = lambda op: replace(here, graphs=graphs)
+    print(vllm_batch.AttnkitBuilder.get_cudagraph_support(None, None).name)
+"""
+
+
+def test_decodes_are_captured_only_where_the_backend_may_be() -> None:
+    done = in_child(GRAPHS, ATTNKIT_VLLM_BACKEND="TORCH_SDPA")
+    assert done.stdout.split()[-2:] == ["UNIFORM_SINGLE_TOKEN_DECODE", "NEVER"], done.stderr
+
+
 def test_set_takes_every_place_that_vllm_has_on_cpu() -> None:
     done = in_child(PROBE.format(before="vllm"), ATTNKIT_VLLM_BACKEND="torch_sdpa")
     assert done.stdout.split()[-3:] == [

@@ -313,8 +313,11 @@ case("planted-scale", "TRITON_ATTN", lambda: paged([1, 40], [50, 90]), spoil=wro
 case("planted-block", "TRITON_ATTN", lambda: paged([1, 40], [50, 90]), spoil=swapped_blocks)
 
 
-def cache_write(dtype: torch.dtype) -> dict[str, Any]:
-    """Quantised rows equal torch's own saturating conversion; skipped tokens leave the cache alone."""
+def cache_write(dtype: torch.dtype, *, halves: bool = False) -> dict[str, Any]:
+    """Quantised rows equal torch's own saturating conversion; skipped tokens leave the cache alone.
+
+    `halves`: keys and values are the halves of a row, and heads lie before tokens, as vLLM may hold them.
+    """
     from attnkit.kernels.triton.cache_write import write_kv_cache
 
     low_precision = dtype.itemsize == 1
@@ -323,6 +326,9 @@ def cache_write(dtype: torch.dtype) -> dict[str, Any]:
     rows = rows if low_precision else rows.to(dtype)
     cache = torch.full((8, 16, 2, 24), 1.0).to(dtype)
     values = cache.clone()
+    if halves:
+        store = torch.full((8, 2, 16, 48), 1.0).to(dtype).transpose(1, 2)
+        cache, values = store[..., :24], store[..., 24:]
     slots = torch.randperm(128)[:60]
     slots[7] = -1
     name = write_kv_cache(rows, rows * 2, cache, values, slots, 0.5, 0.25)
@@ -334,13 +340,14 @@ def cache_write(dtype: torch.dtype) -> dict[str, Any]:
     want_values[slots[kept]] = ((rows * 2)[kept].float() / (0.25 if low_precision else 1.0)).clamp(-largest, largest)
     differ = 0
     for got, wanted in ((cache, want), (values, want_values)):
-        a, b = got.view(128, 2, 24).float(), wanted.to(dtype).float()
+        a, b = got.reshape(128, 2, 24).float(), wanted.to(dtype).float()
         differ += int(((a != b) & ~(a.isnan() & b.isnan())).sum())
     return {"kernel": name, "differ": differ}
 
 
 for _dtype in ("float16", "bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"):
     CASES[f"write-{_dtype}"] = lambda d=_dtype: cache_write(getattr(torch, d))
+    CASES[f"write-halves-{_dtype}"] = lambda d=_dtype: cache_write(getattr(torch, d), halves=True)
 
 
 def main() -> None:

@@ -103,7 +103,8 @@ KERNELS = {
     "warp-one-split": "triton_warp_decode",
     "warp-tree": "triton_tree:triton_warp_decode_split",
 }
-WRITES = ("float16", "bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
+_FORMATS = ("float16", "bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
+WRITES = (*_FORMATS, *(f"halves-{name}" for name in _FORMATS))
 PLANTED = ("planted-scale", "planted-block")
 
 
@@ -144,9 +145,9 @@ def test_a_planted_fault_is_out_of_bounds(results: dict[str, dict[str, Any]], na
     assert results[name]["error"] > results[name]["bound"]
 
 
-@pytest.mark.parametrize("dtype", WRITES)
-def test_cache_write_stores_what_torch_would(results: dict[str, dict[str, Any]], dtype: str) -> None:
-    assert results[f"write-{dtype}"] == {"case": f"write-{dtype}", "kernel": "triton_cache_write", "differ": 0}
+@pytest.mark.parametrize("name", WRITES)
+def test_cache_write_stores_what_torch_would(results: dict[str, dict[str, Any]], name: str) -> None:
+    assert results[f"write-{name}"] == {"case": f"write-{name}", "kernel": "triton_cache_write", "differ": 0}
 
 
 def test_float32_scores_are_not_one_long_sum() -> None:

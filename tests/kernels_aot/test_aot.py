@@ -92,6 +92,21 @@ json.dump({"baked": count.baked, "cached": count.cached, "jit": count.jit_compil
     assert before == {p: p.stat().st_mtime_ns for p in root.rglob("*")}, "the bake was written to"
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({}, "; it is for sm_75, sm_90"),
+        ({"triton": "3.1.0"}, "; it was made with Triton 3.1.0 instead of "),
+        ({"python": ".cpython-38.so"}, "; it was made with Python .cpython-38.so instead of "),
+    ],
+)
+def test_a_bake_of_no_use_says_what_it_was_made_with(built, changed, words, monkeypatch):
+    made = replace(built[1], **changed)
+    monkeypatch.setattr(aot, "load", lambda path: made)
+    text = aot.unused("BAKE", 12)
+    assert text.startswith("none of the 12 kernels that the self-test needed is in the bake BAKE" + words)
+
+
 def test_an_unknown_target_falls_back_to_the_ordinary_cache(built, tmp_path, monkeypatch):
     monkeypatch.setenv("ATTNKIT_KERNELS", str(built[0]))
     from attnkit.kernels.aot_cache import BakedCacheManager
