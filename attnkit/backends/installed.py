@@ -16,8 +16,10 @@ from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
 from pathlib import Path
 
 from attnkit import __version__
-from attnkit.backends.base import Backend, Installed, Provider, missing, split_requirement
+from attnkit.backends.base import Backend, Installed, Provider, arch_matches, missing, split_requirement
+from attnkit.hardware.device import Device
 from attnkit.kernels.cpu import library as cpu_kernels
+from attnkit.spec import Op
 
 _SWITCHES = {"attnkit-triton-interpreter": "TRITON_INTERPRET", "attnkit-pallas-interpreter": "ATTNKIT_PALLAS_INTERPRET"}
 """Interpreters count as installed only where their variable is "1", so that no automatic choice takes one on a serving node."""
@@ -87,10 +89,16 @@ def _version_from_source(folders: Iterable[Path]) -> str | None:
     return None
 
 
-def first_provider(backend: Backend, vendor: str) -> Provider | None:
-    """The provider that serves `vendor`'s devices where the call does not decide: the first that is installed, else the first;
-    None where none is made for them.
+def first_provider(backend: Backend, device: Device, op: Op | None = None) -> Provider | None:
+    """The provider that serves `device` where the call does not decide.
+
+    Of those made for its architecture, or where there is none for its vendor, the first that is installed, else the first; None
+    where none is made for them.
+
+    Args:
+        op: only providers with this operation.
     """
-    made = [provider for provider in backend.providers if vendor in provider.capability.archs]
+    able = [p for p in backend.providers if device.vendor in p.capability.archs and (op is None or op in p.capability.ops)]
+    made = [p for p in able if arch_matches(device, p.capability.archs)] or able
     installed = lookup(requirement_names([backend]))
     return next((provider for provider in made if not missing(provider, installed)), made[0] if made else None)

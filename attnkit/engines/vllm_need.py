@@ -10,8 +10,8 @@ import os
 import torch
 from vllm.v1.attention.backend import AttentionType
 
-from attnkit.backends.base import Accepted, Backend, Capability, missing
-from attnkit.backends.installed import lookup, requirement_names
+from attnkit.backends.base import Accepted, Backend, Capability
+from attnkit.backends.installed import first_provider, lookup, requirement_names
 from attnkit.backends.registry import get
 from attnkit.backends.torch_device import device_of
 from attnkit.engines.vllm_plugin import VARIABLE
@@ -62,11 +62,9 @@ def provider_for(spec: AttentionSpec) -> str:
 
 
 def capability(op: Op) -> Capability:
-    """What the chosen backend can do for `op` here: of its first provider that is installed, else of its first."""
-    backend, vendor = chosen(), device_here().vendor
-    made = [p for p in backend.providers if vendor in p.capability.archs and op in p.capability.ops] or list(backend.providers)
-    installed = lookup(requirement_names([backend]))
-    return next((provider for provider in made if not missing(provider, installed)), made[0]).capability
+    """What the chosen backend can do for `op` here: of the provider made for this device, else of its first."""
+    backend = chosen()
+    return (first_provider(backend, device_here(), op) or backend.providers[0]).capability
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -159,7 +159,7 @@ def default_torch_device(device: Device) -> str:
 
 def _provider(backend: Backend, device: Device, provider: str | None) -> Provider:
     if provider is None:
-        found = first_provider(backend, device.vendor)
+        found = first_provider(backend, device)
     else:
         found = next((p for p in backend.providers if p.name == provider), None)
     if found is not None:
