@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from attnkit.backends import registry
 from attnkit.backends.base import Installed
+from attnkit.backends.installed import installed_versions
 from attnkit.errors import NoBackendError, UsageError
 from attnkit.hardware.device import Device
-from attnkit.select import installed_versions, select
+from attnkit.select.choose import select
 from attnkit.spec import (
     NO_WINDOW,
     AttentionOutput,
@@ -52,7 +53,7 @@ def run(call: Call, backend: str | None = None) -> AttentionOutput:
 
 
 def choose(call: Call) -> str:
-    """The backend that `attnkit.select` takes for this kind of call on the device of its tensors."""
+    """The backend that `attnkit.select.choose` takes for this kind of call on the device of its tensors."""
     from attnkit.backends.torch_device import device_of
 
     return _chosen(device_of(_batch(call).query), call.spec())

@@ -51,3 +51,13 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UsageError:
     near = [by_folded[n] for n in get_close_matches(name.casefold(), list(by_folded), n=3, cutoff=0.5)]
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     return UsageError(f"unknown {what} {name!r}.{hint} Known: {', '.join(names)}")
+
+
+def describe_exit(code: int) -> str:
+    """'exit code 3', or the signal's name where the code says a signal ended it (128 + n)."""
+    import signal
+
+    try:
+        return f"signal {signal.Signals(code - 128).name}" if code > 128 else f"exit code {code}"
+    except ValueError:
+        return f"exit code {code}"

@@ -24,8 +24,7 @@ from typing import Any
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 
 from attnkit.errors import UsageError
-from attnkit.outputs import RUN_DIRECTORY
-from attnkit.report import write_atomically
+from attnkit.jsonio import RUN_DIRECTORY, write_atomically
 
 EXPIRES = timedelta(minutes=5)
 """Labels that nobody renews go away after this."""

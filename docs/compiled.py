@@ -1,6 +1,6 @@
 """The cross-compile table of docs/backends.md, made from docs/reports/cross-compile.
 
-A report there is written by `python -m attnkit.bench.cross_compile --json docs/reports/cross-compile/NAME.json`, of every
+A report there is written by `python -m tools.kernels.cross_compile --json docs/reports/cross-compile/NAME.json`, of every
 target or with `--target` of some.
 """
 
@@ -33,7 +33,7 @@ def markdown() -> list[str]:
     lines = [
         "## Our Triton kernels, compiled for cards that were not there",
         "",
-        "By `python -m attnkit.bench.cross_compile`, without a GPU (docs/reports/cross-compile). A cell has the least and the",
+        "By `python -m tools.kernels.cross_compile`, without a GPU (docs/reports/cross-compile). A cell has the least and the",
         "most matrix instructions in the machine code of that kernel's variants (16-bit dtypes), their kind, and the most",
         "shared memory (LDS) that one needs. Spilled: registers that went to memory, the most bytes a thread, and the kernel.",
         "sm_75-scalar is what stock Triton makes for sm_75, without tensor cores, and TRITON_ATTN's alone; sm_75 goes through",

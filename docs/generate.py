@@ -17,17 +17,20 @@ from pathlib import Path
 import compiled
 import performance
 
-from attnkit import evidence, profiles, report
+from attnkit import profiles
 from attnkit.backends.base import Backend, Capability, Provider
 from attnkit.backends.registry import all_backends
-from attnkit.engines import vllm_table
+from attnkit.boot import report
+from attnkit.select import evidence
+from tools.docs import vllm_table
+from tools.docs.evidence import collect, dump
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def evidence_json() -> str:
     """The words of docs/reports, as the package ships them."""
-    return evidence.dump(evidence.collect(ROOT / "docs" / "reports", ROOT))
+    return dump(collect(ROOT / "docs" / "reports", ROOT))
 
 
 def backends_md() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +15,9 @@ import attnkit
 
 ROOT = Path(__file__).resolve().parent.parent
 TREES = ROOT / "tests" / "data" / "trees"
+
+# At the end, so that the installed attnkit comes first: developers' tools are in the checkout alone.
+sys.path.append(str(ROOT))
 
 
 @cache

@@ -37,7 +37,7 @@ class DualChunk(Backend):
         if not isinstance(call, DualChunkAttention):
             raise UnsupportedError(f"{self.name} does not implement {call.op}; implements dual_chunk")
         code = check(self, call, call.paged.query, provider)
-        from attnkit.kernels.triton import dual_chunk
+        from attnkit.kernels.triton.dual_chunk import plan as dual_chunk
 
         out, lse, kernel = dual_chunk.run(call, arch=code)
         return AttentionOutput(out, lse, kernel_name(code, kernel))

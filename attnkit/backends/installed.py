@@ -14,9 +14,18 @@ from functools import cache
 from importlib import metadata
 from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
 from pathlib import Path
+from typing import Any
 
 from attnkit import __version__
-from attnkit.backends.base import Backend, Installed, Provider, arch_matches, missing, split_requirement
+from attnkit.backends.base import (
+    Backend,
+    Installed,
+    Provider,
+    arch_matches,
+    missing,
+    split_requirement,
+)
+from attnkit.backends.registry import all_backends
 from attnkit.hardware.device import Device
 from attnkit.kernels.cpu import library as cpu_kernels
 from attnkit.spec import Op
@@ -102,3 +111,35 @@ def first_provider(backend: Backend, device: Device, op: Op | None = None) -> Pr
     made = [p for p in able if arch_matches(device, p.capability.archs)] or able
     installed = lookup(requirement_names([backend]))
     return next((provider for provider in made if not missing(provider, installed)), made[0] if made else None)
+
+
+def assumed_installed(device: Device) -> Installed:
+    """Every library of every provider made for `device`, at a version that satisfies the provider's requirement.
+
+    This is what an image of the device's platform is expected to bake; it says nothing about this environment.
+    """
+    from packaging.requirements import Requirement
+
+    from attnkit.backends.base import arch_matches
+
+    found: dict[str, str | None] = {}
+    for backend in all_backends():
+        for provider in backend.providers:
+            if not arch_matches(device, provider.capability.archs):
+                continue
+            for text in provider.requires:
+                requirement = Requirement(text)
+                floors = [s.version for s in requirement.specifier if s.operator in (">=", "==", "~=", "<=")]
+                found[requirement.name] = max([found.get(requirement.name) or "0", *floors], key=_version_key)
+    return found
+
+
+def _version_key(text: str) -> Any:
+    from packaging.version import Version
+
+    return Version(text)
+
+
+def installed_versions() -> Installed:
+    """Versions of everything that any provider requires, None where absent. Looked up, not imported."""
+    return lookup(requirement_names(all_backends()))

@@ -38,10 +38,10 @@ class TreeAttn(Backend):
         if not isinstance(call, TreeAttention):
             raise UnsupportedError(f"{self.name} does not implement {call.op}; implements tree")
         code = check(self, call, call.paged.query, provider)
-        from attnkit.kernels.triton import attention
+        from attnkit.kernels.triton.paged import plan as paged_plan
 
         paged = replace(call.paged, softmax=replace(call.paged.softmax, causal=False))
-        out, lse, kernel = attention.paged(paged, tree_mask=call.tree_mask, arch=code)
+        out, lse, kernel = paged_plan.paged(paged, tree_mask=call.tree_mask, arch=code)
         return AttentionOutput(out, lse, kernel_name(code, kernel))
 
 

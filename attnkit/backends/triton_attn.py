@@ -37,9 +37,9 @@ class TritonAttn(Backend):
         if not isinstance(call, PagedAttention | VarlenAttention):
             raise UnsupportedError(f"{self.name} does not implement {call.op}; implements paged, varlen")
         check(self, call, call.query, provider)
-        from attnkit.kernels.triton import attention
+        from attnkit.kernels.triton.paged import plan as paged_plan
 
-        out, lse, kernel = attention.paged(call) if isinstance(call, PagedAttention) else attention.varlen(call)
+        out, lse, kernel = paged_plan.paged(call) if isinstance(call, PagedAttention) else paged_plan.varlen(call)
         return AttentionOutput(out, lse, kernel)
 
 

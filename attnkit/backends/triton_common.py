@@ -81,15 +81,16 @@ def check(backend: Backend, call: Call, query: Tensor, provider: str | None) -> 
     Raises:
         UnsupportedError: with every reason.
     """
-    from attnkit.kernels import turing
+    from attnkit.kernels.turing import hook
+    from attnkit.kernels.turing.emulate import TARGET_DEVICE
 
-    device = turing.TARGET_DEVICE if turing.emulating() else device_of(query)
+    device = TARGET_DEVICE if hook.emulating() else device_of(query)
     backend.require(call, device, provider)
     if device.vendor == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         raise UnsupportedError(f"{backend.name} on the CPU runs only in the interpreter (TRITON_INTERPRET=1), for tests")
     if code_of(backend.name, device.arch) != "sm_75":
         return None
-    turing.enable()
+    hook.enable()
     return "sm_75"
 
 

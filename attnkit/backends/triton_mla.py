@@ -40,9 +40,9 @@ class TritonMla(Backend):
         if not isinstance(call, MlaDecode):
             raise UnsupportedError(f"{self.name} does not implement {call.op}; implements mla_decode")
         code = check(self, call, call.query, provider)
-        from attnkit.kernels.triton import mla_decode
+        from attnkit.kernels.triton.mla import plan as mla_plan
 
-        out, lse, kernel = mla_decode.run(call, arch=code)
+        out, lse, kernel = mla_plan.run(call, arch=code)
         return AttentionOutput(out, lse, kernel_name(code, kernel))
 
 

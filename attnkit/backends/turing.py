@@ -44,19 +44,19 @@ class TuringAttn(Backend):
     )
 
     def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
-        """Compute a `PagedAttention` or `VarlenAttention` on sm_75, or under `attnkit.kernels.turing.emulate()`.
+        """Compute a `PagedAttention` or `VarlenAttention` on sm_75, or under `attnkit.kernels.turing.emulate.emulate()`.
 
         The kernel's name gets the prefix "turing:", so that a result says which code computed it.
         """
         if not isinstance(call, PagedAttention | VarlenAttention):
             raise UnsupportedError(f"{self.name} does not implement {call.op}; implements paged, varlen")
         code = check(self, call, call.query, provider)
-        from attnkit.kernels.triton import attention
+        from attnkit.kernels.triton.paged import plan as paged_plan
 
         if isinstance(call, PagedAttention):
-            out, lse, kernel = attention.paged(call, arch=code)
+            out, lse, kernel = paged_plan.paged(call, arch=code)
         else:
-            out, lse, kernel = attention.varlen(call, arch=code)
+            out, lse, kernel = paged_plan.varlen(call, arch=code)
         return AttentionOutput(out, lse, kernel_name(code, kernel))
 
 

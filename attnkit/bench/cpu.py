@@ -22,9 +22,8 @@ import torch
 
 from attnkit.backends.registry import get
 from attnkit.hardware import detect
+from attnkit.jsonio import check_writable, now, write_atomically
 from attnkit.kernels.cpu.library import PROVIDER
-from attnkit.outputs import now
-from attnkit.report import check_writable, write_atomically
 from attnkit.spec import PagedAttention, Softmax
 
 LARGEST_DIFFERENCE = {"float32": 1e-4, "bfloat16": 2e-2}
@@ -115,7 +114,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 def measure(shape: Shape, dtype: torch.dtype, pairs: int) -> Row:
     """Interleaved pairs of one shape."""
-    from attnkit.engines import vllm_layer
+    from attnkit.engines.vllm import layer as vllm_layer
 
     call, backend = make_call(shape, dtype), get("TORCH_SDPA")
     name = str(dtype).removeprefix("torch.")

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from attnkit.reference import inner, reference
-from attnkit.selftest.eager import bases
+from attnkit.selftest.baseline import bases
+from attnkit.selftest.reference import inner, reference
 from attnkit.selftest.tolerance import judge
 from attnkit.spec import (
     AttentionOutput,
@@ -82,7 +82,7 @@ def is_plain(call: Call) -> bool:
 def on_device(call: Call, rows: list[tuple[int, int, int]]) -> tuple[Tensor, Tensor, Tensor]:
     """Output heads compared, exact rows in float64, eager rows in the call's dtype: computed where the call lies.
 
-    The formulas are those of `attnkit.reference.reference` and `attnkit.selftest.eager.eager`.
+    The formulas are those of `attnkit.selftest.reference.reference` and `attnkit.selftest.baseline.eager`.
     """
     batch = inner(call)
     begins = batch.query_start_loc.tolist()

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from attnkit.report import write_atomically
+from attnkit.jsonio import write_atomically
 
 OURS = "attnkit"
 

@@ -25,7 +25,7 @@ from attnkit.bench.peers import ON_CPU, OURS, PEERS, Peer, Unsupported
 from attnkit.bench.results import Report, Row
 from attnkit.bench.timing import microseconds
 from attnkit.bench.work import GROUPS, Work
-from attnkit.reference import inner
+from attnkit.selftest.reference import inner
 from attnkit.spec import Call
 
 FILE = "peers.json"

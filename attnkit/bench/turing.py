@@ -9,7 +9,7 @@ Turing's matrix instructions; the speed is this card's and no Turing card's. On 
    efficient kernel (which has code for this very card, and that cannot be taken away from it);
 4. throughput of the other operations beside stock Triton's code of the same kernel.
 
-Writes DIR/turing.json. --checks stops after the quick self-test (for compute-sanitizer). --sweep times other tile sizes.
+Writes DIR/hook.json. --checks stops after the quick self-test (for compute-sanitizer). --sweep times other tile sizes.
 """
 
 from __future__ import annotations
@@ -37,14 +37,18 @@ from attnkit.bench.timing import graph_microseconds
 from attnkit.bench.turing_dots import check_dots
 from attnkit.bench.work import Work
 from attnkit.bench.workloads import Shape
-from attnkit.evidence import TURING_NATIVE
 from attnkit.hardware.device import Device
-from attnkit.kernels import turing
-from attnkit.kernels.triton import attention, differential, dual_chunk, mla_decode
-from attnkit.kernels.triton.configs import Tile
-from attnkit.reference import inner
+from attnkit.kernels.triton import differential
+from attnkit.kernels.triton.dual_chunk import plan as dual_chunk
+from attnkit.kernels.triton.mla import plan as mla_plan
+from attnkit.kernels.triton.paged import plan as paged_plan
+from attnkit.kernels.triton.tile_sizes import Tile
+from attnkit.kernels.turing import hook
+from attnkit.kernels.turing.emulate import TARGET_DEVICE, emulate
+from attnkit.select.evidence import TURING_NATIVE
 from attnkit.selftest import run_selftest
-from attnkit.selftest.model import Level
+from attnkit.selftest.reference import inner
+from attnkit.selftest.results import Level
 from attnkit.spec import Call, DifferentialAttention, DualChunkAttention, MlaDecode, TreeAttention
 
 PREFILLS = tuple(workloads.prefill(2, 2048, d) for d in (64, 128, 256))
@@ -81,14 +85,14 @@ DECODE_SWEEP = (Tile(16, 64, 4, 1), Tile(16, 64, 4, 2), Tile(16, 32, 4, 1), Tile
 def on_sm75(*, stock: bool = False) -> AbstractContextManager[Device]:
     """The sm_75 device: this card where it is one, else emulated on it."""
     if torch.cuda.get_device_capability() == (7, 5) and not stock:
-        turing.enable()
-        return nullcontext(replace(turing.TARGET_DEVICE, name=torch.cuda.get_device_name(), features=(), source="torch"))
-    return turing.emulate(stock=stock)
+        hook.enable()
+        return nullcontext(replace(TARGET_DEVICE, name=torch.cuda.get_device_name(), features=(), source="torch"))
+    return emulate(stock=stock)
 
 
 def hooked() -> list[Backend]:
     """The backends whose kernels are compiled through Turing's hook, TURING_ATTN first."""
-    ours = [b for b in all_backends() if code_of(b.name, "sm_75") == "sm_75" and own(b, turing.TARGET_DEVICE) is not None]
+    ours = [b for b in all_backends() if code_of(b.name, "sm_75") == "sm_75" and own(b, TARGET_DEVICE) is not None]
     return sorted(ours, key=lambda backend: backend.name != "TURING_ATTN")
 
 
@@ -115,7 +119,7 @@ def ours(shape: Shape, *, stock: bool = False, **tiles: Any) -> dict[str, Any]:
     with on_sm75(stock=stock):
 
         def run() -> str:
-            return attention.paged(call, arch="sm_75-scalar" if stock else "sm_75", **tiles)[2]
+            return paged_plan.paged(call, arch="sm_75-scalar" if stock else "sm_75", **tiles)[2]
 
         kernel = run()
         assert call.out is not None
@@ -127,9 +131,9 @@ def ours(shape: Shape, *, stock: bool = False, **tiles: Any) -> dict[str, Any]:
 def launch(call: Call, arch: str) -> str:
     """Run one of the other operations for `arch`; the kernel's name."""
     if isinstance(call, TreeAttention):
-        return attention.paged(call.paged, tree_mask=call.tree_mask, arch=arch)[2]
+        return paged_plan.paged(call.paged, tree_mask=call.tree_mask, arch=arch)[2]
     if isinstance(call, MlaDecode):
-        return mla_decode.run(call, arch=arch)[2]
+        return mla_plan.run(call, arch=arch)[2]
     if isinstance(call, DualChunkAttention):
         return dual_chunk.run(call, arch=arch)[2]
     if isinstance(call, DifferentialAttention):
@@ -253,7 +257,7 @@ def speedups(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run everything; 1 where a check failed."""
     parser = argparse.ArgumentParser(description="Turing's code, checked and timed on this card.")
-    parser.add_argument("--out", type=Path, default=Path(), help="directory for turing.json")
+    parser.add_argument("--out", type=Path, default=Path(), help="directory for hook.json")
     parser.add_argument("--checks", action="store_true", help="only the dot products and the quick self-test")
     parser.add_argument("--sweep", action="store_true", help="time other tile sizes too")
     parser.add_argument("--seconds", type=float, default=220.0, help="start no new measurement after this long")
@@ -283,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "speedup_of_turing_attn": speedups(rows),
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "turing.json"
+    path = args.out / "hook.json"
     path.write_text(json.dumps(result, indent=1, default=str) + "\n")
     for workload, over in result["speedup_of_turing_attn"].items():
         print(f"{workload:<28} " + ", ".join(f"{times:.1f} x {name}" for name, times in over.items()))

@@ -4,7 +4,7 @@
     attnkit_transformers.register()
     model = AutoModel.from_pretrained(path, attn_implementation="attnkit")
 
-"attnkit" takes what `attnkit.select` chooses for the device; a named backend works or raises with the reasons.
+"attnkit" takes what `attnkit.select.choose` chooses for the device; a named backend works or raises with the reasons.
 
 transformers drops the mask of an implementation that registers no mask function, padding included. Ours is always built in full
 and always honoured: `intervals` turns it into packed sequences without the padding (`VarlenAttention`), which every backend

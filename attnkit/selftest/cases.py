@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 from attnkit.backends.base import Capability
 from attnkit.hardware.device import Device
-from attnkit.selftest.model import Level
+from attnkit.selftest.results import Level
 from attnkit.spec import (
     DTYPES,
     KV_CACHE_DTYPES,

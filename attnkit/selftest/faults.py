@@ -189,7 +189,7 @@ def _inside(softmax: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]) -
     """Add to the real result what `softmax`, put in the place of the right one, changes."""
 
     def run(real: Run, call: Call) -> AttentionOutput:
-        from attnkit.reference import reference
+        from attnkit.selftest.reference import reference
 
         result, right, wrong = real(call), reference(call), reference(call, softmax)
         out = result.out.detach().cpu().double() + (wrong.out - right.out)
@@ -208,7 +208,7 @@ def _answer(result: AttentionOutput, out: Tensor, lse: Tensor | None = None) -> 
 
 
 def _right_softmax(s: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
-    from attnkit.reference import probabilities
+    from attnkit.selftest.reference import probabilities
 
     return probabilities(s, sinks)
 
@@ -250,7 +250,7 @@ def _narrow_accumulator(real: Run, call: Call) -> AttentionOutput:
     """The sum over keys kept in float16, as unnormalised partial sums: rounds, and overflows at 65504."""
     import torch
 
-    from attnkit.reference import inner, logits, paired, reference, sequences, softmax_of, value_head
+    from attnkit.selftest.reference import inner, logits, paired, reference, sequences, softmax_of, value_head
 
     result, right = real(call), reference(call)
     wrong = right.out.clone()

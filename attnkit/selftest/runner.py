@@ -17,7 +17,7 @@ from attnkit.errors import UnsupportedError
 from attnkit.hardware.device import Device
 from attnkit.selftest.cases import Case, cases
 from attnkit.selftest.faults import FAULTS, NOISE, Planted, find_fault
-from attnkit.selftest.model import CaseResult, Level, Outcome, Speed, Verdict
+from attnkit.selftest.results import CaseResult, Level, Outcome, Speed, Verdict
 from attnkit.spec import AttentionOutput, AttentionSpec, Call
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def _speed(
     record: Callable[[CaseResult], None],
 ) -> Iterator[Speed]:
     """The speeds, each also recorded as a case, so that whoever lists the cases shows it."""
-    from attnkit.selftest.floor import measure
+    from attnkit.selftest.speed import measure
 
     guards = "a speed that only something badly broken is under"
     try:
@@ -214,9 +214,9 @@ def _ask(case: Case, where: str) -> _Question | str:
     """The question, or why it cannot be asked: the fault is then not the backend's."""
     import torch
 
-    from attnkit.reference import reference
-    from attnkit.selftest.building import build
-    from attnkit.selftest.eager import bases
+    from attnkit.selftest.baseline import bases
+    from attnkit.selftest.reference import reference
+    from attnkit.selftest.tensors import build
 
     try:
         call = build(case, where)

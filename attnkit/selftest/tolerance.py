@@ -85,8 +85,8 @@ def judge(result: AttentionOutput, oracle: AttentionOutput, bases: Sequence[Atte
 
     Args:
         result: what the backend returned; its output buffer was filled with NaN before.
-        oracle: `attnkit.reference.reference` of the same call.
-        bases: `attnkit.selftest.eager.bases` of the same call.
+        oracle: `attnkit.selftest.reference.reference` of the same call.
+        bases: `attnkit.selftest.baseline.bases` of the same call.
         spec: the need of the call; its dtype gives eps.
     """
     factors = Factors.of(spec)

@@ -17,9 +17,9 @@ torch = pytest.importorskip("torch")
 from attnkit.backends import flashinfer  # noqa: E402
 from attnkit.backends.base import Capability  # noqa: E402
 from attnkit.hardware.device import Device  # noqa: E402
-from attnkit.reference import reference  # noqa: E402
-from attnkit.selftest.building import build  # noqa: E402
 from attnkit.selftest.cases import Case, cases  # noqa: E402
+from attnkit.selftest.reference import reference  # noqa: E402
+from attnkit.selftest.tensors import build  # noqa: E402
 from attnkit.spec import Softmax, VarlenAttention  # noqa: E402
 
 H100 = Device("nvidia", "gpu", "H100", "sm_90")

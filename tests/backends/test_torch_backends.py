@@ -10,9 +10,9 @@ import torch
 from attnkit import api
 from attnkit.backends.torch_common import read_cache
 from attnkit.errors import UnsupportedError, UsageError
-from attnkit.reference import reference
-from attnkit.selftest.building import build
 from attnkit.selftest.cases import Case
+from attnkit.selftest.reference import reference
+from attnkit.selftest.tensors import build
 
 CASE = Case("backend", "", "paged", "float32", 8, 2, 64, 64, 16, ((1, 70), (19, 60), (0, 0), (1, 1)))
 

@@ -20,8 +20,8 @@ from attnkit.bench.peers import ON_CPU, OURS, PEERS, Run, Unsupported, torch_sdp
 from attnkit.bench.results import Row, load, ratios
 from attnkit.bench.work import GROUPS, ROTATE_BYTES, WORKS, Work, chosen
 from attnkit.bench.workloads import Shape
-from attnkit.reference import reference
-from attnkit.selftest.eager import bases
+from attnkit.selftest.baseline import bases
+from attnkit.selftest.reference import reference
 from attnkit.spec import Call
 
 TINY = Path(__file__).with_name("tiny_run.py")

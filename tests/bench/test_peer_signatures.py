@@ -17,10 +17,10 @@ import torch
 from attnkit.bench import workloads
 from attnkit.bench.peers import PEERS, Peer, composed, flash_attn_4, flashinfer, flashmla, vllm_fa3, vllm_triton
 from attnkit.bench.workloads import Shape
-from attnkit.contracts.fetch import fetch
-from attnkit.contracts.package import Package
-from attnkit.contracts.stand_in import ContractError, Recorder, Returns, standing_in
 from attnkit.spec import Call
+from tools.contracts.fetch import fetch
+from tools.contracts.package import Package
+from tools.contracts.stand_in import ContractError, Recorder, Returns, standing_in
 
 GQA = {"num_heads": 8, "num_kv_heads": 2, "head_dim": 64}
 MAKE: dict[str, Callable[[], Call]] = {

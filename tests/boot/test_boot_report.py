@@ -11,11 +11,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from attnkit.backends.base import Accepted, Reason, Rejected
-from attnkit.errors import UsageError
-from attnkit.hardware.device import Detection, Device, ProbeResult
-from attnkit.metrics import render_metrics
-from attnkit.page import render_html
-from attnkit.report import (
+from attnkit.boot.metrics import render_metrics
+from attnkit.boot.report import (
     BootReport,
     BootSeconds,
     Completion,
@@ -27,10 +24,13 @@ from attnkit.report import (
     json_schema,
     load_report,
     schema_text,
-    write_atomically,
 )
-from attnkit.select import Decision
-from attnkit.selftest.model import CaseResult, Verdict
+from attnkit.cli.report_page import render_html
+from attnkit.errors import UsageError
+from attnkit.hardware.device import Detection, Device, ProbeResult
+from attnkit.jsonio import write_atomically
+from attnkit.select.choose import Decision
+from attnkit.selftest.results import CaseResult, Verdict
 from attnkit.spec import AttentionSpec
 
 CPU = Device(
@@ -105,7 +105,7 @@ def test_the_schema_refuses_a_wrong_document() -> None:
 
 def test_the_published_schema_is_fresh(repo_root: Path) -> None:
     published = (repo_root / "docs" / "report.schema.json").read_text()
-    assert published == schema_text(), "stale: python -m attnkit.report > docs/report.schema.json"
+    assert published == schema_text(), "stale: python -m attnkit.boot.report > docs/report.schema.json"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from attnkit.report import json_schema, load_report
+from attnkit.boot.report import json_schema, load_report
 
 Start = Callable[..., "Boot"]  # noqa: F821 - the class lives in conftest.py
 Engine = Callable[..., "tuple[list[str], str]"]

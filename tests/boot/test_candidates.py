@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from attnkit.candidates import Candidates, candidates
-from attnkit.engines import vllm
+from attnkit.boot.candidates import Candidates, candidates
+from attnkit.engines.vllm import command as vllm_command
 from attnkit.errors import NoBackendError
-from attnkit.plan import make_plan, place
+from attnkit.select.node import place
+from attnkit.select.plan import make_plan
 
 Ask = Callable[..., Candidates]
 
@@ -22,7 +23,7 @@ def ask(installed: Callable[[str], None]) -> Ask:
     def run(arch: str, version: str, *, explicit: str | None = None, **more: Any) -> Candidates:
         installed(version)
         plan = make_plan(place(arch=arch), explicit=explicit)
-        return candidates(plan, vllm.recognise(["vllm", "serve", "m"]), more.pop("environment", {}), **more)
+        return candidates(plan, vllm_command.recognise(["vllm", "serve", "m"]), more.pop("environment", {}), **more)
 
     return run
 

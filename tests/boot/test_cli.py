@@ -141,7 +141,7 @@ def test_quick_commands_import_no_heavy_library(
     )
     code = (
         "import sys\n"
-        "from attnkit.cli import main\n"
+        "from attnkit.cli.app import main\n"
         f"try:\n    main({list(arguments)!r})\n"
         "except SystemExit as stop:\n    assert not stop.code, stop.code\n"
         f"print('HEAVY', sorted(set({heavy!r}) & set(sys.modules)))\n"

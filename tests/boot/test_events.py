@@ -8,7 +8,8 @@ from datetime import datetime
 
 import pytest
 
-from attnkit.events import Events, describe_exit
+from attnkit.boot.events import Events
+from attnkit.errors import describe_exit
 from attnkit.hardware.device import Device
 
 

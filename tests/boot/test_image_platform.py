@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
+from attnkit.boot.image import VARIABLE, require_device
 from attnkit.errors import NoBackendError
 from attnkit.hardware.device import Detection, Device, ProbeResult
-from attnkit.image import VARIABLE, require_device
 
 CPU = Device(vendor="cpu", kind="cpu", name="a Xeon", arch="x86_64", source="cpuinfo")
 H100 = Device(vendor="nvidia", kind="gpu", name="H100", arch="sm_90", source="nvidia-smi")

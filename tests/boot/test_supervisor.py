@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from attnkit.boot.supervisor import KEPT_LINES, Supervisor
 from attnkit.errors import UsageError
-from attnkit.supervisor import KEPT_LINES, Supervisor
 
 
 def _run(code: str) -> tuple[Supervisor, int]:

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from attnkit.engines import vllm
+from attnkit.engines.vllm import command as vllm_command
 from attnkit.errors import UsageError
 from attnkit.hardware.device import Device
 
 H100 = Device("nvidia", "gpu", "NVIDIA H100", "sm_90")
 
 
-def recognised(*argv: str) -> vllm.VllmCommand:
-    command = vllm.recognise(argv)
+def recognised(*argv: str) -> vllm_command.VllmCommand:
+    command = vllm_command.recognise(argv)
     assert command is not None
     return command
 
@@ -27,8 +27,8 @@ def recognised(*argv: str) -> vllm.VllmCommand:
         ("vllm", "serve", "some/model", "--port", "1"),
         ("/opt/venv/bin/vllm", "serve", "some/model"),
         ("vllm", "serve", "--model", "some/model"),
-        ("python3.12", "-m", "vllm.entrypoints.openai.api_server", "--model", "some/model"),
-        ("/usr/bin/python3", "-m", "vllm.entrypoints.cli.main", "serve", "some/model"),
+        ("python3.12", "-m", "vllm_command.entrypoints.openai.api_server", "--model", "some/model"),
+        ("/usr/bin/python3", "-m", "vllm_command.entrypoints.cli.main", "serve", "some/model"),
     ],
 )
 def test_forms_of_the_server(argv: tuple[str, ...]) -> None:
@@ -39,7 +39,7 @@ def test_forms_of_the_server(argv: tuple[str, ...]) -> None:
     "argv", [(), ("vllm", "bench"), ("python", "server.py"), ("python", "-m", "http.server"), ("bash", "-c", "vllm serve")]
 )
 def test_what_is_not_the_server(argv: tuple[str, ...]) -> None:
-    assert vllm.recognise(argv) is None
+    assert vllm_command.recognise(argv) is None
 
 
 @pytest.mark.parametrize(
@@ -78,36 +78,42 @@ def test_underscores_are_dashes_and_the_last_value_counts() -> None:
 def test_the_users_own_choice_is_seen(
     options: tuple[str, ...], environment: dict[str, str], expected: tuple[str, str] | None
 ) -> None:
-    assert vllm.backend_given(recognised("vllm", "serve", "m", *options), environment) == expected
+    assert vllm_command.backend_given(recognised("vllm", "serve", "m", *options), environment) == expected
 
 
 def test_contradictions_are_usage_errors() -> None:
     command = recognised("vllm", "serve", "m", "--attention-backend", "FLASH_ATTN")
     with pytest.raises(UsageError, match="--attention-backend says FLASH_ATTN but VLLM_ATTENTION_BACKEND says FLASHINFER"):
-        vllm.backend_given(command, {"VLLM_ATTENTION_BACKEND": "FLASHINFER"})
+        vllm_command.backend_given(command, {"VLLM_ATTENTION_BACKEND": "FLASHINFER"})
     with pytest.raises(UsageError, match="attnkit's --backend says TRITON_ATTN, but --attention-backend says FLASH_ATTN"):
-        vllm.explicit_backend("TRITON_ATTN", command, {})
+        vllm_command.explicit_backend("TRITON_ATTN", command, {})
     triton = recognised("vllm", "serve", "m", "--attention-backend", "TRITON_ATTN")
     with pytest.raises(UsageError, match="ATTNKIT_VLLM_BACKEND says XFORMERS, but --attention-backend says TRITON_ATTN"):
-        vllm.explicit_backend(None, triton, {"ATTNKIT_VLLM_BACKEND": "XFORMERS"})
+        vllm_command.explicit_backend(None, triton, {"ATTNKIT_VLLM_BACKEND": "XFORMERS"})
 
 
 def test_the_users_choice_becomes_the_explicit_backend() -> None:
     command = recognised("vllm", "serve", "m", "--attention-backend", "flash_attn")
-    assert vllm.explicit_backend(None, command, {}) == "FLASH_ATTN"
-    assert vllm.explicit_backend("FLASH_ATTN", command, {}) == "FLASH_ATTN"
-    assert vllm.explicit_backend(None, recognised("vllm", "serve", "m"), {}) is None
+    assert vllm_command.explicit_backend(None, command, {}) == "FLASH_ATTN"
+    assert vllm_command.explicit_backend("FLASH_ATTN", command, {}) == "FLASH_ATTN"
+    assert vllm_command.explicit_backend(None, recognised("vllm", "serve", "m"), {}) is None
 
 
 def test_the_plugin_s_backend_is_an_explicit_choice_and_its_place_is_none() -> None:
     plugin = {"ATTNKIT_VLLM_BACKEND": "xformers"}
-    assert vllm.explicit_backend(None, recognised("vllm", "serve", "m"), plugin) == "XFORMERS"
-    assert vllm.explicit_backend(None, recognised("vllm", "serve", "m", "--attention-backend", "CUSTOM"), plugin) == "XFORMERS"
+    assert vllm_command.explicit_backend(None, recognised("vllm", "serve", "m"), plugin) == "XFORMERS"
+    assert (
+        vllm_command.explicit_backend(None, recognised("vllm", "serve", "m", "--attention-backend", "CUSTOM"), plugin)
+        == "XFORMERS"
+    )
 
 
 def test_vllm_s_word_for_the_backend_of_a_cpu_is_taken() -> None:
-    assert vllm.explicit_backend("cpu_attn", recognised("vllm", "serve", "m"), {}) == "TORCH_SDPA"
-    assert vllm.explicit_backend(None, recognised("vllm", "serve", "m", "--attention-backend", "CPU_ATTN"), {}) == "TORCH_SDPA"
+    assert vllm_command.explicit_backend("cpu_attn", recognised("vllm", "serve", "m"), {}) == "TORCH_SDPA"
+    assert (
+        vllm_command.explicit_backend(None, recognised("vllm", "serve", "m", "--attention-backend", "CPU_ATTN"), {})
+        == "TORCH_SDPA"
+    )
 
 
 def test_options_that_change_the_need() -> None:
@@ -126,7 +132,9 @@ def test_a_local_model_is_found_by_its_config(tmp_path: Path) -> None:
 
 def test_the_backend_is_handed_over_as_a_flag(installed) -> None:
     installed("0.33.0")
-    launch = vllm.prepare(recognised("vllm", "serve", "m", "--port", "1"), backend="TRITON_ATTN", device=H100, environment={})
+    launch = vllm_command.prepare(
+        recognised("vllm", "serve", "m", "--port", "1"), backend="TRITON_ATTN", device=H100, environment={}
+    )
     assert launch.version == "0.33.0"
     assert launch.argv == ("vllm", "serve", "m", "--port", "1", *launch.backend_flag)
     assert "TRITON_ATTN" in launch.backend_flag[-1]
@@ -134,7 +142,7 @@ def test_the_backend_is_handed_over_as_a_flag(installed) -> None:
 
 def test_the_plugin_s_place_is_handed_over_where_the_plugin_computes(installed) -> None:
     installed("0.33.0")
-    launch = vllm.prepare(
+    launch = vllm_command.prepare(
         recognised("vllm", "serve", "m"), backend="XFORMERS", device=H100, environment={"ATTNKIT_VLLM_BACKEND": "XFORMERS"}
     )
     assert launch.backend_flag == ("--attention-backend", "CUSTOM")
@@ -142,7 +150,7 @@ def test_the_plugin_s_place_is_handed_over_where_the_plugin_computes(installed) 
 
 def test_an_old_version_gets_the_variable(installed) -> None:
     installed("0.10.2")
-    launch = vllm.prepare(recognised("vllm", "serve", "m"), backend="TRITON_ATTN", device=H100, environment={})
+    launch = vllm_command.prepare(recognised("vllm", "serve", "m"), backend="TRITON_ATTN", device=H100, environment={})
     assert launch.argv == ("vllm", "serve", "m")
     assert "VLLM_ATTENTION_BACKEND" in launch.env
 
@@ -150,7 +158,7 @@ def test_an_old_version_gets_the_variable(installed) -> None:
 def test_a_variable_that_is_not_honoured_is_removed_and_said(installed) -> None:
     installed("0.33.0")
     environment = {"VLLM_ATTENTION_BACKEND": "TRITON_ATTN"}
-    launch = vllm.prepare(recognised("vllm", "serve", "m"), backend="TRITON_ATTN", device=H100, environment=environment)
+    launch = vllm_command.prepare(recognised("vllm", "serve", "m"), backend="TRITON_ATTN", device=H100, environment=environment)
     assert launch.env["VLLM_ATTENTION_BACKEND"] is None
     assert any("does not honour" in note for note in launch.notes)
     assert launch.backend_flag
@@ -166,15 +174,17 @@ def test_the_cpu_build_is_started_as_a_module(installed) -> None:
     else:
         pytest.fail("this environment registers 'vllm' itself; the test needs one that does not")
     device = Device("cpu", "cpu", "CPU", "x86_64")
-    launch = vllm.prepare(recognised("vllm", "serve", "m", "--port", "1"), backend="TORCH_SDPA", device=device, environment={})
-    assert launch.argv[:5] == (sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", "m")
+    launch = vllm_command.prepare(
+        recognised("vllm", "serve", "m", "--port", "1"), backend="TORCH_SDPA", device=device, environment={}
+    )
+    assert launch.argv[:5] == (sys.executable, "-m", "vllm_command.entrypoints.openai.api_server", "--model", "m")
     assert launch.argv[5:7] == ("--port", "1")
     assert launch.version == "0.32.0"
 
 
 def test_what_the_user_set_wins_over_the_profile(installed) -> None:
     installed("0.33.0")
-    launch = vllm.prepare(
+    launch = vllm_command.prepare(
         recognised("vllm", "serve", "m", "--max_model_len", "100"),
         backend="TRITON_ATTN",
         device=H100,

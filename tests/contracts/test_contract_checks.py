@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from attnkit.backends import mla
-from attnkit.contracts.check import Check, check, check_file
-from attnkit.contracts.package import Definition, Package
-from attnkit.contracts.stand_in import ContractError, Recorder, standing_in
-from attnkit.contracts.table import CONTRACTS
+from tools.contracts.check import Check, check, check_file
+from tools.contracts.package import Definition, Package
+from tools.contracts.stand_in import ContractError, Recorder, standing_in
+from tools.contracts.table import CONTRACTS
 
 SGL = replace(next(c for c in CONTRACTS if c.provider == "sgl-kernel"), facts={}, operators={})
 GOOD = """

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from attnkit.backends.registry import get
-from attnkit.contracts.check import check
-from attnkit.contracts.table import CONTRACTS, Contract
-from attnkit.evidence import collect
+from tools.contracts.check import check
+from tools.contracts.table import CONTRACTS, Contract
+from tools.docs.evidence import collect
 
 SMALL = [contract for contract in CONTRACTS if contract.small]
 

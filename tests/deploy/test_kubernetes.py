@@ -98,7 +98,7 @@ def test_device_and_probe(platform: str) -> None:
 
 @pytest.mark.parametrize(("state", "ready"), [("ready", True), ("failed", False), ("selftest", False), (None, False)])
 def test_the_probe_reads_the_readiness_file(state: str | None, ready: bool, tmp_path: Path) -> None:
-    from attnkit.report import Readiness
+    from attnkit.boot.report import Readiness
 
     file = tmp_path / "ready.json"
     if state is not None:

@@ -23,9 +23,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import attnkit
 from attnkit import publish
+from attnkit.boot.metrics import render_metrics
+from attnkit.boot.report import BootReport, Readiness
 from attnkit.hardware.device import Detection
-from attnkit.metrics import render_metrics
-from attnkit.report import BootReport, Readiness
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
 

@@ -47,9 +47,10 @@ def main(place: str) -> None:
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
     from attnkit.backends import registry
-    from attnkit.engines import vllm_mla, vllm_plugin
-    from attnkit.engines.vllm_layer import allocate, common_metadata, default_dtype
-    from attnkit.engines.vllm_need import chosen
+    from attnkit.engines.vllm import layer_mla as vllm_mla
+    from attnkit.engines.vllm import plugin as vllm_plugin
+    from attnkit.engines.vllm.layer import allocate, common_metadata, default_dtype
+    from attnkit.engines.vllm.need import chosen
 
     vllm_plugin.register()
     ran: list[str] = []

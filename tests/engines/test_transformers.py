@@ -114,7 +114,7 @@ def test_padding_reaches_no_result() -> None:
 
 @pytest.mark.parametrize("name", ["attnkit", "attnkit:TORCH_SDPA"])
 def test_a_real_encoder_gives_the_embeddings_of_eager(name: str) -> None:
-    from attnkit.engines import equal_embeddings
+    from tools.engines import equal_embeddings
 
     try:
         folder = equal_embeddings.model_folder()

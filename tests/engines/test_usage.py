@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import attnkit
-from attnkit.engines.vllm_layer import EngineMovedError, interface
+from attnkit.engines.vllm.layer import EngineMovedError, interface
 from attnkit.errors import UsageError, require_packages
 
 

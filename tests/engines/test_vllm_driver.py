@@ -14,11 +14,11 @@ pytestmark = pytest.mark.engine
 torch = pytest.importorskip("torch", reason="torch is not installed here")
 vllm = pytest.importorskip("vllm", reason="vLLM is not installed here")
 
-from attnkit.engines import vllm_driver as driver  # noqa: E402
+from attnkit.engines.vllm import driver as vllm_driver  # noqa: E402
 from attnkit.errors import UnsupportedError, UsageError  # noqa: E402
 from attnkit.hardware.device import Device  # noqa: E402
-from attnkit.reference import reference  # noqa: E402
-from attnkit.selftest.model import CaseResult  # noqa: E402
+from attnkit.selftest.reference import reference  # noqa: E402
+from attnkit.selftest.results import CaseResult  # noqa: E402
 from attnkit.spec import AttentionSpec, PagedAttention, Softmax  # noqa: E402
 
 DEVICE = Device(vendor="cpu", kind="cpu", name="CPU", arch=platform.machine())
@@ -62,7 +62,7 @@ def call(
 
 def error(batch: PagedAttention) -> float:
     """Largest error against float64, as a part of the largest output."""
-    output = driver.engine_backend("CPU_ATTN").run(replace(batch, out=torch.full_like(batch.query, float("nan"))))
+    output = vllm_driver.engine_backend("CPU_ATTN").run(replace(batch, out=torch.full_like(batch.query, float("nan"))))
     assert output.kernel.startswith("vllm.CPUAttentionBackendImpl[")
     oracle = reference(batch).out
     return float((output.out.double() - oracle).abs().max() / oracle.abs().max())
@@ -107,7 +107,7 @@ def test_features(feature: str) -> None:
 
 @pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
 def test_float8_caches_hold_the_bytes_of_the_call(stored: Any) -> None:
-    claimed = driver.engine_backend("CPU_ATTN").providers[0].capability.kv_cache_dtypes
+    claimed = vllm_driver.engine_backend("CPU_ATTN").providers[0].capability.kv_cache_dtypes
     if "fp8_e4m3" not in claimed:
         pytest.skip("vLLM's float8 caches need AVX-512 or AMX, which this processor lacks")
     plain = call(*BATCHES["mixed"], dtype=torch.bfloat16)
@@ -119,7 +119,7 @@ def test_float8_caches_hold_the_bytes_of_the_call(stored: Any) -> None:
 def test_a_wrong_scale_is_seen() -> None:
     batch = call(*BATCHES["mixed"])
     wrong = replace(batch, softmax=Softmax(batch.softmax.softmax_scale * 1.02))
-    output = driver.engine_backend("CPU_ATTN").run(wrong).out.double()
+    output = vllm_driver.engine_backend("CPU_ATTN").run(wrong).out.double()
     assert (output - reference(batch).out).abs().max() > 1e-3
 
 
@@ -127,7 +127,7 @@ def test_a_wrong_scale_is_seen() -> None:
 def test_the_self_test_passes_cpu_attn_with_a_model_s_geometry(dtype: Any) -> None:
     seen: list[CaseResult] = []
     spec = AttentionSpec(dtype=dtype, num_heads=4, num_kv_heads=2, head_dim=64, block_size=16)
-    verdict = driver.validate_engine_backend("cpu_attn", spec, "quick", device=DEVICE, on_case=seen.append)
+    verdict = vllm_driver.validate_engine_backend("cpu_attn", spec, "quick", device=DEVICE, on_case=seen.append)
     assert verdict.outcome == "pass", [(c.case, c.reason) for c in verdict.cases if c.outcome != "pass"]
     assert verdict.backend == "vllm:CPU_ATTN"
     assert verdict.provider == f"vllm {vllm.__version__}"
@@ -138,7 +138,7 @@ def test_the_self_test_passes_cpu_attn_with_a_model_s_geometry(dtype: Any) -> No
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_self_test_passes_cpu_mla(dtype: Any) -> None:
     need = AttentionSpec("mla_decode", dtype, num_heads=16, num_kv_heads=1, head_dim=576, head_dim_v=512, block_size=64)
-    verdict = driver.validate_engine_backend("CPU_MLA", need, "quick", device=DEVICE)
+    verdict = vllm_driver.validate_engine_backend("CPU_MLA", need, "quick", device=DEVICE)
     assert verdict.outcome == "pass", [(c.case, c.reason) for c in verdict.cases if c.outcome != "pass"]
     assert {case.kernel for case in verdict.cases} == {"vllm.CPUMLAImpl"}
     assert all("page16" in case.case for case in verdict.cases)
@@ -146,12 +146,12 @@ def test_the_self_test_passes_cpu_mla(dtype: Any) -> None:
 
 def test_the_self_test_fails_cpu_mla_with_a_planted_fault() -> None:
     need = AttentionSpec("mla_decode", "bfloat16", num_heads=16, num_kv_heads=1, head_dim=576, head_dim_v=512, block_size=16)
-    assert driver.validate_engine_backend("CPU_MLA", need, "quick", device=DEVICE, fault="scale").outcome == "fail"
+    assert vllm_driver.validate_engine_backend("CPU_MLA", need, "quick", device=DEVICE, fault="scale").outcome == "fail"
 
 
 def test_the_self_test_fails_cpu_attn_with_a_planted_fault() -> None:
     spec = AttentionSpec(dtype="bfloat16", num_heads=4, num_kv_heads=2, head_dim=64, block_size=32)
-    verdict = driver.validate_engine_backend("CPU_ATTN", spec, "quick", device=DEVICE, fault="scale")
+    verdict = vllm_driver.validate_engine_backend("CPU_ATTN", spec, "quick", device=DEVICE, fault="scale")
     assert verdict.outcome == "fail"
 
 
@@ -160,7 +160,7 @@ def test_a_moved_interface_is_inconclusive_and_says_what_moved(monkeypatch: pyte
 
     monkeypatch.delattr(CPUAttentionBackendImpl, "do_kv_cache_update")
     spec = AttentionSpec(dtype="float32", num_heads=4, num_kv_heads=2, head_dim=64, block_size=32)
-    verdict = driver.validate_engine_backend("CPU_ATTN", spec, "quick", device=DEVICE)
+    verdict = vllm_driver.validate_engine_backend("CPU_ATTN", spec, "quick", device=DEVICE)
     assert verdict.outcome == "inconclusive"
     assert any("do_kv_cache_update" in case.reason for case in verdict.cases)
 
@@ -168,11 +168,11 @@ def test_a_moved_interface_is_inconclusive_and_says_what_moved(monkeypatch: pyte
 def test_a_failure_under_an_untried_version_is_inconclusive(monkeypatch: pytest.MonkeyPatch) -> None:
     import attnkit.selftest
 
-    monkeypatch.setitem(driver.TESTED, "cpu", ">=0.1,<0.2")
+    monkeypatch.setitem(vllm_driver.TESTED, "cpu", ">=0.1,<0.2")
     spec = AttentionSpec(dtype="bfloat16", num_heads=4, num_kv_heads=2, head_dim=64, block_size=32)
     real = attnkit.selftest.run_selftest
     monkeypatch.setattr(attnkit.selftest, "run_selftest", lambda *a, **k: real(*a, **{**k, "fault": "scale"}))
-    verdict = driver.validate_engine_backend("CPU_ATTN", spec, "quick", device=DEVICE)
+    verdict = vllm_driver.validate_engine_backend("CPU_ATTN", spec, "quick", device=DEVICE)
     assert verdict.outcome == "inconclusive"
     assert any("may be the driver's" in text for text in verdict.unseen)
 
@@ -181,11 +181,11 @@ def test_a_failure_under_an_untried_version_is_inconclusive(monkeypatch: pytest.
     ("version", "platform_", "known"), [("0.32.0", "cpu", True), ("0.33.0", "cpu", False), ("0.25.1", "cuda", True)]
 )
 def test_the_versions_that_were_tried(version: str, platform_: str, known: bool) -> None:
-    assert driver.is_tested(version, platform_) is known
+    assert vllm_driver.is_tested(version, platform_) is known
 
 
 def test_what_the_class_does_not_claim_is_refused() -> None:
-    backend = driver.engine_backend("CPU_ATTN")
+    backend = vllm_driver.engine_backend("CPU_ATTN")
     with pytest.raises(UnsupportedError, match="head_dim 72"):
         backend.run(call([40], [1], d=72))
     with pytest.raises(UnsupportedError, match="block size 16"):
@@ -196,7 +196,7 @@ def test_what_the_class_does_not_claim_is_refused() -> None:
 
 def test_an_unknown_name_lists_what_this_vllm_has() -> None:
     with pytest.raises(UsageError, match="CPU_ATTN"):
-        driver.engine_backend("CPU_ATTEN")
+        vllm_driver.engine_backend("CPU_ATTEN")
 
 
 @pytest.mark.parametrize(
@@ -211,19 +211,19 @@ def test_an_unknown_name_lists_what_this_vllm_has() -> None:
 )
 def test_head_sizes_are_asked_where_the_class_names_none(named: Any, takes: Any, some: Any, others: Any) -> None:
     backend: Any = type("Backend", (), {"get_supported_head_sizes": lambda: named, "supports_head_size": staticmethod(takes)})
-    dims = driver._head_dims(backend)
+    dims = vllm_driver._head_dims(backend)
     assert all(dims.accepts(d, d) for d in some)
     assert not any(dims.accepts(d, d) for d in others)
 
 
 def test_a_float8_cache_of_mla_is_claimed_only_where_queries_stay_exact() -> None:
-    assert driver._refused_caches("FLASHMLA", mla=True) == {"fp8_e4m3", "fp8_e5m2"}
-    assert not driver._refused_caches("TRITON_MLA", mla=True)
-    assert not driver._refused_caches("TRITON_ATTN", mla=False)
+    assert vllm_driver._refused_caches("FLASHMLA", mla=True) == {"fp8_e4m3", "fp8_e5m2"}
+    assert not vllm_driver._refused_caches("TRITON_MLA", mla=True)
+    assert not vllm_driver._refused_caches("TRITON_ATTN", mla=False)
 
 
 def test_the_command_tests_vllm_s_own(tmp_path: Any) -> None:
-    from attnkit.check import CheckOptions, run_checks
+    from attnkit.isolation.check import CheckOptions, run_checks
 
     report = tmp_path / "report.json"
     assert run_checks(CheckOptions(backend="vllm:cpu_attn", level="quick", json_file=report)) == 0

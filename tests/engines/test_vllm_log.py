@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from attnkit.engines.vllm_log import LOG_LINE, assert_chosen, backend_from_log, matters, read_log
+from attnkit.engines.vllm.log import LOG_LINE, assert_chosen, backend_from_log, matters, read_log
 
 CONFIG = (
     "(EngineCore pid=7) INFO 11-24 [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: "

@@ -38,7 +38,7 @@ def test_a_mixed_batch_of_a_real_layer_is_right_in_float64(place: str, impl: str
 
 def test_the_self_test_sees_attnkit_in_that_place_and_a_planted_fault() -> None:
     code = f"""
-from attnkit.engines.vllm_driver import validate_engine_backend
+from attnkit.engines.vllm.driver import validate_engine_backend
 from attnkit.hardware.device import Device
 from attnkit.spec import AttentionSpec
 device = Device(vendor="cpu", kind="cpu", name="CPU", arch={platform.machine()!r})

@@ -16,13 +16,13 @@ pytestmark = pytest.mark.engine
 pytest.importorskip("torch", reason="torch is not installed here")
 vllm = pytest.importorskip("vllm", reason="vLLM is not installed here")
 
-from attnkit.engines import equal_tokens  # noqa: E402
-from attnkit.engines.vllm_log import assert_chosen, read_log  # noqa: E402
+from attnkit.engines.vllm.log import assert_chosen, read_log  # noqa: E402
+from tools.engines import equal_tokens  # noqa: E402
 
 PROBE = """
 import {before}
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
-from attnkit.engines.vllm_plugin import register
+from attnkit.engines.vllm.plugin import register
 register(); register()
 print(*(AttentionBackendEnum[place].get_path() for place in ("CPU_ATTN", "CPU_MLA", "AMX_MLA")))
 """
@@ -37,7 +37,7 @@ def in_child(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_entry_point_is_installed() -> None:
     points = metadata.entry_points(group="vllm.general_plugins")
-    assert [p.value for p in points if p.name == "attnkit"] == ["attnkit.engines.vllm_plugin:register"]
+    assert [p.value for p in points if p.name == "attnkit"] == ["attnkit.engines.vllm.plugin:register"]
 
 
 def test_unset_leaves_vllm_alone() -> None:
@@ -53,7 +53,7 @@ GRAPHS = """
 import vllm
 from dataclasses import replace
 from attnkit.engines import vllm_batch
-from attnkit.engines.vllm_need import capability
+from attnkit.engines.vllm.need import capability
 here = capability("paged")
 for graphs in (True, False):
     vllm_batch.capability = lambda op: replace(here, graphs=graphs)
@@ -69,9 +69,9 @@ def test_decodes_are_captured_only_where_the_backend_may_be() -> None:
 def test_set_takes_every_place_that_vllm_has_on_cpu() -> None:
     done = in_child(PROBE.format(before="vllm"), ATTNKIT_VLLM_BACKEND="torch_sdpa")
     assert done.stdout.split()[-3:] == [
-        "attnkit.engines.vllm_backend.InCpuAttn",
-        "attnkit.engines.vllm_backend_mla.InCpuMla",
-        "attnkit.engines.vllm_backend_mla.InAmxMla",
+        "attnkit.engines.vllm.backend.InCpuAttn",
+        "attnkit.engines.vllm.backend_mla.InCpuMla",
+        "attnkit.engines.vllm.backend_mla.InAmxMla",
     ], done.stderr
 
 
@@ -85,7 +85,7 @@ def test_set_takes_every_place_that_vllm_has_on_cpu() -> None:
 )
 def test_what_vllm_s_layers_never_ask_for(name: str, needs: str) -> None:
     from attnkit.backends.registry import get
-    from attnkit.engines.vllm_plugin import lacking
+    from attnkit.engines.vllm.plugin import lacking
 
     assert lacking(get(name)) == needs
     assert not lacking(get("TORCH_SDPA")) and not lacking(get("TRITON_MLA"))
@@ -103,7 +103,7 @@ import torch
 from types import SimpleNamespace
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
-from attnkit.engines.vllm_plugin import register
+from attnkit.engines.vllm.plugin import register
 register(); register()
 layer = SimpleNamespace(use_sparse=False, use_mla=False)
 print("OURS", current_platform.get_attn_backend_cls(None, layer))
@@ -111,7 +111,7 @@ AttentionBackendEnum.CPU_ATTN.clear_override()  # as on a platform, or for a kin
 current_platform.get_attn_backend_cls(None, layer)
 """
     done = in_child(code, ATTNKIT_VLLM_BACKEND="TORCH_SDPA")
-    assert "OURS attnkit.engines.vllm_backend.InCpuAttn" in done.stdout, done.stderr
+    assert "OURS attnkit.engines.vllm.backend.InCpuAttn" in done.stdout, done.stderr
     assert done.returncode
     refusal = (
         "ATTNKIT_VLLM_BACKEND=TORCH_SDPA: vLLM would run vllm.v1.attention.backends.cpu_attn.CPUAttentionBackend for a layer"
@@ -187,7 +187,7 @@ def test_vllm_itself_no_longer_has_phi_4_flash(tmp_path: Path) -> None:
 
 def test_arguments_of_a_special_attention_are_refused() -> None:
     code = """
-from attnkit.engines.vllm_backend import AttnkitImpl
+from attnkit.engines.vllm.backend import AttnkitImpl
 AttnkitImpl(4, 64, 0.125, 2, layer_idx=0, dual_chunk_attention_config={"chunk_size": 256})
 """
     done = in_child(code, ATTNKIT_VLLM_BACKEND="TORCH_SDPA")
@@ -213,7 +213,7 @@ def test_an_unknown_name_is_an_error() -> None:
 def test_vllm_s_question_is_answered_from_our_capabilities(asked: dict[str, object], reason: str | None) -> None:
     code = f"""
 import torch
-from attnkit.engines.vllm_backend import AsCustom
+from attnkit.engines.vllm.backend import AsCustom
 asked = dict(kv_cache_dtype="auto", block_size=32, device_capability=None) | {asked!r}
 asked["dtype"] = getattr(torch, asked["dtype"])
 print("ANSWER", AsCustom.validate_configuration(**asked))
@@ -226,7 +226,7 @@ print("ANSWER", AsCustom.validate_configuration(**asked))
 def test_our_backend_passes_the_self_test_through_vllm_s_interface() -> None:
     code = """
 import platform
-from attnkit.engines.vllm_driver import validate_engine_backend
+from attnkit.engines.vllm.driver import validate_engine_backend
 from attnkit.hardware.device import Device
 from attnkit.spec import AttentionSpec
 device = Device(vendor="cpu", kind="cpu", name="CPU", arch=platform.machine())

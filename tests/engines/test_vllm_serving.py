@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from attnkit.engines.vllm_names import resolve
-from attnkit.engines.vllm_serving import Expected, expected
+from attnkit.engines.vllm.expected import Expected, expected
+from attnkit.engines.vllm.names import resolve
 from attnkit.errors import UsageError
 
 

@@ -16,9 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from attnkit import bake
-from attnkit.kernels import aot
-from attnkit.kernels import aot_variants as variants
+from attnkit.kernels.aot import variants
+from attnkit.kernels.aot.build import build
+from attnkit.kernels.aot.manifest import load
+from attnkit.kernels.aot.plan import list_kernels
+from attnkit.kernels.aot.use import watch
+from attnkit.prebuilt import triton as prebuilt_triton
 
 TARGETS = ("sm_75", "sm_90")
 LEVEL = "quick"
@@ -34,7 +37,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def baked(tmp_path_factory: pytest.TempPathFactory, kept: Path) -> Path:
     """Every kernel of a quick self-test, compiled by two processes."""
     directory = tmp_path_factory.mktemp("image") / "kernels"
-    aot.build(TARGETS, directory, geometries=(), boot=bake.boot_calls(LEVEL), jobs=2, cache=kept)
+    build(TARGETS, directory, geometries=(), boot=prebuilt_triton.boot_calls(LEVEL), jobs=2, cache=kept)
     return directory
 
 
@@ -46,7 +49,7 @@ def copy(baked: Path, tmp_path: Path) -> Path:
 
 def _verify(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """The command of the Dockerfile's last step."""
-    command = [sys.executable, "-m", "attnkit.cli", "kernels", "verify", "--dir", str(directory), *options]
+    command = [sys.executable, "-m", "attnkit.cli.app", "kernels", "verify", "--dir", str(directory), *options]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=directory)
 
 
@@ -67,7 +70,7 @@ def test_a_whole_bake_is_counted_by_target(copy: Path) -> None:
     done = _verify(copy, "--target", ",".join(TARGETS), "--json")
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout)["kernels"]
-    listed = aot.list_kernels(TARGETS, geometries=(), boot=bake.boot_calls(LEVEL))
+    listed = list_kernels(TARGETS, geometries=(), boot=prebuilt_triton.boot_calls(LEVEL))
     assert counts == {code: len([v for v in listed if v.target == code]) for code in ("sm_75", "sm_75-scalar", "sm_90")}
     assert all(counts.values())
 
@@ -75,7 +78,7 @@ def test_a_whole_bake_is_counted_by_target(copy: Path) -> None:
 @pytest.mark.parametrize("damage", ["removed", "emptied"])
 def test_one_kernel_less_fails_the_build(copy: Path, damage: str) -> None:
     _whole(copy)
-    kernel = aot.load(copy).kernels[-1]
+    kernel = load(copy).kernels[-1]
     if damage == "removed":
         shutil.rmtree(copy / kernel.key)
     else:
@@ -88,7 +91,7 @@ def test_one_kernel_less_fails_the_build(copy: Path, damage: str) -> None:
 
 def test_a_bake_that_was_made_for_less_fails_the_build(copy: Path) -> None:
     """Everything it lists is there, but not all that a boot launches."""
-    _edit(copy, lambda data: data.update(level=bake.LEVEL))
+    _edit(copy, lambda data: data.update(level=prebuilt_triton.LEVEL))
     done = _verify(copy, "--target", "sm_90")
     assert done.returncode == 1
     assert "is not in the bake" in done.stderr
@@ -103,8 +106,8 @@ def test_a_target_too_few_fails_the_build(copy: Path) -> None:
 
 
 def test_a_second_build_compiles_nothing_and_comes_to_the_same_files(baked: Path, kept: Path, tmp_path: Path) -> None:
-    with aot.watch() as count:
-        aot.build(TARGETS, tmp_path / "again", geometries=(), boot=bake.boot_calls(LEVEL), cache=kept)
+    with watch() as count:
+        build(TARGETS, tmp_path / "again", geometries=(), boot=prebuilt_triton.boot_calls(LEVEL), cache=kept)
     assert count.jit_compiles == 0
     assert count.cached > 0
     files = {path.relative_to(baked): path.read_bytes() for path in baked.rglob("*") if path.is_file()}
@@ -116,10 +119,10 @@ def test_a_second_build_compiles_nothing_and_comes_to_the_same_files(baked: Path
 
 
 def test_a_kept_kernel_that_was_altered_is_compiled_anew(baked: Path, kept: Path, tmp_path: Path) -> None:
-    kernel = aot.load(baked).kernels[0]
+    kernel = load(baked).kernels[0]
     folder = Path(shutil.copytree(kept, tmp_path / "kept"))
     (folder / kernel.key / kernel.binary).write_bytes(b"not a kernel")
-    aot.build(["sm_75"], tmp_path / "again", geometries=(), boot=bake.boot_calls(LEVEL), cache=folder, launchers=False)
+    build(["sm_75"], tmp_path / "again", geometries=(), boot=prebuilt_triton.boot_calls(LEVEL), cache=folder, launchers=False)
     assert (tmp_path / "again" / kernel.key / kernel.binary).read_bytes() == (baked / kernel.key / kernel.binary).read_bytes()
 
 
@@ -131,8 +134,8 @@ def test_nothing_of_the_building_machine_is_in_it(baked: Path, kept: Path) -> No
 
 LOAD = """
 import sys
-from attnkit.kernels import aot
-aot.use(sys.argv[1])
+from attnkit.kernels.aot.use import use
+use(sys.argv[1])
 from triton.backends.nvidia import driver
 from triton.runtime import build
 found = []
@@ -148,7 +151,7 @@ def test_tritons_c_module_is_found_on_a_node_without_a_compiler(tmp_path: Path) 
     environment |= {"TRITON_LIBCUDA_PATH": str(tmp_path / "driver"), "TRITON_CACHE_DIR": str(tmp_path / "cache")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_LIBCUDA_PATH", environment["TRITON_LIBCUDA_PATH"])
-        manifest = aot.build(["sm_90"], tmp_path / "kernels", calls=[replace(call, max_seq_len=16)])
+        manifest = build(["sm_90"], tmp_path / "kernels", calls=[replace(call, max_seq_len=16)])
     assert not (tmp_path / "driver").exists(), "the stand-in of the driver stays behind"
     done = subprocess.run(
         [sys.executable, "-c", LOAD, str(tmp_path / "kernels")],
@@ -167,13 +170,13 @@ from contextlib import nullcontext
 from attnkit.backends import triton_common, turing as turing_backend
 from attnkit.backends.registry import get
 from attnkit.hardware.device import Device
-from attnkit.kernels import aot, turing
-from attnkit.kernels import aot_variants as variants
-from attnkit.kernels.triton import attention, dual_chunk, launch, mla_decode
+from attnkit.kernels.aot import variants
+from attnkit.kernels.aot.use import use, watch
+from attnkit.kernels.triton import launch
 from attnkit.kernels.triton.targets import compiling_for
-from attnkit.selftest.building import build
+from attnkit.selftest.tensors import build
 from attnkit.selftest.cases import cases
-from attnkit import bake
+from attnkit.prebuilt.needs import needs
 
 backend_name, arch, units, level, directory = sys.argv[1:]
 device = Device(vendor="nvidia", kind="gpu", name="absent", arch=arch, source="given")
@@ -191,9 +194,9 @@ launch.Launch.run = run
 backend = get(backend_name)
 capability = next(p.capability for p in backend.providers if p.name == "attnkit")
 if directory:
-    aot.use(directory)
-with aot.watch() as count, compiling_for(arch) if directory else nullcontext():
-    for need in bake.needs(arch):
+    use(directory)
+with watch() as count, compiling_for(arch) if directory else nullcontext():
+    for need in needs(arch):
         if not capability.reject(need, device):
             for case in cases(level, capability, device, need):
                 backend.run(build(case), "attnkit")
@@ -245,7 +248,7 @@ def test_a_boot_finds_every_kernel_under_tritons_own_key(
 def test_the_list_covers_the_level_that_profiles_ask_for(tmp_path: Path, backend: str, arch: str, units: int) -> None:
     """Planning alone: what the backend's own code launches in a standard self-test, on cards of several sizes."""
     code = "sm_75-scalar" if arch == "sm_75" and backend != "TURING_ATTN" else arch
-    listed = {variant.name for variant in bake.list_kernels([arch]) if variant.target == code}
-    asked = _ask(backend, arch, units, bake.LEVEL, "", tmp_path)["asked"]
+    listed = {variant.name for variant in prebuilt_triton.list_kernels([arch]) if variant.target == code}
+    asked = _ask(backend, arch, units, prebuilt_triton.LEVEL, "", tmp_path)["asked"]
     assert asked
     assert set(asked) <= listed  # type: ignore[call-overload]

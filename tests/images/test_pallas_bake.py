@@ -12,14 +12,15 @@ from pathlib import Path
 import jax.export
 import pytest
 
-from attnkit import bake_pallas, usual
 from attnkit.backends.pallas import Pallas
 from attnkit.errors import UsageError
-from attnkit.kernels.aot import KernelsError
+from attnkit.kernels.aot.manifest import KernelsError
 from attnkit.kernels.pallas import ahead
-from attnkit.plan import place
-from attnkit.selftest.building import build as build_call
+from attnkit.prebuilt import needs
+from attnkit.prebuilt import pallas as prebuilt_pallas
+from attnkit.select.node import place
 from attnkit.selftest.cases import cases
+from attnkit.selftest.tensors import build as build_call
 from attnkit.spec import PagedAttention
 
 TARGETS = ("tpu-v5e", "tpu-v6e")
@@ -28,7 +29,7 @@ TARGETS = ("tpu-v5e", "tpu-v6e")
 @pytest.fixture(scope="module")
 def wanted() -> tuple[ahead.Signature, ...]:
     """Of the first calls of the boot's self-test on a v5e, and of one with slopes and one with sinks."""
-    every = bake_pallas.signatures(["tpu-v5e"])
+    every = prebuilt_pallas.signatures(["tpu-v5e"])
     chosen = [*every[:2], next(s for s in every if s.alibi), next(s for s in every if s.sinks)]
     return tuple(dict.fromkeys(chosen))
 
@@ -37,7 +38,7 @@ def wanted() -> tuple[ahead.Signature, ...]:
 def baked(tmp_path_factory: pytest.TempPathFactory, wanted: tuple[ahead.Signature, ...]) -> Path:
     """Modules of these."""
     directory = tmp_path_factory.mktemp("image") / "kernels"
-    ahead.build(wanted, TARGETS, directory, level=usual.LEVEL)
+    ahead.build(wanted, TARGETS, directory, level=needs.LEVEL)
     return directory
 
 
@@ -48,23 +49,23 @@ def copy(baked: Path, tmp_path: Path) -> Path:
 
 
 def test_a_tpu_that_no_node_type_has_is_refused() -> None:
-    assert bake_pallas.covers(["tpu-v5e", "tpu-v6e"])
-    assert not bake_pallas.covers(["sm_90"])
+    assert prebuilt_pallas.covers(["tpu-v5e", "tpu-v6e"])
+    assert not prebuilt_pallas.covers(["sm_90"])
     with pytest.raises(UsageError, match=r"unknown target 'tpu-v9'.*Known: tpu-v5e, tpu-v6e"):
-        bake_pallas.covers(["tpu-v9"])
+        prebuilt_pallas.covers(["tpu-v9"])
     with pytest.raises(UsageError, match="do not go into one bake"):
-        bake_pallas.covers(["tpu-v5e", "sm_90"])
+        prebuilt_pallas.covers(["tpu-v5e", "sm_90"])
 
 
 def test_a_whole_bake_is_counted_by_target(baked: Path, wanted: tuple[ahead.Signature, ...]) -> None:
-    found = ahead.verify(baked, TARGETS, wanted, usual.LEVEL)
+    found = ahead.verify(baked, TARGETS, wanted, needs.LEVEL)
     assert found.counts() == dict.fromkeys(TARGETS, len(wanted))
     assert all(module.kernels == 1 for module in found.kernels)
     assert ahead.is_here(baked)
 
 
 def test_the_same_signatures_give_the_same_bytes(baked: Path, wanted: tuple[ahead.Signature, ...], tmp_path: Path) -> None:
-    again = ahead.build(wanted, TARGETS, tmp_path / "again", level=usual.LEVEL)
+    again = ahead.build(wanted, TARGETS, tmp_path / "again", level=needs.LEVEL)
     assert again == ahead.read(baked)
 
 
@@ -84,15 +85,15 @@ def test_a_module_that_is_not_whole_fails_the_build(copy: Path, wanted: tuple[ah
         (copy / ahead.MANIFEST).write_text(json.dumps(data))
     words = {"removed": "is missing", "emptied": "is empty", "altered": "was altered"}.get(damage, "no kernel in it")
     with pytest.raises(KernelsError, match=f"{module.name} .*{words}"):
-        ahead.verify(copy, TARGETS, wanted, usual.LEVEL)
+        ahead.verify(copy, TARGETS, wanted, needs.LEVEL)
 
 
 def test_a_call_that_is_not_covered_fails_the_build(baked: Path, wanted: tuple[ahead.Signature, ...]) -> None:
     other = replace(wanted[0], max_query_len=wanted[0].max_query_len + 1)
     with pytest.raises(KernelsError, match=rf"{other.name} is not in the bake"):
-        ahead.verify(baked, TARGETS, (*wanted, other), usual.LEVEL)
+        ahead.verify(baked, TARGETS, (*wanted, other), needs.LEVEL)
     with pytest.raises(KernelsError, match=r"target tpu-v4 was not built"):
-        ahead.verify(baked, ["tpu-v4"], wanted, usual.LEVEL)
+        ahead.verify(baked, ["tpu-v4"], wanted, needs.LEVEL)
 
 
 def test_another_jax_fails_the_build_and_is_not_loaded(
@@ -101,14 +102,14 @@ def test_another_jax_fails_the_build_and_is_not_loaded(
     data = json.loads((copy / ahead.MANIFEST).read_text())
     (copy / ahead.MANIFEST).write_text(json.dumps({**data, "jax": "0.0.1"}))
     with pytest.raises(KernelsError, match=rf"made by JAX 0\.0\.1; installed is {jax.__version__}"):
-        ahead.verify(copy, TARGETS, wanted, usual.LEVEL)
+        ahead.verify(copy, TARGETS, wanted, needs.LEVEL)
     monkeypatch.setenv(ahead.VARIABLE, str(copy))
     assert ahead.load(wanted[0]) is None
 
 
 def test_the_command_refuses_what_a_boot_would_miss(baked: Path) -> None:
     """This bake has four of the calls that a boot makes."""
-    command = [sys.executable, "-m", "attnkit.cli", "kernels", "verify", "--dir", str(baked), "--target", "tpu-v5e"]
+    command = [sys.executable, "-m", "attnkit.cli.app", "kernels", "verify", "--dir", str(baked), "--target", "tpu-v5e"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=baked)
     assert done.returncode == 1
     assert "is not in the bake" in done.stderr
@@ -116,7 +117,7 @@ def test_the_command_refuses_what_a_boot_would_miss(baked: Path) -> None:
 
 
 def test_tpus_and_gpus_are_not_baked_together() -> None:
-    command = [sys.executable, "-m", "attnkit.cli", "kernels", "build", "--dir", "x", "--target", "tpu-v5e,sm_90"]
+    command = [sys.executable, "-m", "attnkit.cli.app", "kernels", "build", "--dir", "x", "--target", "tpu-v5e,sm_90"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "TPUs and others do not go into one bake: tpu-v5e, sm_90" in done.stderr
@@ -126,7 +127,7 @@ def test_the_backend_finds_the_module_of_its_call(baked: Path, monkeypatch: pyte
     """As it would on a TPU: by the call's shapes; what it finds is our kernel, lowered for TPUs and for nothing else."""
     monkeypatch.setenv(ahead.VARIABLE, str(baked))
     device = place(arch="tpu-v5e").device
-    case = cases(usual.LEVEL, Pallas.providers[0].capability, device, usual.needs("tpu-v5e")[0])[0]
+    case = cases(needs.LEVEL, Pallas.providers[0].capability, device, needs.needs("tpu-v5e")[0])[0]
     call = build_call(case)
     assert isinstance(call, PagedAttention)
     lowered = ahead.load(Pallas.signature(call))

@@ -155,7 +155,7 @@ def test_an_ampere_image_may_have_a_triton_that_turing_was_not_tested_with(tmp_p
 
 
 def test_the_hook_is_refused_for_the_same_versions_as_the_image() -> None:
-    from attnkit.kernels.turing import TESTED_TRITON
+    from attnkit.kernels.turing.hook import TESTED_TRITON
 
     assert preflight.tested_triton() == TESTED_TRITON
 

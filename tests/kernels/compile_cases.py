@@ -11,8 +11,11 @@ from collections.abc import Iterator
 
 import torch
 
-from attnkit.kernels.triton import attention, cache_write, differential, dual_chunk, mla_decode
+from attnkit.kernels.triton import cache_write, differential
+from attnkit.kernels.triton.dual_chunk import plan as dual_chunk
 from attnkit.kernels.triton.launch import Launch
+from attnkit.kernels.triton.mla import plan as mla_plan
+from attnkit.kernels.triton.paged import plan as paged_plan
 from attnkit.kernels.triton.targets import TARGETS, compile_launch
 from attnkit.spec import DifferentialAttention, DualChunkAttention, MlaDecode, PagedAttention, Softmax, TreeAttention
 
@@ -39,11 +42,11 @@ def paged(seqs: int, new: int, length: int, dtype=F16, dim=128, heads=32, kv_hea
 
 
 def prefill(arch: str, **options) -> list[Launch]:
-    return attention.plan_paged(paged(4, 512, 512, **options), arch=arch)[2]
+    return paged_plan.plan_paged(paged(4, 512, 512, **options), arch=arch)[2]
 
 
 def decode(arch: str, **options) -> list[Launch]:
-    return attention.plan_paged(paged(1, 1, 8192, **options), arch=arch, splits=2)[2]
+    return paged_plan.plan_paged(paged(1, 1, 8192, **options), arch=arch, splits=2)[2]
 
 
 def mla(arch: str, dtype: torch.dtype, cache: torch.dtype | None = None) -> list[Launch]:
@@ -58,7 +61,7 @@ def mla(arch: str, dtype: torch.dtype, cache: torch.dtype | None = None) -> list
         kv_lora_rank=512,
         softmax_scale=0.07,
     )
-    return mla_decode.plan(call, arch=arch)[2][:1]
+    return mla_plan.plan(call, arch=arch)[2][:1]
 
 
 def dual(arch: str, dtype: torch.dtype, dim: int) -> list[Launch]:
@@ -80,7 +83,7 @@ def dual_composed(arch: str, dtype: torch.dtype, dim: int, cache: torch.dtype | 
 
 def tree(arch: str, nodes: int = 9) -> list[Launch]:
     call = TreeAttention(paged(4, nodes, 512, causal=False), torch.ones(nodes, nodes, dtype=torch.bool))
-    return attention.plan_paged(call.paged, tree_mask=call.tree_mask, arch=arch, splits=4)[2][:1]
+    return paged_plan.plan_paged(call.paged, tree_mask=call.tree_mask, arch=arch, splits=4)[2][:1]
 
 
 def others(arch: str, sixteen: tuple[torch.dtype, ...]) -> tuple[list[Launch], ...]:

@@ -42,9 +42,9 @@ def chained_dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num
 
 def judged(name: str) -> Iterator[dict[str, Any]]:
     """A line for each float32 case of backend `name`."""
-    from attnkit.reference import reference
-    from attnkit.selftest.building import build
-    from attnkit.selftest.eager import bases
+    from attnkit.selftest.baseline import bases
+    from attnkit.selftest.reference import reference
+    from attnkit.selftest.tensors import build
     from attnkit.selftest.tolerance import judge
 
     backend = registry.get(name)

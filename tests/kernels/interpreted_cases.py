@@ -17,7 +17,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 import torch
 
 from attnkit.backends import registry
-from attnkit.reference import reference
+from attnkit.selftest.reference import reference
 from attnkit.spec import (
     AttentionOutput,
     DifferentialAttention,
@@ -196,9 +196,10 @@ class Composed:
         self.most_bytes = most_bytes
 
     def run(self, call: DualChunkAttention) -> AttentionOutput:
-        from attnkit.kernels.triton import dual_chunk, dual_chunk_composed
+        from attnkit.kernels.triton.dual_chunk import composed
+        from attnkit.kernels.triton.dual_chunk import plan as dual_chunk
 
-        dual_chunk_composed.MOST_BYTES = self.most_bytes
+        composed.MOST_BYTES = self.most_bytes
         return AttentionOutput(*dual_chunk.run(call, composed=True))
 
 
@@ -212,12 +213,12 @@ class Hopper:
     """Our kernels as they are chosen for sm_90; of decodes, warp_decode."""
 
     def run(self, call: PagedAttention | TreeAttention) -> AttentionOutput:
-        from attnkit.kernels.triton import attention
+        from attnkit.kernels.triton.paged import plan as paged_plan
 
         batch, mask = (call.paged, call.tree_mask) if isinstance(call, TreeAttention) else (call, None)
         if mask is not None:
             batch = replace(batch, softmax=replace(batch.softmax, causal=False))
-        out, lse, kernel = attention.paged(batch, tree_mask=mask, arch="sm_90")
+        out, lse, kernel = paged_plan.paged(batch, tree_mask=mask, arch="sm_90")
         return AttentionOutput(out, lse, kernel)
 
 

@@ -11,8 +11,9 @@ pytest.importorskip("triton", reason="Triton is not installed here")
 
 import torch
 
-from attnkit.kernels.triton import hopper_mla_launch, mla_decode
-from attnkit.kernels.triton.configs import Tile
+from attnkit.kernels.triton.hopper import mla_plan as hopper_mla
+from attnkit.kernels.triton.mla import plan as mla_plan
+from attnkit.kernels.triton.tile_sizes import Tile
 from attnkit.spec import MlaDecode
 
 pytestmark = [
@@ -59,10 +60,10 @@ def call_of(
 
 
 def agree(call: MlaDecode, splits: int | None = None) -> None:
-    assert hopper_mla_launch.takes("sm_90", call)
-    out, lse, name = mla_decode.run(call, splits=splits)
+    assert hopper_mla.takes("sm_90", call)
+    out, lse, name = mla_plan.run(call, splits=splits)
     ours = out.clone()
-    expected, expected_lse, other = mla_decode.run(call, tile=PORTABLE)
+    expected, expected_lse, other = mla_plan.run(call, tile=PORTABLE)
     assert name.startswith("gluon_hopper_mla_decode")
     assert other.startswith("triton_mla_decode")
     assert torch.isfinite(ours).all(), "something was not written, or a NaN came through"
@@ -89,9 +90,9 @@ def test_float16(splits: int) -> None:
 
 def test_the_same_answer_every_time() -> None:
     call = call_of(128, 64)
-    first = mla_decode.run(call)[0].clone()
+    first = mla_plan.run(call)[0].clone()
     for _ in range(20):
-        assert torch.equal(mla_decode.run(call)[0], first)
+        assert torch.equal(mla_plan.run(call)[0], first)
 
 
 def test_what_it_does_not_take_goes_to_the_portable_kernel() -> None:
@@ -100,6 +101,6 @@ def test_what_it_does_not_take_goes_to_the_portable_kernel() -> None:
     wide[..., :576] = call.query
     from dataclasses import replace
 
-    out, _, name = mla_decode.run(replace(call, query=wide[..., :576]))
+    out, _, name = mla_plan.run(replace(call, query=wide[..., :576]))
     assert name.startswith("triton_mla_decode")
     assert torch.isfinite(out).all()

@@ -10,7 +10,7 @@ pytest.importorskip("triton", reason="Triton is not installed here")
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnkit.kernels.triton.hopper_mla_launch import MAX_SPLITS, TILE, choose_splits
+from attnkit.kernels.triton.hopper.mla_plan import MAX_SPLITS, TILE, choose_splits
 
 
 @given(programs=st.integers(1, 4096), units=st.integers(1, 256), longest=st.integers(1, 1 << 20))

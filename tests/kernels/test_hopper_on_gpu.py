@@ -13,8 +13,10 @@ pytest.importorskip("triton", reason="Triton is not installed here")
 import torch
 
 from attnkit.bench.workloads import Shape, paged_call
-from attnkit.kernels.triton import attention, dual_chunk, dual_chunk_composed
-from attnkit.kernels.triton.configs import Tile
+from attnkit.kernels.triton.dual_chunk import composed
+from attnkit.kernels.triton.dual_chunk import plan as dual_chunk
+from attnkit.kernels.triton.paged import plan as paged_plan
+from attnkit.kernels.triton.tile_sizes import Tile
 from attnkit.spec import DualChunkAttention, PagedAttention, Softmax, VarlenAttention
 
 pytestmark = [
@@ -54,7 +56,7 @@ def agree(ours: tuple, portable: tuple, lse: float = 1e-3) -> None:
 def test_block_sizes(head_dim: int, block_size: int) -> None:
     call = paged(head_dim, block_size=block_size)
     call = replace(call, out=torch.full_like(call.query, float("nan")))
-    agree(attention.paged(call), attention.paged(replace(call, out=None), prefill_tile=PORTABLE))
+    agree(paged_plan.paged(call), paged_plan.paged(replace(call, out=None), prefill_tile=PORTABLE))
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
@@ -63,13 +65,13 @@ def test_block_sizes(head_dim: int, block_size: int) -> None:
 def test_masks(head_dim: int, causal: bool, window: tuple[int, int]) -> None:
     call = paged(head_dim)
     call = replace(call, softmax=replace(call.softmax, causal=causal, window=window))
-    agree(attention.paged(call), attention.paged(call, prefill_tile=PORTABLE))
+    agree(paged_plan.paged(call), paged_plan.paged(call, prefill_tile=PORTABLE))
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(8, 8), (8, 1), (24, 8), (40, 8)])
 def test_groups(heads: int, kv_heads: int) -> None:
     call = paged(128, num_heads=heads, num_kv_heads=kv_heads)
-    agree(attention.paged(call), attention.paged(call, prefill_tile=PORTABLE))
+    agree(paged_plan.paged(call), paged_plan.paged(call, prefill_tile=PORTABLE))
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
@@ -94,7 +96,7 @@ def test_packed_keys(head_dim: int, causal: bool) -> None:
         softmax=Softmax(head_dim**-0.5, causal=causal),
         return_lse=True,
     )
-    agree(attention.varlen(call), attention.varlen(call, prefill_tile=PORTABLE))
+    agree(paged_plan.varlen(call), paged_plan.varlen(call, prefill_tile=PORTABLE))
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 4])
@@ -105,6 +107,6 @@ def test_dual_chunk_composed_of_it(monkeypatch: pytest.MonkeyPatch, at_once: int
     call = replace(call, out=torch.full_like(call.query, float("nan")))
     angles = torch.outer(torch.arange(1200.0), 1e6 ** -(torch.arange(64) / 64))
     dual = DualChunkAttention(call, 640, 63, angles.cos().cuda(), angles.sin().cuda(), original)
-    monkeypatch.setattr(dual_chunk_composed, "MOST_BYTES", at_once * dual_chunk_composed.bytes_a_head(dual))
+    monkeypatch.setattr(composed, "MOST_BYTES", at_once * composed.bytes_a_head(dual))
     portable = dual_chunk.run(replace(dual, paged=replace(call, out=None)), composed=False)
     agree(dual_chunk.run(dual, composed=True), portable, lse=2e-2)

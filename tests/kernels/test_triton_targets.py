@@ -18,12 +18,12 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed here")
 
 from attnkit.backends.triton_common import GPU_ARCHS
-from attnkit.kernels.triton import configs
+from attnkit.kernels.triton import tile_sizes
 from attnkit.kernels.triton.targets import TARGETS
 
 TENSOR_CORES = [arch for arch in TARGETS if arch != "sm_75"]
 """Stock Triton, which TRITON_ATTN runs on sm_75, has no matrix instruction for it. All other backends of ours get it from
-attnkit.kernels.turing: tests/kernels_aot/test_turing.py."""
+attnkit.kernels.turing.hook: tests/kernels_aot/test_turing.py."""
 
 KINDS = {"sm_75", "sm_80", "sm_90", "gfx942", "gfx1100"}
 """One each of those that compile alike, and not sm_100, which takes twice as long as any: of it the serving kernels."""
@@ -83,24 +83,24 @@ def test_every_kernel(arch: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("op", ["prefill", "decode", "mla", "dual_chunk", "tree", "dual_chunk_decode"])
-def test_every_family_has_a_tile_for_every_width(op: configs.Op) -> None:
+def test_every_family_has_a_tile_for_every_width(op: tile_sizes.Op) -> None:
     for arch in (*TARGETS, "sm_75-scalar", "xe-hpc", "gfx1030"):
         if op == "mla" and arch == "sm_75-scalar":
             continue
         for width in (512,) if op == "mla" else (16, 64, 128, 256):
             for size in (2,) if op == "mla" else (2, 4):
-                tile = configs.tile(op, arch, width, size)
+                tile = tile_sizes.tile(op, arch, width, size)
                 assert tile.block_m >= 16
                 assert tile.block_n >= 16
 
 
 def test_splits_fill_the_device_and_never_shred_a_short_sequence() -> None:
-    assert configs.decode_splits(8, 132, "sm_90", 32768, 64) >= 16
-    assert configs.decode_splits(8, 132, "sm_90", 128, 64) == 1
-    assert configs.decode_splits(4096, 132, "sm_90", 32768, 64) == 1
+    assert tile_sizes.decode_splits(8, 132, "sm_90", 32768, 64) >= 16
+    assert tile_sizes.decode_splits(8, 132, "sm_90", 128, 64) == 1
+    assert tile_sizes.decode_splits(4096, 132, "sm_90", 32768, 64) == 1
 
 
 def test_large_tiles_are_split_until_every_multiprocessor_has_one() -> None:
-    assert configs.decode_splits(16, 132, "sm_90", 4160, 64, per_unit=1) == 8
-    assert configs.decode_splits(128, 132, "sm_90", 4160, 64, per_unit=1) == 1
-    assert configs.decode_splits(16, 132, "sm_90", 100, 64, per_unit=1) == 1
+    assert tile_sizes.decode_splits(16, 132, "sm_90", 4160, 64, per_unit=1) == 8
+    assert tile_sizes.decode_splits(128, 132, "sm_90", 4160, 64, per_unit=1) == 1
+    assert tile_sizes.decode_splits(16, 132, "sm_90", 100, 64, per_unit=1) == 1

@@ -12,8 +12,13 @@ import pytest
 from triton import knobs
 
 from attnkit.errors import UsageError
-from attnkit.kernels import aot, turing
-from attnkit.kernels import aot_variants as variants
+from attnkit.kernels.aot import variants
+from attnkit.kernels.aot.build import build
+from attnkit.kernels.aot.manifest import KernelsError, load
+from attnkit.kernels.aot.plan import list_kernels
+from attnkit.kernels.aot.use import unused
+from attnkit.kernels.aot.verify import verify
+from attnkit.kernels.turing import hook
 
 TARGETS = ("sm_75", "sm_90")
 
@@ -28,7 +33,7 @@ def one_call():
 def built(tmp_path_factory):
     """A small bake, moved after it was built."""
     there = tmp_path_factory.mktemp("build") / "bake"
-    manifest = aot.build(TARGETS, there, calls=[one_call()])
+    manifest = build(TARGETS, there, calls=[one_call()])
     moved = tmp_path_factory.mktemp("installed") / "kernels"
     shutil.move(there, moved)
     return moved, manifest
@@ -42,11 +47,11 @@ def bake(built, tmp_path):
 
 def test_what_is_built_is_what_is_listed(built):
     root, manifest = built
-    listed = aot.list_kernels(TARGETS, calls=[one_call()])
+    listed = list_kernels(TARGETS, calls=[one_call()])
     assert [(v.target, v.name) for v in listed] == [(k.target, k.name) for k in manifest.kernels]
     assert {v.kernel for v in listed} == {"paged_decode", "warp_decode", "merge_splits", "cache_write"}
-    assert aot.verify(root, TARGETS, calls=[one_call()]) == manifest
-    assert not turing.enabled(), "build() leaves Turing's hook behind"
+    assert verify(root, TARGETS, calls=[one_call()]) == manifest
+    assert not hook.enabled(), "build() leaves Turing's hook behind"
 
 
 def test_code_is_for_its_target(built):
@@ -62,17 +67,18 @@ def test_a_fresh_process_compiles_nothing(built, tmp_path):
     """The moved, read-only bake serves a process with an empty cache of its own; without it everything is compiled."""
     program = """
 import json, sys
-from attnkit.kernels import aot, turing
-from attnkit.kernels import aot_variants as variants
+from attnkit.kernels.aot import variants
+from attnkit.kernels.aot.use import use, watch
 from attnkit.kernels.triton.targets import compiling_for
+from attnkit.kernels.turing import hook
 from dataclasses import replace
 bake, target = sys.argv[1:]
 if bake:
-    aot.use(bake)
+    use(bake)
 if target == "sm_75":
-    turing.enable()
+    hook.enable()
 call = replace(next(variants.calls(variants.geometry("group4-d64"), "float16")), max_seq_len=64)
-with aot.watch() as count, compiling_for(target):
+with watch() as count, compiling_for(target):
     for launch in variants.variants(target, [call]).values():
         launch.warmup()
 json.dump({"baked": count.baked, "cached": count.cached, "jit": count.jit_compiles}, sys.stdout)
@@ -102,8 +108,8 @@ json.dump({"baked": count.baked, "cached": count.cached, "jit": count.jit_compil
 )
 def test_a_bake_of_no_use_says_what_it_was_made_with(built, changed, words, monkeypatch):
     made = replace(built[1], **changed)
-    monkeypatch.setattr(aot, "load", lambda path: made)
-    text = aot.unused("BAKE", 12)
+    monkeypatch.setattr("attnkit.kernels.aot.use.load", lambda path: made)
+    text = unused("BAKE", 12)
     assert text.startswith("none of the 12 kernels that the self-test needed is in the bake BAKE" + words)
 
 
@@ -120,33 +126,33 @@ def test_an_unknown_target_falls_back_to_the_ordinary_cache(built, tmp_path, mon
 
 
 def test_a_missing_kernel_is_noticed(bake):
-    kernel = aot.load(bake).kernels[0]
+    kernel = load(bake).kernels[0]
     shutil.rmtree(bake / kernel.key)
-    with pytest.raises(aot.KernelsError, match=rf"{kernel.target} {kernel.name}: .* is missing") as error:
-        aot.verify(bake, planned=False)
+    with pytest.raises(KernelsError, match=rf"{kernel.target} {kernel.name}: .* is missing") as error:
+        verify(bake, planned=False)
     assert error.value.exit_code == 1
 
 
 def test_an_empty_kernel_is_noticed(bake):
-    kernel = aot.load(bake).kernels[1]
+    kernel = load(bake).kernels[1]
     (bake / kernel.key / kernel.binary).write_bytes(b"")
-    with pytest.raises(aot.KernelsError, match="is empty"):
-        aot.verify(bake, planned=False)
+    with pytest.raises(KernelsError, match="is empty"):
+        verify(bake, planned=False)
 
 
 def test_an_altered_kernel_is_noticed(bake):
-    kernel = aot.load(bake).kernels[2]
+    kernel = load(bake).kernels[2]
     path = bake / kernel.key / kernel.binary
     path.write_bytes(path.read_bytes()[:-1] + b"?")
-    with pytest.raises(aot.KernelsError, match="was altered"):
-        aot.verify(bake, planned=False)
+    with pytest.raises(KernelsError, match="was altered"):
+        verify(bake, planned=False)
 
 
 def test_a_missing_launcher_is_noticed(bake):
-    name = next(iter(aot.load(bake).launchers))
+    name = next(iter(load(bake).launchers))
     (bake / name).unlink()
-    with pytest.raises(aot.KernelsError, match=r"launcher: .* is missing"):
-        aot.verify(bake, planned=False)
+    with pytest.raises(KernelsError, match=r"launcher: .* is missing"):
+        verify(bake, planned=False)
 
 
 def test_a_kernel_nobody_listed_is_missed(bake):
@@ -155,42 +161,42 @@ def test_a_kernel_nobody_listed_is_missed(bake):
     data = json.loads(path.read_text())
     gone = data["kernels"].pop(0)
     path.write_text(json.dumps(data))
-    with pytest.raises(aot.KernelsError, match=rf"{gone['target']} {gone['name']} is not in the bake"):
-        aot.verify(bake, calls=[one_call()])
+    with pytest.raises(KernelsError, match=rf"{gone['target']} {gone['name']} is not in the bake"):
+        verify(bake, calls=[one_call()])
 
 
 def test_a_target_that_was_not_built_is_noticed(bake):
-    with pytest.raises(aot.KernelsError, match="target sm_80 was not built"):
-        aot.verify(bake, ["sm_75", "sm_80"], planned=False)
+    with pytest.raises(KernelsError, match="target sm_80 was not built"):
+        verify(bake, ["sm_75", "sm_80"], planned=False)
 
 
 def test_another_triton_is_noticed(bake):
     path = bake / "manifest.json"
     path.write_text(path.read_text().replace('"triton": "', '"triton": "0.'))
-    with pytest.raises(aot.KernelsError, match="built with Triton 0"):
-        aot.verify(bake, calls=[one_call()])
+    with pytest.raises(KernelsError, match="built with Triton 0"):
+        verify(bake, calls=[one_call()])
 
 
 def test_wrong_use_is_explained(tmp_path):
     with pytest.raises(UsageError, match="unknown target 'sm_99'"):
-        aot.list_kernels(["sm_99"])
+        list_kernels(["sm_99"])
     with pytest.raises(UsageError, match="unknown geometry 'group4-d129'"):
-        aot.list_kernels(["sm_90"], geometries=["group4-d129"])
+        list_kernels(["sm_90"], geometries=["group4-d129"])
     with pytest.raises(UsageError, match=r"manifest\.json: no such file"):
-        aot.verify(tmp_path)
+        verify(tmp_path)
     (tmp_path / "something").write_text("else")
     with pytest.raises(UsageError, match="not empty and no bake"):
-        aot.build(["sm_90"], tmp_path)
+        build(["sm_90"], tmp_path)
     (tmp_path / "manifest.json").write_text('{"schema": 7}')
     with pytest.raises(UsageError, match="field schema is 7"):
-        aot.load(tmp_path)
+        load(tmp_path)
 
 
 def test_default_list_covers_every_target():
     """Planning alone, nothing compiled: every target gets every kernel of serving."""
     from attnkit.kernels.triton.targets import TARGETS as ALL
 
-    listed = aot.list_kernels(list(ALL))
+    listed = list_kernels(list(ALL))
     for target in ALL:
         kernels = {v.kernel for v in listed if v.target == target}
         prefill = "hopper_prefill" if target == "sm_90" else "paged_prefill"
@@ -202,4 +208,4 @@ def test_default_list_covers_every_target():
 
 def test_mla_is_planned_where_asked():
     for target, decode in (("sm_80", "mla_decode_split"), ("sm_90", "hopper_mla_decode")):
-        assert {v.kernel for v in aot.list_kernels([target], geometries=["mla-16"])} == {decode, "merge_splits"}
+        assert {v.kernel for v in list_kernels([target], geometries=["mla-16"])} == {decode, "merge_splits"}

@@ -10,12 +10,12 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed here")
 
-from attnkit import evidence
 from attnkit.backends.registry import all_backends
 from attnkit.backends.triton_common import own
-from attnkit.bench import cross_compile
 from attnkit.kernels.triton import targets
-from attnkit.plan import place
+from attnkit.select import evidence
+from attnkit.select.node import place
+from tools.kernels import cross_compile
 
 REPORTS = sorted((Path(__file__).parents[2] / "docs" / "reports" / "cross-compile").glob("*.json"))
 CLAIMED = {

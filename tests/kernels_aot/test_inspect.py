@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from attnkit.errors import UnsupportedError
-from attnkit.kernels.aot_inspect import Cost, inspect, inspect_amdgcn
+from tools.kernels.machine_code import Cost, inspect, inspect_amdgcn
 
 AMD = """\
 	.text

@@ -18,16 +18,18 @@ from attnkit.backends.registry import all_backends
 from attnkit.backends.triton_common import code_of, own
 from attnkit.backends.turing import CAPABILITY, TuringAttn
 from attnkit.errors import UnsupportedError
-from attnkit.kernels import turing, turing_ptx
-from attnkit.kernels.aot_inspect import disassemble, inspect_ptx
-from attnkit.kernels.aot_variants import planned
-from attnkit.kernels.triton import attention
-from attnkit.kernels.triton.configs import Tile
+from attnkit.kernels.aot.variants import planned
+from attnkit.kernels.triton.paged import plan as paged_plan
 from attnkit.kernels.triton.targets import compile_launch, compiling_for
-from attnkit.kernels.turing_model import main_loop
-from attnkit.selftest.building import build
+from attnkit.kernels.triton.tile_sizes import Tile
+from attnkit.kernels.turing import hook as turing
+from attnkit.kernels.turing import ptx
+from attnkit.kernels.turing.emulate import TARGET_DEVICE, emulate
 from attnkit.selftest.cases import Case
+from attnkit.selftest.tensors import build
 from attnkit.spec import AttentionSpec, PagedAttention, Softmax, VarlenAttention
+from tools.kernels.machine_code import disassemble, inspect_ptx
+from tools.kernels.turing_model import main_loop
 
 HERE = Path(__file__).parent
 
@@ -235,14 +237,14 @@ def test_machine_code_of_the_other_backends(name, hook):
             cost = inspect_ptx(compiled.asm["ptx"], "sm_75")
             label = f"{name}: {kernel}"
             assert cost.spill_bytes <= spills, label
-            assert compiled.shared <= turing_ptx.SHARED_MEMORY_LIMIT, label
+            assert compiled.shared <= ptx.SHARED_MEMORY_LIMIT, label
             assert cost.count("HMMA") == cost.count("HMMA.1688.F32") > 0, label
             seen.add(kernel)
     assert seen
 
 
 def test_every_backend_of_ours_but_triton_attn_has_tensor_cores_on_turing():
-    ours = [b.name for b in all_backends() if own(b, turing.TARGET_DEVICE) is not None]
+    ours = [b.name for b in all_backends() if own(b, TARGET_DEVICE) is not None]
     assert {name: code_of(name, "sm_75") for name in ours} == {
         **dict.fromkeys(("TURING_ATTN", "TREE_ATTN", "TRITON_MLA"), "sm_75"),
         **dict.fromkeys(("DUAL_CHUNK_FLASH_ATTN", "DIFFERENTIAL_FLASH_ATTN"), "sm_75"),
@@ -252,22 +254,22 @@ def test_every_backend_of_ours_but_triton_attn_has_tensor_cores_on_turing():
 
 def launches(call):
     if isinstance(call, VarlenAttention):
-        return attention.plan_varlen(call, arch="sm_75")[2]
-    return [launch for n in (1, 4) for launch in attention.plan_paged(call, arch="sm_75", splits=n)[2]]
+        return paged_plan.plan_varlen(call, arch="sm_75")[2]
+    return [launch for n in (1, 4) for launch in paged_plan.plan_paged(call, arch="sm_75", splits=n)[2]]
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_machine_code(name, hook):
     """ptxas takes it, nothing spills, it fits 64 KB, and the products run on the tensor cores."""
     call = CALLS[name]()
-    assert not CAPABILITY.reject(call.spec(), turing.TARGET_DEVICE)
+    assert not CAPABILITY.reject(call.spec(), TARGET_DEVICE)
     seen = []
     for launch in launches(call):
         compiled = compile_launch(launch, "sm_75")
         cost = inspect_ptx(compiled.asm["ptx"], "sm_75")
         label = f"{name}: {compiled.kernel}"
         assert cost.spill_bytes == 0, label
-        assert compiled.shared <= turing_ptx.SHARED_MEMORY_LIMIT, label
+        assert compiled.shared <= ptx.SHARED_MEMORY_LIMIT, label
         assert cost.count("LDGSTS") == 0, label
         if compiled.kernel != "merge_splits":
             seen.append(compiled.kernel)
@@ -292,11 +294,11 @@ def test_double_buffering_through_registers(name, hook):
     barriers = {}
     for stages in (1, 2):
         chosen = {k: replace(v, num_stages=stages) if isinstance(v, Tile) else v for k, v in tiles.items()}
-        compiled = compile_launch(attention.plan_paged(call, arch="sm_75", **chosen)[2][0], "sm_75")
+        compiled = compile_launch(paged_plan.plan_paged(call, arch="sm_75", **chosen)[2][0], "sm_75")
         cost = inspect_ptx(compiled.asm["ptx"], "sm_75")
         assert cost.spill_bytes == 0
         assert cost.count("LDGSTS") == 0
-        assert compiled.shared <= turing_ptx.SHARED_MEMORY_LIMIT
+        assert compiled.shared <= ptx.SHARED_MEMORY_LIMIT
         barriers[stages] = main_loop(disassemble(compiled.asm["ptx"], "sm_75"))["BAR.SYNC"]
     assert barriers[2] <= barriers[1]
 
@@ -311,7 +313,7 @@ def test_emulation_loads_ptx_under_a_key_of_its_own(hook):
         stand_in.utils = None
         keys = {}
         for stock in (False, True):
-            with turing.emulate(stock=stock) as device:
+            with emulate(stock=stock) as device:
                 assert (device.vendor, device.arch) == ("nvidia", "sm_75")
                 assert turing.emulating()
                 launch.kernel.device_caches.clear()
@@ -330,9 +332,9 @@ def test_emulation_loads_ptx_under_a_key_of_its_own(hook):
 def test_backend_refuses_what_it_does_not_claim():
     backend = TuringAttn()
     spec = AttentionSpec(dtype="bfloat16")
-    (reason,) = CAPABILITY.reject(spec, turing.TARGET_DEVICE)
+    (reason,) = CAPABILITY.reject(spec, TARGET_DEVICE)
     assert reason.code == "dtype"
-    (reason,) = CAPABILITY.reject(AttentionSpec(dtype="float16"), replace(turing.TARGET_DEVICE, arch="sm_80"))
+    (reason,) = CAPABILITY.reject(AttentionSpec(dtype="float16"), replace(TARGET_DEVICE, arch="sm_80"))
     assert reason.code == "arch"
     with pytest.raises(UnsupportedError, match="cannot run this call"):
         backend.run(paged(64, 1))
@@ -351,7 +353,7 @@ def test_vllm_kernel_gets_tensor_cores():
         assert cost["turing"]["HMMA.1688"] > 0, name
         assert cost["turing"]["FFMA"] < cost["stock"]["FFMA"] / 20, name
         assert cost["turing"]["spill_bytes"] == 0, name
-        assert cost["turing"]["shared_bytes"] <= turing_ptx.SHARED_MEMORY_LIMIT, name
+        assert cost["turing"]["shared_bytes"] <= ptx.SHARED_MEMORY_LIMIT, name
 
 
 def test_the_committed_vllm_report_is_of_this_kind(repo_root):

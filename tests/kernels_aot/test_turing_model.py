@@ -2,7 +2,7 @@
 
 import pytest
 
-from attnkit.kernels import turing_model as model
+from tools.kernels import turing_model as model
 
 LISTING = """
 .L_x_1:

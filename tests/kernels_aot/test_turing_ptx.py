@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from attnkit.errors import UnsupportedError
-from attnkit.kernels.turing_ptx import legalise, opcodes
+from attnkit.kernels.turing.ptx import legalise, opcodes
 
 HEAD = ".version 8.7\n.target sm_75\n.address_size 64\n.visible .entry k() {\n"
 F16 = (

@@ -14,8 +14,8 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from attnkit.kernels import turing
-from attnkit.kernels.aot_inspect import inspect_ptx
+from attnkit.kernels.turing import hook
+from tools.kernels.machine_code import inspect_ptx
 
 
 @triton.jit
@@ -76,8 +76,8 @@ def main():
     result = {"triton": triton.__version__, "stock": {str(a): compiled(plain, a) for a in (75, 80)}}
     before = []
     knobs.runtime.add_stages_inspection_hook = lambda *args: before.append(len(args)) or ("", "h")
-    turing.enable()
-    turing.enable()
+    hook.enable()
+    hook.enable()
     result["turing"] = {name: compiled(source(*kind)) for name, kind in KINDS.items()}
     staged = triton.compile(plain, target=GPUTarget("cuda", 75, 32), options={"num_stages": 2})
     ttgir = staged.asm["ttgir"]
@@ -91,7 +91,7 @@ def main():
     signature = {"a": "*fp16", "c": "*fp16", "N": "constexpr"}
     result["hungry"] = compiled(ASTSource(hungry, signature=signature, constexprs={"N": 256}))
     result["chained_calls"] = before.count(5)
-    turing.disable()
+    hook.disable()
     result["after"] = {"75": compiled(plain)}
     json.dump(result, sys.stdout, indent=1)
 

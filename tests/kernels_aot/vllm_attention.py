@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 import triton
 
-from attnkit.kernels import turing
-from attnkit.kernels.aot_inspect import inspect_ptx
 from attnkit.kernels.triton.launch import Launch
 from attnkit.kernels.triton.targets import compile_launch
+from attnkit.kernels.turing import hook
+from tools.kernels.machine_code import inspect_ptx
 
 KERNEL = "vllm.v1.attention.ops.triton_unified_attention"
 GEOMETRIES = {"group4-d128": (32, 8, 128), "group8-d128": (64, 8, 128), "group4-d64": (32, 8, 64)}
@@ -128,7 +128,7 @@ def main():
             for three_d in (False, True)
         }
         stock = {name: cost(one) for name, one in plans.items()}
-        turing.enable()
+        hook.enable()
         result["sm_75"] = {name: {"stock": stock[name], "turing": cost(one)} for name, one in plans.items()}
         json.dump(result, sys.stdout, indent=1)
 

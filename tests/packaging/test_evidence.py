@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from attnkit import evidence
 from attnkit.errors import UsageError
+from attnkit.select import evidence
+from tools.docs.evidence import collect
 
 
 def _collect(tmp_path: Path, document: dict) -> list[tuple[str, str, str]]:
     (tmp_path / "report.json").write_text(json.dumps(document), encoding="utf-8")
-    return [(e.backend, e.target, e.word) for e in evidence.collect(tmp_path, tmp_path)]
+    return [(e.backend, e.target, e.word) for e in collect(tmp_path, tmp_path)]
 
 
 def _selftest(**verdict: object) -> dict:

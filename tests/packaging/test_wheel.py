@@ -9,8 +9,10 @@ from importlib import metadata
 from pathlib import Path
 
 import attnkit
-from attnkit import evidence, profiles
-from attnkit.engines import vllm_names
+from attnkit import profiles
+from attnkit.engines.vllm import names as vllm_names
+from attnkit.select import evidence
+from tools.docs.evidence import dump
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,7 +43,7 @@ def test_every_profile_is_in_the_wheel() -> None:
 
 def test_data_is_read_from_the_wheel() -> None:
     assert vllm_names.versions()
-    assert evidence.dump(evidence.load()) == (ROOT / "attnkit" / "data" / "evidence.json").read_text(encoding="utf-8")
+    assert dump(evidence.load()) == (ROOT / "attnkit" / "data" / "evidence.json").read_text(encoding="utf-8")
 
 
 def test_nothing_but_the_package_is_in_the_wheel() -> None:
@@ -59,5 +61,5 @@ def test_console_script_tells_the_version() -> None:
 
 def test_vllm_plugin_is_announced() -> None:
     points = [point for point in metadata.entry_points(group="vllm.general_plugins") if point.name == "attnkit"]
-    assert [point.value for point in points] == ["attnkit.engines.vllm_plugin:register"]
+    assert [point.value for point in points] == ["attnkit.engines.vllm.plugin:register"]
     assert callable(points[0].load())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from attnkit.errors import UsageError
-from attnkit.models import need_from_config, presets
+from attnkit.select.model_config import need_from_config, presets
 
 PLAIN = {"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8, "torch_dtype": "float16"}
 

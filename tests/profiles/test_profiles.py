@@ -13,7 +13,7 @@ from attnkit import profiles
 from attnkit.errors import UsageError
 from attnkit.hardware import detect
 from attnkit.hardware.device import Detection, Device
-from attnkit.selftest.model import LEVELS
+from attnkit.selftest.results import LEVELS
 
 REPO = Path(__file__).parents[2]
 NODE_TYPES = [

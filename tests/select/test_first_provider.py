@@ -6,7 +6,7 @@ import pytest
 
 from attnkit.backends import installed
 from attnkit.backends.registry import get
-from attnkit.plan import place
+from attnkit.select.node import place
 
 
 @pytest.fixture

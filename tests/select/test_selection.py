@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnkit.backends.base import Backend, Rejected, split_requirement
-from attnkit.backends.installed import find_version, requirement_names
+from attnkit.backends.installed import find_version, installed_versions, requirement_names
 from attnkit.backends.registry import all_backends, canonical, spellings
 from attnkit.errors import UnsupportedError, UsageError
 from attnkit.hardware.device import Device
-from attnkit.profiles import load_workload, workload_names
-from attnkit.select import _WORKLOAD_OP, Decision, installed_versions, select
+from attnkit.profiles.files import load_workload, workload_names
+from attnkit.select.choose import _WORKLOAD_OP, Decision, select
 from attnkit.spec import DTYPES, FEATURES, KV_CACHE_DTYPES, OPS, PHASES, AttentionSpec
 
 DEVICES = [
@@ -322,8 +322,9 @@ def test_an_unknown_provider_is_refused_by_name(backend: Backend) -> None:
 
 def test_selection_imports_neither_torch_nor_jax_nor_a_vendor_library() -> None:
     code = (
-        "import sys; from attnkit.select import *; from attnkit.profiles import *; from attnkit.models import *;"
-        "from attnkit.engines.vllm_names import resolve; resolve('XFORMERS', '0.33.0'); all_nodes();"
+        "import sys; from attnkit.select import *; from attnkit.profiles import *;"
+        "from attnkit.select.model_config import *; from attnkit.hardware.device import Device;"
+        "from attnkit.engines.vllm.names import resolve; resolve('XFORMERS', '0.33.0'); all_nodes();"
         "select(Device('nvidia', 'gpu', 'x', 'sm_90'), need_from_config('llama-3').specs[0], installed_versions());"
         "print([m for m in ('torch', 'jax', 'triton', 'numpy', 'vllm', 'xformers', 'flashinfer') if m in sys.modules])"
     )

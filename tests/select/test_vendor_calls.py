@@ -14,7 +14,7 @@ from attnkit.backends.registry import get  # noqa: E402
 from attnkit.backends.torch_device import by_sequence, device_of, heads_first_lse, prefix_sum  # noqa: E402
 from attnkit.errors import UnsupportedError  # noqa: E402
 from attnkit.hardware.device import Device  # noqa: E402
-from attnkit.reference import reference  # noqa: E402
+from attnkit.selftest.reference import reference  # noqa: E402
 from attnkit.spec import AttentionSpec, MlaDecode, PagedAttention, Softmax, VarlenAttention  # noqa: E402
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from attnkit.backends.registry import all_backends
-from attnkit.engines.vllm_names import VENDORS, attnkit_name, names, resolve, versions
+from attnkit.engines.vllm.names import VENDORS, attnkit_name, names, resolve, versions
 from attnkit.errors import UsageError
 
 FIRST_FLAG = (0, 13)

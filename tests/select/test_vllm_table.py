@@ -8,8 +8,8 @@ from importlib import resources
 import pytest
 import yaml
 
-from attnkit.engines.vllm_names import resolve, versions
-from attnkit.engines.vllm_table import cell, markdown
+from attnkit.engines.vllm.names import resolve, versions
+from tools.docs.vllm_table import cell, markdown
 
 FACTS = yaml.safe_load(resources.files("attnkit").joinpath("data/vllm-names.yaml").read_text(encoding="utf-8"))["versions"]
 

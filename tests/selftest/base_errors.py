@@ -11,8 +11,8 @@ import sys
 
 import torch
 
-from attnkit.reference import reference
-from attnkit.selftest.eager import bases
+from attnkit.selftest.baseline import bases
+from attnkit.selftest.reference import reference
 
 
 def main(path: str) -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from attnkit.reference import reference
-from attnkit.selftest import eager
-from attnkit.selftest.building import build
+from attnkit.selftest import baseline
 from attnkit.selftest.cases import Case
+from attnkit.selftest.reference import reference
+from attnkit.selftest.tensors import build
 from attnkit.selftest.tolerance import judge
 from attnkit.spec import AttentionOutput
 
@@ -60,12 +60,12 @@ def test_the_bounds_are_those_of_every_host(tmp_path: Path) -> None:
 def test_a_sum_is_exact_by_chunks_and_pairwise_above() -> None:
     """Worked out with fractions: every chunk exact and rounded once, then neighbours added, each sum rounded once."""
     draw = torch.Generator().manual_seed(3)
-    a, b = torch.randn(1, 3 * eager.CHUNK + 5, generator=draw), torch.randn(3 * eager.CHUNK + 5, 1, generator=draw)
+    a, b = torch.randn(1, 3 * baseline.CHUNK + 5, generator=draw), torch.randn(3 * baseline.CHUNK + 5, 1, generator=draw)
     terms = [Fraction(x) * Fraction(y) for x, y in zip(a[0].tolist(), b[:, 0].tolist(), strict=True)]
-    sums = [rounded(sum(terms[k : k + eager.CHUNK])) for k in range(0, len(terms), eager.CHUNK)]
+    sums = [rounded(sum(terms[k : k + baseline.CHUNK])) for k in range(0, len(terms), baseline.CHUNK)]
     assert len(sums) == 4
     by_hand = rounded(rounded(sums[0] + sums[1]) + rounded(sums[2] + sums[3]))
-    assert Fraction(eager.product(a, b).item()) == by_hand
+    assert Fraction(baseline.product(a, b).item()) == by_hand
 
 
 def test_the_plainest_order_is_one_multiply_add_after_the_other() -> None:
@@ -74,7 +74,7 @@ def test_the_plainest_order_is_one_multiply_add_after_the_other() -> None:
     total = Fraction(0)
     for x, y in zip(a[0].tolist(), b[:, 0].tolist(), strict=True):
         total = rounded(total + Fraction(x) * Fraction(y))
-    assert Fraction(eager.product(a, b, plain=True).item()) == total
+    assert Fraction(baseline.product(a, b, plain=True).item()) == total
 
 
 def test_tf32_is_far_over_the_bounds() -> None:
@@ -85,7 +85,7 @@ def test_tf32_is_far_over_the_bounds() -> None:
         call = build(case)
         parts = {"query", "key", "value", "key_cache", "value_cache"} & {field.name for field in fields(call)}
         cut = replace(call, **{part: ten_bits(getattr(call, part)) for part in parts})
-        oracle, bases, wrong = reference(call), eager.bases(call), reference(cut)
+        oracle, bases, wrong = reference(call), baseline.bases(call), reference(cut)
         answer = AttentionOutput(wrong.out.float(), None if wrong.lse is None else wrong.lse.float(), "ten bits")
         found = judge(answer, oracle, bases, call.spec())
         assert found.max_error is not None and found.max_bound is not None
@@ -106,7 +106,7 @@ def rounded(value: Fraction) -> Fraction:
 def test_sixteen_bits_round_once(dtype: torch.dtype) -> None:
     draw = torch.Generator().manual_seed(4)
     a, b = torch.randn(5, 300, generator=draw).to(dtype), torch.randn(300, 7, generator=draw).to(dtype)
-    assert torch.equal(eager.product(a, b), (a.double() @ b.double()).to(dtype))
+    assert torch.equal(baseline.product(a, b), (a.double() @ b.double()).to(dtype))
 
 
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 63, 64, 65, 1000])
@@ -114,11 +114,11 @@ def test_every_product_is_in_the_sum(length: int) -> None:
     """Whole numbers: nothing rounds, so that a product left out or taken twice shows."""
     a, b = torch.arange(1.0, length + 1)[None], torch.ones(length, 1)
     order = torch.randperm(length, generator=torch.Generator().manual_seed(5))
-    assert eager.product(a, b).item() == eager.product(a, b, order).item() == length * (length + 1) / 2
+    assert baseline.product(a, b).item() == baseline.product(a, b, order).item() == length * (length + 1) / 2
 
 
 def test_orders_differ() -> None:
     draw = torch.Generator().manual_seed(6)
     a, b = torch.randn(1, 4096, generator=draw), torch.randn(4096, 1, generator=draw)
-    found = {eager.product(a, b, torch.randperm(4096, generator=draw)).item() for _ in range(eager.ORDERS)}
+    found = {baseline.product(a, b, torch.randperm(4096, generator=draw)).item() for _ in range(baseline.ORDERS)}
     assert len(found) > 1

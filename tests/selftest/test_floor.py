@@ -13,13 +13,14 @@ import torch
 from attnkit.backends import registry
 from attnkit.backends.base import Backend
 from attnkit.hardware.device import Device
-from attnkit.selftest import floor, run_selftest
+from attnkit.selftest import run_selftest
+from attnkit.selftest import speed as speed_floor
 from attnkit.selftest.cases import Case
 from attnkit.spec import AttentionOutput, AttentionSpec, Call, VarlenAttention
 
 CPU = Device("cpu", "cpu", "CPU", platform.machine())
 NEED = AttentionSpec(dtype="float32", num_heads=4, num_kv_heads=2, head_dim=64)
-SMALL = floor.Sizes(read_bytes=1 << 26, matrix=512, cache_bytes=1 << 22, decodes=2, prompts=1, prompt=192)
+SMALL = speed_floor.Sizes(read_bytes=1 << 26, matrix=512, cache_bytes=1 << 22, decodes=2, prompts=1, prompt=192)
 REAL = registry.get("TORCH_SDPA")
 PROVIDER = next(p for p in REAL.providers if p.name == "torch")
 
@@ -54,8 +55,8 @@ class Looping(Backend):
         return REAL.run(single, provider).out[0, head]
 
 
-def speeds(backend: Backend, sizes: floor.Sizes = SMALL) -> dict[str, Any]:
-    found = floor.measure(backend, PROVIDER, CPU, NEED, "cpu", sizes)
+def speeds(backend: Backend, sizes: speed_floor.Sizes = SMALL) -> dict[str, Any]:
+    found = speed_floor.measure(backend, PROVIDER, CPU, NEED, "cpu", sizes)
     return {speed.work: speed for speed in found}
 
 
@@ -65,11 +66,11 @@ def test_the_real_backend_is_over_the_floor() -> None:
     for speed in found.values():
         assert speed.outcome == "pass" and speed.kernel == "scaled_dot_product_attention", speed
         assert speed.fraction == pytest.approx(speed.rate / speed.ceiling)
-        assert speed.floor == floor.FLOORS["cpu", "composed"][speed.work]
+        assert speed.floor == speed_floor.FLOORS["cpu", "composed"][speed.work]
 
 
 def test_a_backend_that_loops_fails_and_says_how_far_off_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(floor, "ENOUGH_S", 0.01)  # one call is enough of this
+    monkeypatch.setattr(speed_floor, "ENOUGH_S", 0.01)  # one call is enough of this
     found = speeds(Looping(), replace(SMALL, cache_bytes=1 << 17, prompt=48))
     for work, speed in found.items():
         assert speed.outcome == "fail", speed
@@ -86,12 +87,12 @@ def test_a_backend_that_loops_fails_and_says_how_far_off_it_is(monkeypatch: pyte
     ],
 )
 def test_where_nothing_can_be_said_it_is_skipped_with_the_reason(changes: dict[str, Any], where: str, words: str) -> None:
-    (speed,) = floor.measure(REAL, replace(PROVIDER, **changes), CPU, NEED, where, SMALL)
+    (speed,) = speed_floor.measure(REAL, replace(PROVIDER, **changes), CPU, NEED, where, SMALL)
     assert speed.outcome == "skipped" and words in speed.reason and speed.fraction is None
 
 
 def test_a_need_that_is_refused_is_not_measured() -> None:
-    (speed,) = floor.measure(REAL, PROVIDER, CPU, replace(NEED, features=frozenset({"softcap"})), "cpu", SMALL)
+    (speed,) = speed_floor.measure(REAL, PROVIDER, CPU, replace(NEED, features=frozenset({"softcap"})), "cpu", SMALL)
     assert speed.outcome == "skipped" and "refused" in speed.reason
 
 
@@ -102,17 +103,17 @@ def test_every_provider_that_has_a_floor_has_it_for_its_device() -> None:
             if backend.name == "NO_ATTENTION" or provider.kind is None:
                 assert (backend.name, provider.name) in {("NO_ATTENTION", "attnkit"), ("PALLAS", "attnkit")}
             elif provider.kind != "interpreter":
-                assert all((kind, provider.kind) in floor.FLOORS for kind in kinds)
+                assert all((kind, provider.kind) in speed_floor.FLOORS for kind in kinds)
 
 
 def test_the_work_is_counted() -> None:
     case = Case("x", "", "paged", "bfloat16", 32, 8, 128, 128, 16, ((1, 1000), (1, 24)))
-    assert floor.cache_bytes(case) == 2 * 1024 * 8 * 128 * 2
-    assert floor.cache_bytes(replace(case, kv_cache_dtype="fp8_e4m3")) == 2 * 1024 * 8 * 128
+    assert speed_floor.cache_bytes(case) == 2 * 1024 * 8 * 128 * 2
+    assert speed_floor.cache_bytes(replace(case, kv_cache_dtype="fp8_e4m3")) == 2 * 1024 * 8 * 128
     latent = replace(case, op="mla_decode", kv_heads=1, head_dim=576, head_dim_v=512)
-    assert floor.cache_bytes(latent) == 1024 * 576 * 2
+    assert speed_floor.cache_bytes(latent) == 1024 * 576 * 2
     prefill = replace(case, seqs=((100, 100),))
-    assert floor.multiplications(prefill) == 4 * 100 * 100 * 32 * 128 // 2
+    assert speed_floor.multiplications(prefill) == 4 * 100 * 100 * 32 * 128 // 2
 
 
 def test_the_quick_level_measures_nothing() -> None:
@@ -120,11 +121,11 @@ def test_the_quick_level_measures_nothing() -> None:
 
 
 def test_a_speed_under_the_floor_fails_the_verdict_and_is_among_the_cases(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(floor.SIZES, "cpu", SMALL)  # type: ignore[misc]
+    monkeypatch.setitem(speed_floor.SIZES, "cpu", SMALL)  # type: ignore[misc]
     monkeypatch.setattr("attnkit.selftest.runner.cases", lambda *_: ())
     verdict = run_selftest(REAL, CPU, NEED, level="standard", provider="torch")
     assert [case.case for case in verdict.cases] == ["speed-decode", "speed-prefill"]
-    monkeypatch.setattr(floor, "FLOORS", {("cpu", "composed"): {"decode": 1e9, "prefill": 0.0}})
+    monkeypatch.setattr(speed_floor, "FLOORS", {("cpu", "composed"): {"decode": 1e9, "prefill": 0.0}})
     verdict = run_selftest(REAL, CPU, NEED, level="standard", provider="torch")
     assert verdict.outcome == "fail"
     assert [case.outcome for case in verdict.cases] == ["fail", "pass"]

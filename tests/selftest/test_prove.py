@@ -12,8 +12,8 @@ from attnkit.backends.base import Backend
 from attnkit.errors import UsageError
 from attnkit.hardware.device import Device
 from attnkit.selftest import FAULTS, prove, run_selftest, runner
-from attnkit.selftest.building import build
 from attnkit.selftest.cases import cases
+from attnkit.selftest.tensors import build
 from attnkit.spec import AttentionSpec
 
 CPU = Device("cpu", "cpu", "CPU", platform.machine())

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from attnkit.hardware.device import Device
-from attnkit.reference import reference
-from attnkit.selftest.building import TREE_PARENTS, build
 from attnkit.selftest.cases import Case
+from attnkit.selftest.reference import reference
+from attnkit.selftest.tensors import TREE_PARENTS, build
 from attnkit.spec import Softmax, VarlenAttention
 
 CPU = Device("cpu", "cpu", "CPU", platform.machine())

@@ -186,16 +186,16 @@ class ComposedOurs(_Composed):
     """Parts by our own paged kernels; a peer of our fused ones all the same."""
 
     name: ClassVar[str] = "composed of attnkit's paged"
-    modules: ClassVar[tuple[str, ...]] = ("attnkit.kernels.triton.attention",)
+    modules: ClassVar[tuple[str, ...]] = ("attnkit.kernels.triton.paged.plan",)
 
     def part(self, call: PagedAttention) -> Part:
         """See `_Composed.part`."""
-        from attnkit.kernels.triton import attention
+        from attnkit.kernels.triton.paged import plan as paged_plan
 
         fixed = replace(call, out=None, return_lse=True)
 
         def attend(query: Tensor) -> tuple[Tensor, Tensor]:
-            out, lse, _ = attention.paged(replace(fixed, query=query))
+            out, lse, _ = paged_plan.paged(replace(fixed, query=query))
             assert lse is not None
             return out, lse
 

@@ -22,22 +22,25 @@ class Triton(Peer):
     """Our portable Triton kernels."""
 
     name: ClassVar[str] = OURS
-    modules: ClassVar[tuple[str, ...]] = ("attnkit.kernels.triton.attention",)
+    modules: ClassVar[tuple[str, ...]] = ("attnkit.kernels.triton.paged.plan",)
     groups: ClassVar[tuple[str, ...]] = GROUPS
 
     def prepare(self, call: Call) -> Run:
         """See `Peer.prepare`; our kernels plan nothing on the host."""
-        from attnkit.kernels.triton import attention, differential, dual_chunk, mla_decode
+        from attnkit.kernels.triton import differential
+        from attnkit.kernels.triton.dual_chunk import plan as dual_chunk
+        from attnkit.kernels.triton.mla import plan as mla_plan
+        from attnkit.kernels.triton.paged import plan as paged_plan
 
         if isinstance(call, PagedAttention):
-            return lambda: attention.paged(call)[::2]
+            return lambda: paged_plan.paged(call)[::2]
         if isinstance(call, VarlenAttention):
-            return lambda: attention.varlen(call)[::2]
+            return lambda: paged_plan.varlen(call)[::2]
         if isinstance(call, MlaDecode):
-            return lambda: mla_decode.run(call)[::2]
+            return lambda: mla_plan.run(call)[::2]
         if isinstance(call, TreeAttention):
             paged, mask = call.paged, call.tree_mask
-            return lambda: attention.paged(paged, tree_mask=mask)[::2]
+            return lambda: paged_plan.paged(paged, tree_mask=mask)[::2]
         if isinstance(call, DualChunkAttention):
             return lambda: dual_chunk.run(call)[::2]
         if isinstance(call, DifferentialAttention):

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from attnkit.errors import UsageError
-from attnkit.kernels.aot import KernelsError
-from attnkit.kernels.aot_files import MANIFEST, facts
+from attnkit.kernels.aot.files import MANIFEST, facts
+from attnkit.kernels.aot.manifest import KernelsError
 
 VARIABLE = "ATTNKIT_KERNELS"
 CUSTOM_CALL = "tpu_custom_call"

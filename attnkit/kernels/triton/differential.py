@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 
 from attnkit.errors import UnsupportedError
-from attnkit.kernels.triton.attention import MAX_DECODE_ROWS, plan_paged
 from attnkit.kernels.triton.launch import Launch, padded, run_all
+from attnkit.kernels.triton.paged.plan import MAX_DECODE_ROWS, plan_paged
 from attnkit.spec import DifferentialAttention, PagedAttention
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""The container's entrypoint: detect, select, validate, report, then start and watch the engine."""

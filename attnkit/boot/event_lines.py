@@ -1,0 +1,98 @@
+"""Boot events as lines for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+from attnkit.wording import MARKS, number, short_reasons
+
+
+def event_text(fields: Mapping[str, Any]) -> str:
+    """One event for people: a line, or a few."""
+    writer = _EVENTS.get(fields["event"])
+    if writer is None:
+        return f"{fields['event']:<10} " + " ".join(f"{k}={v}" for k, v in fields.items() if k not in ("event", "time"))
+    lines = writer(fields)
+    label = fields["event"].removeprefix("selftest.").removeprefix("engine.")
+    return "\n".join(f"{label if position == 0 else '':<11}{line}" for position, line in enumerate(_wrapped(lines)))
+
+
+def _wrapped(lines: Iterable[str]) -> list[str]:
+    import textwrap
+
+    return [part for line in lines for part in textwrap.wrap(line, width=68, subsequent_indent="  ") or [""]]
+
+
+def _boot(f: Mapping[str, Any]) -> list[str]:
+    fault = [f"FAULT PLANTED ON PURPOSE: {f['planted_fault']}"] if "planted_fault" in f else []
+    answer = [f"NO KERNEL RUNS, THE DEVICE'S ANSWER IS PLANTED: {f['planted_answer']}"] if "planted_answer" in f else []
+    return [f"attnkit {f['attnkit_version']} on {f['host']}", *fault, *answer]
+
+
+def _detect(f: Mapping[str, Any]) -> list[str]:
+    errors = [f"probe {name}: {error}" for name, error in f["probe_errors"].items()]
+    devices = [f"{d['name']} ({d['arch']})" for d in f["devices"]]
+    return [f"{f['node_type'] or 'unknown node type'} ({f['why']})", *devices, *errors]
+
+
+def _select(f: Mapping[str, Any]) -> list[str]:
+    chosen = [f"{f['chosen']} through {f['provider']} (order: {f['order_source']})"] if f["chosen"] else ["no usable backend"]
+    others = [f"then {', '.join(a['backend'] for a in f['accepted'][1:])}"] if f["accepted"][1:] else []
+    rejected = [f"not {r['backend']}: {'; '.join(short_reasons(r['reasons']))}" for r in f["rejected"]]
+    return [*chosen, *others, *rejected, *(f"note: {w}" for w in f["warnings"])]
+
+
+def _case(f: Mapping[str, Any]) -> list[str]:
+    compared = f" {number(f['max_error'])} of {number(f['max_bound'])}" if f["max_bound"] is not None else ""
+    reason = f" {f['reason']}" if f["reason"] else ""
+    return [f"{MARKS[f['outcome']]} {f['case']}{compared}{reason}"]
+
+
+def _verdict(f: Mapping[str, Any]) -> list[str]:
+    counts = ", ".join(f"{n} {outcome}" for outcome, n in f["cases"].items() if n)
+    return [f"{MARKS[f['verdict']]} {f['backend']} {f['verdict']} ({counts}) in {f['seconds']:.1f} s"]
+
+
+def _start(f: Mapping[str, Any]) -> list[str]:
+    return [" ".join(f["argv"]), *(f"{k}={v}" for k, v in f["env"].items()), *(f"note: {n}" for n in f["notes"])]
+
+
+def _completion(f: Mapping[str, Any]) -> list[str]:
+    speed = f", {f['tokens_per_s']:g} tokens/s" if f["tokens_per_s"] is not None else ""
+    return [f"{f['completion_tokens']} tokens from {f['model']}{speed}"]
+
+
+def _running(f: Mapping[str, Any]) -> list[str]:
+    if f["problem"]:
+        return [f"{MARKS['fail' if f['running'] else 'inconclusive']} {f['problem']}"]
+    return [f"{MARKS['pass']} the engine runs {f['running']}, as proven"]
+
+
+def _ready(f: Mapping[str, Any]) -> list[str]:
+    own = (
+        f"attention by the engine's own {f['engine_backend']}, {f['backend']} is proven"
+        if f["engine_backend"]
+        else f["backend"]
+    )
+    return [f"after {f['seconds']:.1f} s: {f['why']}; {own}"]
+
+
+_EVENTS: dict[str, Any] = {
+    "boot": _boot,
+    "detect": _detect,
+    "select": _select,
+    "selftest.case": _case,
+    "selftest.verdict": _verdict,
+    "fallback": lambda f: [f"{f['from']} → {f['to'] or 'nothing left'}: {f['reason']}"],
+    "report": lambda f: [f"{f['verdict']}, {f['path']}"],
+    "engine.start": _start,
+    "engine.healthy": lambda f: [f"after {f['seconds']:.1f} s"],
+    "engine.completion": _completion,
+    "engine.backend": _running,
+    "ready": _ready,
+    "engine.exit": lambda f: [f"{f['how']}" + (f": {f['reason']}" if f["reason"] else "")],
+    "error": lambda f: [*str(f["message"]).splitlines()],
+}

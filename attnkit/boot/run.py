@@ -1,0 +1,421 @@
+"""The images' entrypoint: detect → select → self-test → fall back → report → engine.
+
+Fallback happens along the order of the profile only, never for an explicit choice, and each step is in the report. The engine
+is never started on a backend that did not pass.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from attnkit import __version__
+from attnkit.boot.candidates import Candidate, candidates
+from attnkit.boot.events import Events
+from attnkit.boot.image import require_device
+from attnkit.boot.outputs import Outputs
+from attnkit.boot.report import BootReport, BootVerdict, DecisionReport, Fallback, KernelCounts, NeedReport, SpecReport
+from attnkit.boot.serving import EngineSettings, Serving
+from attnkit.engines.vllm import command as vllm_command
+from attnkit.errors import (
+    EXIT_CHECK_FAILED,
+    EXIT_INCONCLUSIVE,
+    EXIT_NO_BACKEND,
+    EXIT_OK,
+    AttnkitError,
+    NoBackendError,
+    UsageError,
+    unknown_name,
+)
+from attnkit.isolation import simulated
+from attnkit.isolation.messages import Request
+from attnkit.isolation.parent import run_isolated
+from attnkit.jsonio import now, to_plain
+from attnkit.select.choose import no_backend_text
+from attnkit.select.node import Place, place
+from attnkit.select.plan import Plan, make_plan
+from attnkit.selftest import FAULTS
+from attnkit.selftest.results import OUTCOMES, CaseResult, Level, Outcome, Verdict, check_level
+
+_EXIT_BY_VERDICT: dict[BootVerdict, int] = {
+    "pass": EXIT_OK,
+    "fail": EXIT_CHECK_FAILED,
+    "inconclusive": EXIT_INCONCLUSIVE,
+    "skipped": EXIT_NO_BACKEND,
+    "planted": EXIT_INCONCLUSIVE,
+}
+_SERVES: tuple[BootVerdict, ...] = ("pass", "planted")
+
+
+@dataclass(frozen=True)
+class BootOptions:
+    """What `attnkit boot` was asked.
+
+    Args:
+        command: the engine's command line; empty: prove and report only.
+        report, ready, metrics: the files to write.
+        node, workload, backend, model, level, fault, planted_answer: as on the command line; None where not given.
+        root: another / to read sys and proc from.
+        health_url, health_timeout: see `EngineSettings`.
+        selftest_timeout: seconds one candidate's self-test may take.
+        engine_check: prove the engine's own implementation and hold its log against it; False for an engine whose interface
+            is not known yet: then attnkit's implementation is proven, and the report says that the engine's is not.
+    """
+
+    report: Path
+    ready: Path
+    metrics: Path
+    command: tuple[str, ...] = ()
+    node: str | None = None
+    workload: str | None = None
+    backend: str | None = None
+    model: str | None = None
+    level: str | None = None
+    fault: str | None = None
+    planted_answer: str | None = None
+    root: Path = Path("/")
+    health_url: str | None = None
+    health_timeout: float = 600.0
+    selftest_timeout: float = 900.0
+    engine_check: bool = True
+
+
+class _Stopped(BaseException):
+    """A signal asked for the end before the engine was started. Not an Exception, so that no handler on the way keeps it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def boot(options: BootOptions, events: Events | None = None) -> int:
+    """Run the whole boot; returns the exit code once the engine has ended.
+
+    Raises:
+        AttnkitError: wrong usage (exit code 2), or no usable backend (3). Report and readiness file say the same.
+    """
+    return _Boot(options, events or Events()).run()
+
+
+class _Boot:
+    def __init__(self, options: BootOptions, events: Events) -> None:
+        self.options = options
+        self.events = events
+        self.outputs = Outputs(options.report, options.ready, options.metrics)
+        self.started = time.monotonic()
+        self.seconds: dict[str, float] = {}
+        self._begun: dict[str, float] = {}
+        self.report: BootReport | None = None
+        self.vllm = vllm_command.recognise(options.command)
+
+    def run(self) -> int:
+        with _signals_stop():
+            try:
+                proven, plan = self._until_proven()
+                if proven is None:
+                    return _EXIT_BY_VERDICT[self._report.verdict]
+                if self.options.command:
+                    return self._serve(plan, proven)
+                self.outputs.gone()
+                return _EXIT_BY_VERDICT[self._report.verdict]
+            except AttnkitError as error:
+                self._failed(str(error), error.exit_code)
+                raise
+            except _Stopped as stop:
+                self._failed(f"ended by {signal.Signals(stop.number).name} while no engine ran", 128 + stop.number)
+                return 128 + stop.number
+
+    @property
+    def _report(self) -> BootReport:
+        if self.report is None:
+            raise RuntimeError("no report before detection")
+        return self.report
+
+    def _until_proven(self) -> tuple[Candidate | None, Plan]:
+        options = self.options
+        if options.fault is not None:
+            self.events.bind(planted_fault=options.fault)
+        if options.planted_answer is not None:
+            self.events.bind(planted_answer=options.planted_answer)
+        try:
+            self.outputs.begin()
+        except UsageError as error:
+            self.events.emit("error", message=str(error))
+            raise
+        level = check_level(options.level)
+        _check_fault(options.fault)
+        _check_planted(options)
+        self.events.emit("boot", attnkit_version=__version__, host=platform.node(), command=options.command)
+        explicit = options.backend
+        if self.vllm is not None:
+            explicit = vllm_command.explicit_backend(options.backend, self.vllm, os.environ)
+        where = self._detect()
+        plan = self._select(where, explicit)
+        proven = self._prove(plan, level or plan.settings.level, explicit)
+        self._conclude()
+        return proven, plan
+
+    def _detect(self) -> Place:
+        with self._timed("detect"):
+            where = place(root=self.options.root, node=self.options.node)
+        if not where.here or where.detection is None:
+            raise UsageError(f"--node {self.options.node}: {where.why}; attnkit detect shows what is here")
+        detection = where.detection
+        self.report = BootReport(
+            attnkit_version=__version__,
+            created=now(),
+            host={"hostname": platform.node(), **detection.host},
+            node_type=where.profile.name if where.profile else None,
+            node_type_source="given" if where.source == "given" else "detected",
+            node_type_why=where.why,
+            detection=detection,
+            planted_fault=self.options.fault,
+            planted_answer=self.options.planted_answer,
+        )
+        self.report.boot_seconds.detect = self.seconds["detect"]
+        self.outputs.save_partial(self.report)
+        self.events.emit(
+            "detect",
+            node_type=self.report.node_type,
+            node_type_source=self.report.node_type_source,
+            why=where.why,
+            device=where.device,
+            devices=detection.devices,
+            probe_errors={p.probe: p.error for p in detection.probes if p.error},
+            seconds=self.seconds["detect"],
+        )
+        if self.options.planted_answer is None:
+            require_device(detection, os.environ)
+        return where
+
+    def _select(self, where: Place, explicit: str | None) -> Plan:
+        report, options = self._report, self.options
+        with self._timed("select"):
+            model = options.model
+            overrides: dict[str, Any] = {}
+            if self.vllm is not None:
+                overrides = self.vllm.overrides()
+                if model is None and self.vllm.local_model is not None:
+                    model = str(self.vllm.local_model)
+            plan = make_plan(
+                where,
+                model=model,
+                workload=options.workload,
+                explicit=explicit,
+                assume_installed=options.planted_answer is not None,
+                overrides=overrides,
+            )
+        need = plan.need
+        report.need = NeedReport(source=need.source, specs=[SpecReport.of(spec) for spec in need.specs], notes=list(need.notes))
+        report.decision = DecisionReport.of(plan.decision, plan.installed_source)
+        report.boot_seconds.select = self.seconds["select"]
+        self.outputs.save_partial(report)
+        self.events.emit(
+            "select",
+            chosen=plan.decision.chosen.backend if plan.decision.chosen else None,
+            provider=plan.decision.chosen.provider if plan.decision.chosen else None,
+            explicit=explicit,
+            order=plan.decision.order,
+            order_source=plan.decision.order_source,
+            need=report.need.model_dump(),
+            accepted=plan.decision.accepted,
+            rejected=plan.decision.rejected,
+            installed=plan.installed_source,
+            warnings=plan.decision.warnings,
+            seconds=self.seconds["select"],
+        )
+        if plan.decision.chosen is None:
+            raise NoBackendError(no_backend_text(plan.decision.rejected, where.device.name, explicit))
+        return plan
+
+    def _prove(self, plan: Plan, level: Level, explicit: str | None) -> Candidate | None:
+        """Test candidates in order until one passes."""
+        report = self._report
+        candidates = self._candidates(plan, explicit)
+        self.outputs.state("selftest")
+        with self._timed("selftest"):
+            for position, candidate in enumerate(candidates):
+                verdicts = self._test(candidate, plan, level)
+                report.selftest.extend(verdicts)
+                report.verdict = self._comes_to(verdicts)
+                if report.verdict in _SERVES:
+                    report.backend, report.provider = candidate.serves, candidate.by
+                    report.boot_seconds.selftest = self._since("selftest")
+                    return candidate
+                following = candidates[position + 1] if position + 1 < len(candidates) and explicit is None else None
+                self._fall_back(candidate.backend, following.backend if following else None, _why(verdicts))
+                self.outputs.save_partial(report)
+                if following is None:
+                    break
+        report.verdict = self._comes_to(report.selftest)
+        report.boot_seconds.selftest = self.seconds["selftest"]
+        return None
+
+    def _comes_to(self, verdicts: list[Verdict] | tuple[Verdict, ...]) -> BootVerdict:
+        """What the verdicts come to; a planted answer that is right is never a pass."""
+        if self.options.planted_answer is not None and all(verdict.outcome == "skipped" for verdict in verdicts):
+            return "planted"
+        return worst(verdicts)
+
+    def _candidates(self, plan: Plan, explicit: str | None) -> tuple[Candidate, ...]:
+        """What is tested; what the engine cannot be told to use is a step in the report."""
+        environment = {**plan.settings.engine_env, **os.environ}
+        asked = self.options.engine_check and self.options.planted_answer is None  # a planted answer is of a backend of ours
+        found = candidates(plan, self.vllm, environment, engine_check=asked)
+        names = [accepted.backend for accepted in plan.decision.accepted]
+        for backend, reason in found.refused:
+            if explicit is None and names.index(backend) < names.index(found.kept[0].backend):
+                self._fall_back(backend, found.kept[0].backend, reason)
+        return found.kept
+
+    def _test(self, candidate: Candidate, plan: Plan, level: Level) -> tuple[Verdict, ...]:
+        request = Request(
+            backend=candidate.test,
+            provider=candidate.provider,
+            device=plan.place.device,
+            specs=plan.need.specs,
+            level=level,
+            fault=self.options.fault,
+            planted_answer=self.options.planted_answer,
+        )
+
+        def on_case(case: CaseResult) -> None:
+            self.events.emit("selftest.case", backend=candidate.test, provider=candidate.by, **_fields(case))
+
+        def on_kernels(baked: int, compiled: int, unused: str) -> None:
+            self._report.kernels = KernelCounts(baked=baked, jit_compiles=compiled)
+            if unused and self._report.decision is not None:
+                self._report.decision.warnings.append(unused)
+
+        verdicts = run_isolated(request, timeout=self.options.selftest_timeout, on_case=on_case, on_kernels=on_kernels)
+        for verdict in verdicts:
+            counts = {outcome: sum(c.outcome == outcome for c in verdict.cases) for outcome in OUTCOMES}
+            self.events.emit(
+                "selftest.verdict",
+                backend=verdict.backend,
+                provider=verdict.provider,
+                device=verdict.device,
+                level=verdict.level,
+                verdict=verdict.outcome,
+                cases=counts,
+                failed=[f"{c.case}: {c.reason}" for c in verdict.cases if c.outcome == "fail"],
+                unseen=verdict.unseen,
+                seconds=round(verdict.seconds, 3),
+            )
+        return verdicts
+
+    def _fall_back(self, from_backend: str, to_backend: str | None, reason: str) -> None:
+        self._report.fallbacks.append(Fallback.model_validate({"from": from_backend, "to": to_backend, "reason": reason}))
+        self.events.emit("fallback", **{"from": from_backend, "to": to_backend, "reason": reason})
+
+    def _conclude(self) -> None:
+        """The verdict is known: write the report, say so."""
+        report = self._report
+        serves = report.verdict in _SERVES
+        report.exit_code = EXIT_OK if serves and self.options.command else _EXIT_BY_VERDICT[report.verdict]
+        report.boot_seconds.total = self._since_start()
+        if not serves:
+            last = report.fallbacks[-1]
+            report.error = f"no backend passed its self-test; the last one, {last.from_backend}: {last.reason}"
+        self.outputs.save(report)
+        self.events.emit(
+            "report",
+            path=self.options.report,
+            verdict=report.verdict,
+            backend=report.backend,
+            exit_code=report.exit_code,
+            warnings=report.decision.warnings if report.decision else [],
+        )
+        if not serves:
+            self.outputs.state("failed", report.verdict, None)
+            self.events.emit("error", message=report.error)
+
+    def _serve(self, plan: Plan, proven: Candidate) -> int:
+        settings = EngineSettings(self.options.command, self.options.health_url, self.options.health_timeout)
+        serving = Serving(settings, self._report, self.outputs, self.events, self.started)
+        return serving.run(plan.place.device, plan.settings, proven)
+
+    def _failed(self, message: str, code: int) -> None:
+        """Put an end that is no verdict where people look for it; an output that cannot be written is not tried again."""
+        if not self.outputs.begun:
+            return
+        self.events.emit("error", message=message)
+        if self.report is not None:
+            self.report.error, self.report.exit_code = message, code
+            self.report.boot_seconds.total = self._since_start()
+            self.outputs.save(self.report)
+        self.outputs.state("failed", self.report.verdict if self.report else None, self.report.backend if self.report else None)
+
+    @contextmanager
+    def _timed(self, step: str) -> Iterator[None]:
+        self._begun[step] = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[step] = self._since(step)
+
+    def _since(self, step: str) -> float:
+        return round(time.monotonic() - self._begun[step], 3)
+
+    def _since_start(self) -> float:
+        return round(time.monotonic() - self.started, 3)
+
+
+def worst(verdicts: list[Verdict] | tuple[Verdict, ...]) -> Outcome:
+    """fail over inconclusive over pass: what several verdicts come to."""
+    outcomes = {verdict.outcome for verdict in verdicts}
+    for outcome in ("fail", "inconclusive", "pass"):
+        if outcome in outcomes:
+            return outcome
+    return "inconclusive"
+
+
+def _why(verdicts: tuple[Verdict, ...]) -> str:
+    """The first case that did not pass, in words."""
+    for outcome in ("fail", "inconclusive"):
+        for verdict in verdicts:
+            for case in verdict.cases:
+                if case.outcome == outcome:
+                    return f"{outcome}: {case.case}: {case.reason}"
+    return "no case of the self-test ran"
+
+
+def _check_fault(fault: str | None) -> None:
+    if fault is not None and fault not in FAULTS:
+        raise unknown_name("fault", fault, FAULTS)
+
+
+def _check_planted(options: BootOptions) -> None:
+    if options.planted_answer is None:
+        return
+    simulated.parse(options.planted_answer)
+    if options.fault is not None:
+        raise UsageError("a fault and a device's answer cannot both be planted; give --fault or --planted-answer")
+
+
+def _fields(case: CaseResult) -> dict[str, Any]:
+    fields: dict[str, Any] = to_plain(case)
+    return fields
+
+
+@contextmanager
+def _signals_stop() -> Iterator[None]:
+    """SIGTERM and SIGINT end the boot. PID 1 ignores signals that it has no handler for."""
+
+    def stop(number: int, _frame: FrameType | None) -> NoReturn:
+        raise _Stopped(number)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

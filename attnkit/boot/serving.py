@@ -1,0 +1,233 @@
+"""The engine's life under boot: started, watched until it answers, waited for, its end explained."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from attnkit.boot.events import Events
+from attnkit.boot.outputs import Outputs
+from attnkit.boot.report import BootReport, Completion, EngineReport
+from attnkit.boot.supervisor import Supervisor
+from attnkit.engines.openai import NoSuchApiError, complete, wait_until_healthy
+from attnkit.engines.vllm import command as vllm_command
+from attnkit.engines.vllm import log as vllm_log
+from attnkit.errors import EXIT_CHECK_FAILED, AttnkitError, describe_exit
+from attnkit.hardware.device import Device
+
+if TYPE_CHECKING:
+    from attnkit.boot.candidates import Candidate
+    from attnkit.engines.vllm.expected import Expected
+    from attnkit.profiles.settings import Settings
+
+ALIVE_SECONDS = 1.0
+STOP_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """The engine as the user gave it.
+
+    Args:
+        command: the command line.
+        health_url: where it says that it is healthy; None: known for vLLM, else its being alive counts.
+        health_timeout: seconds it may take until then.
+    """
+
+    command: tuple[str, ...]
+    health_url: str | None
+    health_timeout: float
+
+
+class Serving:
+    """Runs the engine; updates report and readiness on the way."""
+
+    def __init__(self, settings: EngineSettings, report: BootReport, outputs: Outputs, events: Events, started: float) -> None:
+        self._settings = settings
+        self._report = report
+        self._outputs = outputs
+        self._events = events
+        self._boot_started = started
+        self._vllm = vllm_command.recognise(settings.command)
+        self._expected: Expected | None = None
+        self._problem: str | None = None
+        self._ready = False
+
+    def run(self, device: Device, settings: Settings, proven: Candidate) -> int:
+        """Start the engine on what was proven, wait for its end and return what boot exits with."""
+        environment = dict(os.environ)
+        engine = self._prepare(device, settings, proven, environment)
+        self._report.engine = engine
+        self._expected = proven.expected
+        supervisor = Supervisor(engine.argv, environment, keep=vllm_log.matters if proven.expected else None)
+        self._events.emit(
+            "engine.start",
+            argv=engine.argv,
+            env=engine.env,
+            version=engine.version,
+            backend=self._report.backend,
+            backend_flag=engine.backend_flag,
+            engine_backend=engine.own_backend,
+            notes=engine.notes,
+            health_url=engine.health_url,
+        )
+        self._outputs.state("engine-starting", self._report.verdict, self._report.backend)
+        self._outputs.save(self._report)
+        started = time.monotonic()
+        supervisor.start()
+        watch = threading.Thread(target=self._watch, args=(supervisor, engine, started), name="engine-watch", daemon=True)
+        watch.start()
+        code = supervisor.wait()
+        watch.join(timeout=STOP_SECONDS)
+        return self._ended(supervisor, engine, code, time.monotonic() - started)
+
+    def _prepare(self, device: Device, settings: Settings, proven: Candidate, environment: dict[str, str]) -> EngineReport:
+        command = self._settings.command
+        if self._vllm is None:
+            return EngineReport(
+                command=list(command),
+                argv=list(command),
+                env={},
+                health_url=self._settings.health_url,
+                notes=[f"not a command that attnkit knows: it is started as given, {self._report.backend} is not handed over"],
+            )
+        launch = vllm_command.prepare(
+            self._vllm,
+            backend=proven.backend,
+            device=device,
+            args=settings.engine_args,
+            env=settings.engine_env,
+        )
+        for name, value in launch.env.items():
+            if value is None:
+                environment.pop(name, None)
+            else:
+                environment[name] = value
+        return EngineReport(
+            command=list(command),
+            argv=list(launch.argv),
+            env={name: value for name, value in launch.env.items() if value is not None},
+            name="vllm",
+            version=launch.version,
+            backend_flag=list(launch.backend_flag),
+            own_backend=None if proven.serves == launch.own_backend else launch.own_backend,
+            notes=list(launch.notes),
+            health_url=self._settings.health_url or self._vllm.health_url,
+        )
+
+    def _watch(self, supervisor: Supervisor, engine: EngineReport, started: float) -> None:
+        """On its own thread: healthy, one completion, ready. A failure stops the engine."""
+        try:
+            why = self._until_ready(supervisor, engine)
+            if supervisor.ended.is_set():
+                return
+            now = time.monotonic()
+            self._report.boot_seconds.engine = round(now - started, 3)
+            self._report.boot_seconds.total = round(now - self._boot_started, 3)
+            self._outputs.save(self._report, ready=True)
+            self._outputs.state("ready", self._report.verdict, self._report.backend)
+            self._ready = True
+            self._events.emit(
+                "ready",
+                backend=self._report.backend,
+                engine_backend=engine.own_backend,
+                verdict=self._report.verdict,
+                why=why,
+                seconds=self._report.boot_seconds.total,
+            )
+        except AttnkitError as error:
+            if supervisor.ended.is_set() or supervisor.stopped_on_request:
+                return  # its end is what happened; `_ended` explains it
+            self._problem = str(error)
+            self._events.emit("error", message=self._problem)
+            supervisor.stop()
+            if not supervisor.ended.wait(STOP_SECONDS):
+                supervisor.kill()
+
+    def _until_ready(self, supervisor: Supervisor, engine: EngineReport) -> str:
+        """Why the engine counts as ready, once it does."""
+        if engine.health_url is None:
+            supervisor.ended.wait(ALIVE_SECONDS)
+            return f"no health endpoint is known (--health-url); the process is alive after {ALIVE_SECONDS:g} s"
+        seconds = wait_until_healthy(engine.health_url, timeout=self._settings.health_timeout, ended=supervisor.ended)
+        engine.health_seconds = round(seconds, 3)
+        self._events.emit("engine.healthy", url=engine.health_url, seconds=engine.health_seconds)
+        try:
+            answer = complete(engine.health_url, api_key=self._vllm.api_key(os.environ) if self._vllm else None)
+        except NoSuchApiError as error:
+            if self._vllm is not None:
+                raise
+            return f"healthy; no completion was asked: {error}"
+        speed = answer.tokens_per_s
+        engine.completion = Completion(
+            prompt_tokens=answer.prompt_tokens,
+            completion_tokens=answer.completion_tokens,
+            seconds=round(answer.seconds, 4),
+            tokens_per_s=None if speed is None else round(speed, 2),
+        )
+        self._events.emit("engine.completion", model=answer.model, **engine.completion.model_dump())
+        running = self._check_backend(supervisor, engine)
+        return f"healthy, one completion came back, {running}"
+
+    def _check_backend(self, supervisor: Supervisor, engine: EngineReport) -> str:
+        """Hold the engine's own log against what was proven.
+
+        Returns:
+            What was found, in words.
+
+        Raises:
+            AttnkitError: it runs another backend: what serves is not what was proven.
+        """
+        if self._expected is None or engine.version is None:
+            unchecked = "which backend the engine runs is not checked"
+            engine.notes.append(unchecked)
+            return unchecked
+        running = vllm_log.read_log(supervisor.kept, engine.version)
+        engine.running_backend = running.backend
+        problem = vllm_log.assert_chosen(self._expected.log, supervisor.kept, engine.version)
+        self._events.emit(
+            "engine.backend", proven=self._expected.log, running=running.backend, line=running.line, problem=problem
+        )
+        if problem is None:
+            return f"and its log says {running.backend}"
+        if running.backend is not None:
+            raise AttnkitError(problem)
+        engine.notes.append(problem)  # a log that says nothing is no proof of another backend
+        return problem
+
+    def _ended(self, supervisor: Supervisor, engine: EngineReport, code: int, seconds: float) -> int:
+        """Explain the end; boot's exit code is the engine's, except that an engine that never served did not succeed."""
+        requested = supervisor.stopped_on_request
+        engine.exit_code = code
+        never_served = engine.health_url is not None and not self._ready
+        failed = self._problem is not None or (not requested and (code != 0 or never_served))
+        result = EXIT_CHECK_FAILED if self._problem is not None or (code == 0 and failed) else code
+        if failed:
+            engine.last_output = list(supervisor.last_lines)
+            self._report.error = self._problem or _reason(code, self._ready, engine.last_output)
+        self._report.exit_code = result
+        self._events.emit(
+            "engine.exit",
+            code=code,
+            how=describe_exit(code),
+            requested=requested,
+            seconds=round(seconds, 3),
+            reason=self._report.error,
+            last_output=engine.last_output,
+        )
+        if failed:
+            self._outputs.state("failed", self._report.verdict, self._report.backend)
+        else:
+            self._outputs.gone()
+        self._outputs.save(self._report)
+        return result
+
+
+def _reason(code: int, was_ready: bool, last_output: Sequence[str]) -> str:
+    when = "while it served" if was_ready else "before it served"
+    last = next((line.strip() for line in reversed(last_output) if line.strip()), "")
+    return f"the engine ended {when} with {describe_exit(code)}" + (f"; its last line: {last}" if last else "")

@@ -1,0 +1,5 @@
+"""`python -m attnkit.cli`."""
+
+from attnkit.cli.app import main
+
+main()

@@ -1,0 +1,60 @@
+"""The command line: a contract that images, playbooks and scripts rely on.
+
+Every command imports what it needs inside, so that `attnkit detect`, `select` and `resolve` answer without loading torch or
+any vendor library. Deliberate errors (`attnkit.errors.AttnkitError`) become one message on stderr and the error's exit code;
+wrong usage exits with 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from attnkit import __version__
+from attnkit.cli import bench, boot, inspect, kernels, report, selftest
+from attnkit.cli.group import Group
+
+main = typer.Typer(
+    name="attnkit",
+    cls=Group,
+    help="The right attention backend on every accelerator, proven at boot on the very card.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"attnkit {__version__}")
+        raise typer.Exit
+
+
+@main.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    pass
+
+
+COMMANDS: tuple[Callable[..., None], ...] = (
+    inspect.detect,
+    inspect.backends,
+    inspect.select,
+    inspect.resolve,
+    selftest.selftest,
+    boot.boot,
+    bench.bench,
+    report.report,
+    report.tiny_model,
+)
+for _command in COMMANDS:
+    # what follows boot's first word that is no option belongs to the engine's command
+    main.command(_command.__name__.replace("_", "-"), context_settings={"allow_interspersed_args": _command is not boot.boot})(
+        _command
+    )
+main.add_typer(kernels.kernels, name="kernels")

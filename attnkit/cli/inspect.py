@@ -1,0 +1,85 @@
+"""`attnkit detect`, `backends`, `select` and `resolve`: they answer without loading torch or a vendor library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from attnkit.cli.options import Explicit, Json, Model, Node, Root, Workload, print_json
+from attnkit.errors import EXIT_CHECK_FAILED, EXIT_NO_BACKEND
+
+
+def detect(root: Root = Path("/"), json: Json = False) -> None:
+    """Devices in this box, and the node type they make it."""
+    from attnkit.select.node import inspect_box
+
+    box = inspect_box(root)
+    if json:
+        print_json(box.as_dict())
+    else:
+        from attnkit.cli import tables
+
+        tables.show_box(box)
+
+
+def backends(root: Root = Path("/"), json: Json = False) -> None:
+    """Every backend: aliases, providers with versions, usable here or why not, evidence."""
+    from attnkit.select.catalog import catalog
+
+    rows = catalog(root)
+    if json:
+        print_json(rows)
+    else:
+        from attnkit.cli import tables
+
+        tables.show_catalog(rows)
+
+
+def select(
+    node: Node = None,
+    device: Annotated[str | None, typer.Option("--device", help="Another architecture: sm_75, gfx942, xe-hpg …")] = None,
+    model: Model = None,
+    workload: Workload = None,
+    backend: Explicit = None,
+    root: Root = Path("/"),
+    assume_installed: Annotated[
+        bool, typer.Option("--assume-installed", help="Treat every library that the platform's image bakes as installed.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Which backend, in which order, and every reason against the others."""
+    from attnkit.select.node import place
+    from attnkit.select.plan import make_plan
+
+    where = place(root=root, node=node, arch=device)
+    plan = make_plan(where, model=model, workload=workload, explicit=backend, assume_installed=assume_installed)
+    if json:
+        print_json(plan.as_dict())
+    else:
+        from attnkit.cli import tables
+
+        tables.show_plan(plan)
+    if plan.decision.chosen is None:
+        raise typer.Exit(EXIT_NO_BACKEND)
+
+
+def resolve(
+    name: Annotated[str, typer.Argument(help="A backend's name, in any spelling.")],
+    vllm: Annotated[str, typer.Option("--vllm", help="The vLLM version, e.g. 0.33.0.")],
+    platform: Annotated[str, typer.Option("--platform", help="cuda, rocm, xpu, tpu or cpu.")] = "cuda",
+    json: Json = False,
+) -> None:
+    """The flag or variable that this vLLM version wants, or why it has none and what replaced it."""
+    from attnkit.engines.vllm.names import resolve as resolve_name
+
+    found = resolve_name(name, vllm, platform)
+    if json:
+        print_json(found)
+    else:
+        from attnkit.cli import tables
+
+        tables.show_resolution(found, platform)
+    if not found.ok:
+        raise typer.Exit(EXIT_CHECK_FAILED)

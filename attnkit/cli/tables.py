@@ -1,0 +1,200 @@
+"""What people see in a terminal: tables and event lines that fit 80 columns. JSON is for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from attnkit.wording import COLOURS, MARKS, memory_text, number, short_reasons, spec_text
+
+if TYPE_CHECKING:
+    from attnkit.boot.report import BootReport
+    from attnkit.engines.vllm.names import Resolution
+    from attnkit.select.catalog import BackendRow
+    from attnkit.select.node import Box
+    from attnkit.select.plan import Plan
+    from attnkit.selftest.results import Proof, Verdict
+
+MAX_WIDTH = 100
+
+
+def console() -> Console:
+    """A console on stdout: 80 columns where it is no terminal, at most 100 where it is."""
+    made = Console(highlight=False)
+    made.width = min(made.width, MAX_WIDTH)
+    return made
+
+
+def _table(*columns: str, **options: Any) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", **options)
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=column in ("error", "bound"))
+    return table
+
+
+def show_box(box: Box) -> None:
+    """`attnkit detect`."""
+    out = console()
+    table = _table("device", "arch", "memory", "driver", "found by")
+    for device in box.detection.devices:
+        table.add_row(device.name, device.arch, memory_text(device.memory_bytes), device.driver or "", device.source)
+    out.print(table)
+    for device in box.detection.devices:
+        if device.features:
+            out.print(Text(f"{device.name}: {' '.join(device.features)}", style="dim"))
+    for probe in box.detection.probes:
+        if probe.error:
+            out.print(Text(f"probe {probe.probe}: {probe.error}", style="yellow"))
+        for note in probe.notes:
+            out.print(Text(f"probe {probe.probe}: {note}", style="dim"))
+    out.print()
+    out.print(Text.assemble(("node type ", ""), (box.match.node or "unknown", "bold"), f": {box.match.why}"))
+
+
+def show_catalog(rows: Iterable[BackendRow]) -> None:
+    """`attnkit backends`."""
+    out = console()
+    table = _table("backend", "here", "provider", "evidence", "why not")
+    for row in rows:
+        usable = next((p for p in row.providers if p.usable), None)
+        provider = f"{usable.name} {usable.version or ''}".strip() if usable else ""
+        mark = Text("yes", style="green") if row.usable else Text("no", style="dim")
+        table.add_row(row.name, mark, provider, row.evidence, Text(row.why_not, style="dim"))
+    out.print(table)
+    out.print(Text("Evidence is for this box's architecture; --json has every target, alias and reason.", style="dim"))
+
+
+def show_plan(plan: Plan) -> None:
+    """`attnkit select`."""
+    out = console()
+    decision = plan.decision
+    where = plan.place
+    node = where.profile.name if where.profile else "unknown"
+    out.print(Text.assemble("node type  ", (node, "bold"), f" ({where.why})"))
+    out.print(Text(f"device     {where.device.name} ({where.device.arch})"))
+    out.print(Text(f"installed  {plan.installed_source}"))
+    out.print(Text(f"order      {decision.order_source}"))
+    for spec in plan.need.specs:
+        out.print(Text(f"need       {spec_text(spec)}"))
+    out.print(Text(f"           from {plan.need.source}"))
+    for note in (*plan.need.notes, *decision.warnings):
+        out.print(Text(f"note       {note}", style="yellow"))
+    out.print()
+    table = _table("", "backend", "why")
+    for position, accepted in enumerate(decision.accepted):
+        mark = Text("→" if position == 0 else str(position + 1), style="green")
+        table.add_row(
+            mark, Text(accepted.backend, style="bold" if position == 0 else ""), f"{accepted.provider}: {accepted.reason}"
+        )
+    for rejected in decision.rejected:
+        for position, reason in enumerate(short_reasons(rejected.reasons)):
+            name = rejected.backend if position == 0 else ""
+            table.add_row(Text("✗" if position == 0 else "", style="red"), name, Text(reason, style="dim"))
+    out.print(table)
+    if decision.chosen is None:
+        out.print(Text("no usable backend", style="bold red"))
+
+
+def show_resolution(found: Resolution, platform: str) -> None:
+    """`attnkit resolve`."""
+    out = console()
+    head = f"{found.name} in vLLM {found.vllm_version} on {platform}"
+    if found.flag:
+        out.print(Text.assemble(f"{head}: ", (" ".join(found.flag), "bold green")))
+    if found.env:
+        out.print(Text.assemble(f"{head}: ", (" ".join(f"{k}={v}" for k, v in found.env.items()), "bold green")))
+    if not found.flag and not found.env:
+        out.print(Text(f"{head}: no switch" + (f"; now {found.now}" if found.now else "")))
+    if found.note:
+        out.print(Text(found.note))
+
+
+def show_verdicts(verdicts: Iterable[Verdict]) -> None:
+    """`attnkit selftest`: every case with its error and bound."""
+    out = console()
+    for verdict in verdicts:
+        fault = f", planted fault {verdict.fault}" if verdict.fault else ""
+        title = f"{verdict.backend} through {verdict.provider} on {verdict.device}, {verdict.level}{fault}"
+        out.print(Text.assemble((MARKS[verdict.outcome] + " ", COLOURS[verdict.outcome]), (title, "bold")))
+        kernels = dict.fromkeys(case.kernel for case in verdict.cases if case.kernel)
+        if kernels:
+            out.print(Text(f"  ran {', '.join(kernels)}", style="dim"))
+        table = _table("", "case", "error", "bound", "")
+        table.columns[1].no_wrap = True
+        for case in verdict.cases:
+            mark = Text(MARKS[case.outcome], style=COLOURS[case.outcome])
+            table.add_row(mark, case.case, number(case.max_error), number(case.max_bound), case.reason)
+        out.print(table)
+        for text in verdict.unseen:
+            out.print(Text(f"not seen at this level: {text}", style="dim"))
+        out.print(Text(f"{verdict.outcome} in {verdict.seconds:.1f} s", style=COLOURS[verdict.outcome]))
+        out.print()
+
+
+def show_proofs(backend: str, proofs: Iterable[Proof]) -> None:
+    """`attnkit selftest --prove`: which case catches which planted fault."""
+    out = console()
+    out.print(Text(f"{backend}: faults planted on purpose", style="bold"))
+    table = _table("", "fault", "caught by", "dtype")
+    for proof in proofs:
+        mark = Text("✓", style="green") if proof.caught else Text("✗", style="red")
+        table.add_row(mark, proof.fault, proof.by or "nothing", proof.dtype or "")
+    out.print(table)
+
+
+def show_report(report: BootReport) -> None:
+    """`attnkit report FILE`."""
+    out = console()
+    colour = COLOURS[report.verdict]
+    out.print(Text.assemble((f"{MARKS[report.verdict]} {report.verdict}", f"bold {colour}"), f"  {report.created}"))
+    rows = [
+        ("node type", f"{report.node_type or 'unknown'} ({report.node_type_source}: {report.node_type_why})"),
+        ("device", f"{report.decision.device.name} ({report.decision.device.arch})" if report.decision else ""),
+        ("backend", f"{report.backend} through {report.provider}" if report.backend else "none"),
+        ("order", f"{', '.join(report.decision.order)} ({report.decision.order_source})" if report.decision else ""),
+        ("planted", f"{report.planted_answer}: the device's answer, no kernel ran" if report.planted_answer else ""),
+        ("fault", f"{report.planted_fault}, planted on purpose" if report.planted_fault else ""),
+        ("error", report.error or ""),
+        ("seconds", "  ".join(f"{k} {v:g}" for k, v in report.boot_seconds.model_dump().items() if v is not None)),
+    ]
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, text in rows:
+        if text:
+            table.add_row(Text(name, style="dim"), Text(text))
+    out.print(table)
+    for step in report.fallbacks:
+        out.print(Text(f"fallback   {step.from_backend} → {step.to_backend or 'nothing left'}: {step.reason}", style="yellow"))
+    out.print()
+    show_verdicts(report.selftest)
+    if report.decision:
+        table = _table("rejected", "why")
+        for rejected in report.decision.rejected:
+            table.add_row(rejected.backend, Text("; ".join(short_reasons(rejected.reasons)), style="dim"))
+        if report.decision.rejected:
+            out.print(table)
+    if report.engine:
+        out.print()
+        out.print(Text(engine_text(report)))
+
+
+def engine_text(report: BootReport) -> str:
+    """The engine in one or two lines."""
+    engine = report.engine
+    if engine is None:
+        return "no engine"
+    parts = [f"engine     {engine.name or engine.argv[0]} {engine.version or ''}".rstrip()]
+    if engine.backend_flag:
+        parts.append(" ".join(engine.backend_flag))
+    if engine.health_seconds is not None:
+        parts.append(f"healthy after {engine.health_seconds:g} s")
+    if engine.running_backend is not None:
+        parts.append(f"runs {engine.running_backend}")
+    if engine.completion and engine.completion.tokens_per_s is not None:
+        parts.append(f"{engine.completion.tokens_per_s:g} tokens/s")
+    if engine.exit_code is not None:
+        parts.append(f"ended with exit code {engine.exit_code}")
+    return ", ".join(parts) + "".join(f"\n           {note}" for note in engine.notes)

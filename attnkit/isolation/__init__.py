@@ -1,0 +1,1 @@
+"""The self-test in a process of its own."""

@@ -1,0 +1,174 @@
+"""`attnkit selftest`: test backends on this box, each in a process of its own, and leave a report of the verdicts."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attnkit import __version__
+from attnkit.backends.base import Accepted, Reason, Rejected, missing
+from attnkit.backends.installed import installed_versions
+from attnkit.backends.registry import all_backends, canonical, get
+from attnkit.engines.vllm.driver import PREFIX
+from attnkit.errors import EXIT_CHECK_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, NoBackendError, UsageError, unknown_name
+from attnkit.hardware.device import Device
+from attnkit.isolation.messages import Request
+from attnkit.isolation.parent import prove_isolated, run_isolated
+from attnkit.jsonio import now, to_json, to_plain, write_atomically
+from attnkit.select.choose import no_backend_text
+from attnkit.select.node import place
+from attnkit.select.plan import Plan, make_plan
+from attnkit.selftest import FAULTS
+from attnkit.selftest.results import Level, Proof, Verdict, check_level
+from attnkit.spec import AttentionSpec
+
+TIMEOUT_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """What `attnkit selftest` was asked.
+
+    Args:
+        backend: a name, or "all": with a model everything that selection accepts for it, else everything that runs here.
+            "vllm:NAME" is vLLM's own implementation, driven through vLLM's interface.
+        level: None takes the profile's.
+        prove: plant every fault and see which case catches it.
+        json_file: where to write the report; "-" is stdout; None prints tables.
+    """
+
+    backend: str = "all"
+    level: str | None = None
+    prove: bool = False
+    node: str | None = None
+    model: str | None = None
+    fault: str | None = None
+    root: Path = Path("/")
+    json_file: Path | None = None
+
+
+def run_checks(
+    options: CheckOptions,
+    show_verdicts: Callable[[tuple[Verdict, ...]], None],
+    show_proofs: Callable[[str, tuple[Proof, ...]], None],
+) -> int:
+    """Run them and return the exit code: 1 where a case failed or a fault went unseen, 4 where something could not be judged.
+
+    Args:
+        options: what was asked.
+        show_verdicts, show_proofs: called with a backend's results as they come, where no JSON file was asked for.
+
+    Raises:
+        UsageError: an unknown backend, level or fault.
+        NoBackendError: nothing can run here, or the one asked for cannot.
+    """
+    engine = options.backend.casefold().startswith(PREFIX)
+    explicit = None if engine or options.backend.casefold() == "all" else canonical(options.backend)
+    if options.fault is not None and options.fault not in FAULTS:
+        raise unknown_name("fault", options.fault, FAULTS)
+    where = place(root=options.root, node=options.node)
+    if not where.here:
+        raise UsageError(f"--node {options.node}: {where.why}")
+    asked = check_level(options.level)
+    plan = make_plan(where, model=options.model, explicit=explicit if options.model else None)
+    level = asked or plan.settings.level
+    specs = plan.need.specs if options.model else ()
+    if engine:
+        name = PREFIX + options.backend[len(PREFIX) :].upper()
+        candidates: tuple[Accepted, ...] = (Accepted(name, "", "vLLM's own implementation"),)
+    else:
+        candidates = _candidates(plan, explicit) if options.model else _runnable(where.device, explicit)
+    if options.prove:
+        return _prove(candidates, plan, specs, level, options, show_proofs)
+    verdicts: list[Verdict] = []
+    for candidate in candidates:
+        found = run_isolated(_request(candidate, plan, specs, level, options.fault), timeout=TIMEOUT_SECONDS)
+        verdicts.extend(found)
+        if options.json_file is None:
+            show_verdicts(found)
+    _write(options.json_file, {**_head("selftest", plan), "verdicts": to_plain(verdicts)})
+    outcomes = {verdict.outcome for verdict in verdicts}
+    if "fail" in outcomes:
+        return EXIT_CHECK_FAILED
+    return EXIT_OK if outcomes == {"pass"} else EXIT_INCONCLUSIVE
+
+
+def _candidates(plan: Plan, explicit: str | None) -> tuple[Accepted, ...]:
+    if not plan.decision.accepted:
+        raise NoBackendError(no_backend_text(plan.decision.rejected, plan.place.device.name, explicit))
+    return plan.decision.accepted
+
+
+def _runnable(device: Device, explicit: str | None) -> tuple[Accepted, ...]:
+    """Without a model: every backend (or the one asked for) with a provider that is installed and claims this device, whatever
+    its operation."""
+    installed = installed_versions()
+    found, against = [], []
+    for backend in all_backends() if explicit is None else [get(explicit)]:
+        if explicit is None and not backend.automatic:
+            continue
+        reasons: list[Reason] = []
+        for provider in backend.providers:
+            here = provider.capability.device_reasons(device) or missing(provider, installed)
+            if not here:
+                found.append(Accepted(backend.name, provider.name, provider.why))
+                break
+            reasons.extend(here)
+        else:
+            against.append(Rejected(backend.name, tuple(dict.fromkeys(reasons))))
+    if not found:
+        raise NoBackendError(no_backend_text(tuple(against), f"{device.name} ({device.arch})", explicit))
+    return tuple(found)
+
+
+def _request(
+    candidate: Accepted, plan: Plan, specs: tuple[AttentionSpec, ...], level: Level, fault: str | None = None
+) -> Request:
+    return Request(candidate.backend, candidate.provider or None, plan.place.device, specs, level, fault)
+
+
+def _prove(
+    candidates: tuple[Accepted, ...],
+    plan: Plan,
+    specs: tuple[AttentionSpec, ...],
+    level: Level,
+    options: CheckOptions,
+    show_proofs: Callable[[str, tuple[Proof, ...]], None],
+) -> int:
+    by_backend: dict[str, tuple[Proof, ...]] = {}
+    for candidate in candidates:
+        proofs = prove_isolated(_request(candidate, plan, specs, level), timeout=TIMEOUT_SECONDS)
+        by_backend[candidate.backend] = proofs
+        if options.json_file is None:
+            show_proofs(candidate.backend, proofs)
+    _write(options.json_file, {**_head("prove", plan), "proofs": to_plain(by_backend)})
+    proved = all(proofs and all(proof.caught for proof in proofs) for proofs in by_backend.values())
+    return EXIT_OK if proved else EXIT_CHECK_FAILED
+
+
+def _head(kind: str, plan: Plan) -> dict[str, Any]:
+    detection = plan.place.detection
+    return {
+        "kind": kind,
+        "attnkit_version": __version__,
+        "created": now(),
+        "host": {"hostname": platform.node(), **(detection.host if detection else {})},
+        "command": ["attnkit", *sys.argv[1:]],
+        "device": to_plain(plan.place.device),
+        "versions": {name: found for name, found in installed_versions().items() if found is not None},
+        "need": to_plain(plan.need),
+    }
+
+
+def _write(file: Path | None, document: dict[str, Any]) -> None:
+    if file is None:
+        return
+    text = to_json(document) + "\n"
+    if str(file) == "-":
+        print(text, end="")
+    else:
+        write_atomically(file, text)

@@ -1,0 +1,47 @@
+"""What the self-test's parent and child process send each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import TypeAdapter
+
+from attnkit.hardware.device import Device
+from attnkit.selftest.results import CaseResult, Level, Proof, Verdict
+from attnkit.spec import AttentionSpec
+
+
+@dataclass(frozen=True)
+class Request:
+    """One candidate to be tested.
+
+    Args:
+        backend, provider: what to run; provider None takes the first that can. "vllm:NAME" is vLLM's own implementation.
+        device: what it runs on; every visible accelerator of its vendor is tested.
+        specs: the need, one per kind of layer; empty tests the level's own cases only.
+        level: quick, standard or extended.
+        fault: a fault planted on purpose, or None.
+        planted_answer: what the device is made to answer (see `attnkit.isolation.simulated`), or None: it is really asked.
+        prove: plant every fault instead, and report which case catches it.
+    """
+
+    backend: str
+    provider: str | None
+    device: Device
+    specs: tuple[AttentionSpec, ...]
+    level: Level
+    fault: str | None = None
+    planted_answer: str | None = None
+    prove: bool = False
+
+
+REQUEST = TypeAdapter(Request)
+
+
+CASE = TypeAdapter(CaseResult)
+
+
+VERDICT = TypeAdapter(Verdict)
+
+
+PROOF = TypeAdapter(Proof)

@@ -1,0 +1,161 @@
+"""Compiling what a bake is to hold: by one process or several, each taking every n-th kernel."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attnkit.kernels.aot.files import MANIFEST, Baked, folder_facts, forget_altered, remember, take
+
+if TYPE_CHECKING:
+    from attnkit.kernels.aot.plan import Asked
+
+
+def compile_all(
+    targets: tuple[str, ...],
+    asked: Asked,
+    out: Path,
+    *,
+    launchers: bool,
+    jobs: int,
+    cache: Path | None,
+    say: Callable[[Baked], None] | None,
+) -> tuple[list[Baked], list[Path]]:
+    """Compile into `out`, which holds nothing else afterwards; see `aot.build`.
+
+    Returns:
+        The kernels in the order of planning, and Triton's C modules.
+    """
+    _clear(out)
+    with tempfile.TemporaryDirectory() as temporary:
+        kept = cache or Path(temporary)
+        kept.mkdir(parents=True, exist_ok=True)
+        forget_altered(kept)
+        try:
+            shares = _shares(targets, asked, kept, out, launchers, jobs, say)
+        finally:
+            remember(kept)
+    baked = [kernel for _, kernel in sorted((item for share in shares for item in share), key=lambda item: item[0])]
+    if jobs != 1 and say is not None:
+        for kernel in baked:
+            say(kernel)
+    return baked, sorted(out.glob("*/*.so"))
+
+
+def _shares(
+    targets: tuple[str, ...],
+    asked: Asked,
+    kept: Path,
+    out: Path,
+    launchers: bool,
+    jobs: int,
+    say: Callable[[Baked], None] | None,
+) -> list[list[tuple[int, Baked]]]:
+    """What each process compiled."""
+    if jobs == 1:
+        return [compile_share(targets, asked, kept, out, 0, 1, launchers, say)]
+    # A fresh interpreter each: a fork of a process that has run torch may hang in its thread pools.
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        waiting = [pool.submit(compile_share, targets, asked, kept, out, share, jobs, launchers) for share in range(jobs)]
+        return [future.result() for future in waiting]
+
+
+def _clear(out: Path) -> None:
+    """Remove an earlier bake: what its manifest names, and nothing else."""
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / MANIFEST).is_file():
+        earlier = json.loads((out / MANIFEST).read_text())
+        for folder in {k["key"] for k in earlier.get("kernels", ())} | {
+            Path(n).parent.name for n in earlier.get("launchers", ())
+        }:
+            if folder and (out / folder).is_dir():
+                shutil.rmtree(out / folder)
+        (out / MANIFEST).unlink()
+
+
+def compile_share(
+    targets: tuple[str, ...],
+    asked: Asked,
+    kept: Path,
+    out: Path,
+    share: int,
+    shares: int,
+    launchers: bool,
+    say: Callable[[Baked], None] | None = None,
+) -> list[tuple[int, Baked]]:
+    """Compile every `shares`-th kernel from the `share`-th on, and the C launchers of these.
+
+    AMD's launchers name the node's ROCm library and are not compiled.
+
+    Returns:
+        The kernels with their places in the order of planning.
+    """
+    from attnkit.kernels.aot.launcher import bake_launchers
+
+    done: list[tuple[int, Baked]] = []
+    native: dict[str, Any] = {}
+    place = 0
+    with _compiling_into(kept):
+        for target in targets:
+            for code, launches in asked.launches(target).items():
+                for name, launch in launches.items():
+                    if place % shares == share:
+                        kernel = compile_one(code, launch)
+                        if kernel.metadata.target.backend == "cuda":
+                            native[str(kernel.src.signature)] = kernel
+                        done.append((place, _baked(code, name, launch.kernel.fn.__name__, kernel, out)))
+                        if say is not None:
+                            say(done[-1][1])
+                    place += 1
+    if launchers and native:
+        with _compiling_into(out):
+            bake_launchers(native.values(), out)
+    return done
+
+
+@contextmanager
+def _compiling_into(folder: Path) -> Iterator[None]:
+    """Triton's cache is `folder`, and only what a launch needs is kept."""
+    from triton import knobs
+
+    with knobs.cache.scope(), knobs.compilation.scope():
+        knobs.cache.dir = str(folder)
+        os.environ.pop("TRITON_CACHE_MANAGER", None)
+        knobs.compilation.store_binary_only = True
+        yield
+
+
+def compile_one(code: str, launch: Any) -> Any:
+    """Compile one launch for an absent target, for sm_75 through Turing's hook; the result is Triton's compiled kernel.
+
+    Args:
+        code: an architecture, or sm_75-scalar, which has no hook.
+    """
+    from attnkit.kernels.triton.targets import compiling_for
+    from attnkit.kernels.turing import hook
+
+    hooked = code == "sm_75" and not hook.enabled()
+    if hooked:
+        hook.enable()
+    try:
+        with compiling_for(code.partition("-")[0]):
+            launch.kernel.device_caches.clear()
+            return launch.warmup()
+    finally:
+        launch.kernel.device_caches.clear()
+        if hooked:
+            hook.disable()
+
+
+def _baked(code: str, name: str, kernel: str, compiled: Any, out: Path) -> Baked:
+    folder = take(next(Path(p) for p in compiled.metadata_group.values()).parent, out)
+    binary = next(p.name for p in folder.iterdir() if p.suffix in (".cubin", ".hsaco"))
+    return Baked(code, name, kernel, folder.name, binary, folder_facts(folder))

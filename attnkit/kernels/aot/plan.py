@@ -1,0 +1,80 @@
+"""Which kernels a directory of compiled kernels must hold."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from attnkit.spec import Call
+
+if TYPE_CHECKING:
+    from attnkit.kernels.aot.variants import BootCalls
+from attnkit.kernels.aot.manifest import Variant
+
+
+def list_kernels(
+    targets: Sequence[str],
+    *,
+    geometries: Sequence[str] | None = None,
+    calls: Iterable[Call] | None = None,
+    boot: BootCalls | None = None,
+) -> tuple[Variant, ...]:
+    """Every variant that must be in a bake for `targets`.
+
+    Args:
+        targets: sm_75, sm_80 … gfx942 …
+        geometries: names of `aot_variants.GEOMETRIES`; None takes the default ones, or none where `calls` are given.
+        calls: plan these calls too (with small stand-in tensors on the CPU), for every number of splits.
+        boot: the calls of the boot's self-test, planned exactly as it launches them.
+
+    Raises:
+        UsageError: an unknown target or geometry.
+    """
+    asked = Asked.of(geometries, calls, boot)
+    return tuple(
+        Variant(code, name, launch.kernel.fn.__name__)
+        for target in targets
+        for code, launches in asked.launches(target).items()
+        for name, launch in launches.items()
+    )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be in a bake, for any target."""
+
+    geometries: tuple[str, ...]
+    calls: tuple[Call, ...] | None
+    boot: BootCalls | None
+
+    @classmethod
+    def of(cls, geometries: Sequence[str] | None, calls: Iterable[Call] | None, boot: BootCalls | None) -> Asked:
+        """From the arguments of `build`."""
+        listed = None if calls is None else tuple(calls)
+        return cls(_chosen(geometries, listed), listed, boot)
+
+    def launches(self, target: str) -> dict[str, dict[str, Any]]:
+        """The launches by variant name, for the code of `target` and what else a boot runs on it (sm_75-scalar)."""
+        from attnkit.kernels.aot import variants
+
+        planned = (
+            call
+            for name in self.geometries
+            for dtype in variants.dtypes(target)
+            for call in variants.calls(variants.geometry(name), dtype, large=target.startswith("gfx"))
+        )
+        found = {target: variants.variants(target, itertools.chain(planned, self.calls or ()))}
+        for code, call in self.boot.of(target) if self.boot is not None else ():
+            for launch in variants.exact(call, code):
+                found.setdefault(code, {}).setdefault(variants.variant_name(launch), launch)
+        return found
+
+
+def _chosen(geometries: Sequence[str] | None, calls: Sequence[Call] | None) -> tuple[str, ...]:
+    from attnkit.kernels.aot.variants import DEFAULT_GEOMETRIES
+
+    if geometries is None:
+        return DEFAULT_GEOMETRIES if calls is None else ()
+    return tuple(geometries)

@@ -1,0 +1,96 @@
+"""Uses compiled kernels in this process, and counts where kernels come from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+from attnkit.kernels.aot.manifest import Manifest, load
+
+
+def use(bake: str | Path) -> Manifest:
+    """Put a bake in front of Triton's cache, for this process and those it starts.
+
+    Raises:
+        UsageError: no bake there.
+    """
+    from triton import knobs
+
+    from attnkit.kernels.aot_cache import BAKE_VARIABLE, MANAGER, BakedCacheManager
+
+    manifest = load(bake)
+    os.environ[BAKE_VARIABLE] = str(Path(bake).resolve())
+    os.environ["TRITON_CACHE_MANAGER"] = MANAGER
+    knobs.cache.manager_class = BakedCacheManager
+    return manifest
+
+
+def unused(bake: str | Path, compiled: int) -> str:
+    """Why none of `compiled` kernels came from a bake, in words for whoever waits for them."""
+    from triton import __version__ as triton_version
+
+    made = load(bake)
+    here = Manifest(triton_version, (), (), (), {})
+    differs = [
+        f"{name} {there} instead of {mine}"
+        for name, there, mine in (
+            ("Triton", made.triton, here.triton),
+            ("attnkit", made.attnkit, here.attnkit),
+            ("Python", made.python, here.python),
+            ("machine", made.machine, here.machine),
+        )
+        if there != mine
+    ]
+    why = "; it was made with " + ", ".join(differs) if differs else "; it is for " + ", ".join(made.targets)
+    return f"none of the {compiled} kernels that the self-test needed is in the bake {bake}{why}: all were compiled on the spot"
+
+
+@dataclass
+class Count:
+    """Where the kernels came from while `watch` was on.
+
+    Args:
+        baked: from the bake. cached: from Triton's ordinary cache. compiled: names of those compiled on the spot.
+    """
+
+    baked: int = 0
+    cached: int = 0
+    compiled: list[str] = field(default_factory=list)
+
+    @property
+    def jit_compiles(self) -> int:
+        """How many were compiled on the spot; 0 on a node whose image was baked for it."""
+        return len(self.compiled)
+
+
+@contextmanager
+def watch() -> Iterator[Count]:
+    """Count every kernel Triton loads or compiles inside, ours and others'; a listener that is there keeps being called."""
+    from triton import knobs
+
+    from attnkit.kernels.aot_cache import baked_path
+
+    count = Count()
+    before = knobs.compilation.listener
+
+    def listener(**event: Any) -> None:
+        if before is not None:
+            before(**event)
+        if not event["cache_hit"]:
+            count.compiled.append(str(event["metadata"].get("name", "?")))
+        elif any(baked_path(str(p)) for p in event["metadata_group"].values()):
+            count.baked += 1
+        else:
+            count.cached += 1
+
+    knobs.compilation.listener = listener
+    try:
+        yield count
+    finally:
+        knobs.compilation.listener = before

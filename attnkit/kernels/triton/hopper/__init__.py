@@ -1,0 +1,1 @@
+"""Kernels for sm_90: tensor memory, warp groups, asynchronous matrix instructions."""

@@ -1,0 +1,123 @@
+"""Launcher of the sm_90 MLA decode kernel: which calls it takes, how keys are split, and what the copy engine reads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from attnkit.kernels.triton.hopper.prefill_plan import rows_of
+from attnkit.kernels.triton.launch import Launch
+from attnkit.kernels.triton.merge_splits import plan_merge
+from attnkit.spec import MlaDecode
+
+if TYPE_CHECKING:
+    from torch import Tensor
+else:
+    Tensor = Any
+
+ROWS = 64
+TILE = 64
+LATENT = 512
+ROPE = 64
+MAX_SPLITS = 64
+
+PROGRAM_TILES = 4
+"""What a program costs beside its tiles, in tiles: fetching queries first and writing last, with idle tensor cores."""
+MERGE_TILES = 6
+"""What a second launch costs, in tiles."""
+
+
+def takes(arch: str, call: MlaDecode) -> bool:
+    """Whether the kernel computes this call."""
+    query, cache = call.query, call.kv_cache
+    size = cache.shape[1]
+    return (
+        arch == "sm_90"
+        and query.element_size() == 2
+        and cache.dtype == query.dtype
+        and call.kv_lora_rank == LATENT
+        and query.shape[2] == LATENT + ROPE
+        and size >= 16
+        and size & (size - 1) == 0
+        and query.is_contiguous()
+        and query.data_ptr() % 16 == 0
+        and rows_of(cache.unsqueeze(2)) is not None
+    )
+
+
+def choose_splits(programs: int, units: int, max_seq_len: int) -> int:
+    """Into how many runs the keys are cut, from host numbers alone: the power of two with the least time, counted in tiles.
+
+    One program runs on a multiprocessor at a time, so the time is the number of rounds times that of a program.
+
+    Args:
+        programs: sequences * row tiles.
+        units: multiprocessors of the device.
+    """
+    tiles = -(-max_seq_len // TILE)
+
+    def cost(splits: int) -> int:
+        rounds = -(-programs * splits // units)
+        return rounds * (-(-tiles // splits) + PROGRAM_TILES) + (MERGE_TILES if splits > 1 else 0)
+
+    choices = [1 << power for power in range(MAX_SPLITS.bit_length()) if 1 << power <= max(1, tiles // 2)]
+    return min(choices, key=cost)
+
+
+def plan(
+    call: MlaDecode, out: Tensor, lse: Tensor | None, units: int, splits: int | None
+) -> tuple[Tensor, Tensor | None, list[Launch], str]:
+    """The launches for a call that `takes` accepts; see `mla_decode.plan`."""
+    from triton.experimental.gluon.language import NVMMASharedLayout
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    from attnkit.kernels.triton.hopper.mla import hopper_mla_decode
+    from attnkit.kernels.triton.tiles import LOG2E
+
+    query, cache = call.query, call.kv_cache
+    tokens, heads, width = query.shape
+    num_seqs = call.seq_lens.shape[0]
+    row_tiles = -(-call.max_query_len * heads // ROWS)
+
+    def splits_for(units: int) -> int:
+        return choose_splits(num_seqs * row_tiles, units, call.max_seq_len)
+
+    if splits is None:
+        splits = splits_for(units)
+    part_out, part_lse = out, lse
+    if splits > 1:
+        part_out = torch.empty(splits, tokens, heads, LATENT, dtype=torch.float32, device=out.device)
+        part_lse = torch.empty(splits, tokens, heads, dtype=torch.float32, device=out.device)
+    layout = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
+    chunk = min(cache.shape[1], TILE)
+    rows = rows_of(cache.unsqueeze(2))
+    assert rows is not None
+    args = {
+        "out": part_out,
+        "lse": part_lse,
+        "query_map": TensorDescriptor(query, [tokens * heads, width], [width, 1], [ROWS, 64], layout),
+        "cache_map": TensorDescriptor(cache, [rows.rows, rows.columns], [rows.stride, 1], [chunk, 64], layout),
+        "table": call.block_table,
+        "seq_lens": call.seq_lens,
+        "query_start_loc": call.query_start_loc,
+        "splits": splits,
+        "num_tokens": tokens,
+        "scale": call.softmax_scale * call.kv_scale * LOG2E.value,
+        "kv_scale": float(call.kv_scale),
+        "block_rows": rows.block_rows,
+        "stride_o_token": part_out.stride(-3),
+        "stride_o_head": part_out.stride(-2),
+        "stride_table": call.block_table.stride(0),
+        "HEADS": heads,
+        "BLOCK_SIZE": cache.shape[1],
+        "CHUNK": chunk,
+        "SPLIT": splits > 1,
+        "RETURN_LSE": lse is not None,
+    }
+    grid = (row_tiles, splits, num_seqs)
+    decode = Launch(hopper_mla_decode, grid, args, num_warps=4, num_stages=1, splits_for=splits_for)
+    if splits == 1:
+        return out, lse, [decode], "gluon_hopper_mla_decode"
+    merge = plan_merge(out, lse, part_out, part_lse, call.query_start_loc, num_seqs, call.max_query_len)
+    return out, lse, [decode, merge], "gluon_hopper_mla_decode_split"

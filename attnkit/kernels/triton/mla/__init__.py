@@ -1,0 +1,1 @@
+"""Decode with multi-head latent attention."""

@@ -1,0 +1,1 @@
+"""Paged and packed attention: prefill and decode."""

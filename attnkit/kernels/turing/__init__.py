@@ -1,0 +1,1 @@
+"""Tensor cores of sm_75 for Triton kernels."""

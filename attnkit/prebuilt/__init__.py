@@ -1,0 +1,1 @@
+"""Kernels compiled ahead of serving: which ones a boot needs, per compiler."""

@@ -1,0 +1,149 @@
+"""Profiles: what a node type is, and what serves best on it; what a workload changes of that.
+
+A profile is one small YAML file, `nodes/NAME.yaml` or `workloads/NAME.yaml`. Nothing is inherited, no field has two
+meanings. They are read from ATTNKIT_PROFILES where that is set (it replaces the built-in ones), else from the package.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+
+from attnkit.backends.registry import canonical
+from attnkit.errors import UsageError
+from attnkit.hardware.device import Vendor
+from attnkit.spec import Dtype, KvCacheDtype, Op
+
+Platform = Literal["cuda-ampere", "cuda-turing", "rocm", "ipex", "xpu", "tpu", "cpu"]
+ProfileLevel = Literal["quick", "standard", "extended"]
+
+BlockSize = Annotated[int, Field(ge=1, le=1024)]
+
+
+def _known_backend(name: str) -> str:
+    try:
+        return canonical(name)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+
+
+BackendName = Annotated[str, AfterValidator(_known_backend)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Engine(_Strict):
+    """What the engine is started with; what the user's own command says wins over it.
+
+    Args:
+        args: arguments after the model. env: environment variables.
+    """
+
+    args: list[str] = []
+    env: dict[str, str] = {}
+
+
+class Match(_Strict):
+    """Which devices the node type has.
+
+    A device fits where vendor and arch do, and, if any of `pci_ids`, `name` is given, one of those does too; `any_feature` must
+    be met as well.
+
+    Args:
+        vendor: nvidia, amd, intel, google or cpu.
+        arch: patterns of architectures (sm_75, gfx942).
+        pci_ids: vendor:device, lower case.
+        name: regular expression, searched in the device's name without regard to case.
+        any_feature: at least one of these device features must be there (CPUs: flags).
+    """
+
+    vendor: Vendor
+    arch: Annotated[list[str], Field(min_length=1)]
+    pci_ids: list[Annotated[str, Field(pattern=r"^[0-9a-f]{4}:[0-9a-f]{4}$")]] = []
+    name: str | None = None
+    any_feature: list[str] = []
+
+    @field_validator("name")
+    @classmethod
+    def _is_regex(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"{value!r} is not a regular expression: {error}") from None
+        return value
+
+
+class Changes(_Strict):
+    """What a workload sets; None leaves what the node has."""
+
+    backends: list[BackendName] | None = None
+    dtype: Literal["auto"] | Dtype | None = None
+    kv_cache_dtype: KvCacheDtype | None = None
+    block_size: BlockSize | None = None
+    level: ProfileLevel | None = None
+    engine: Engine = Engine()
+
+
+class NodeProfile(_Strict):
+    """A node type.
+
+    Args:
+        name: as in the file's name.
+        title: what people call it.
+        match: which devices it has.
+        platform: the image family it runs.
+        backends: names to try, first choice first (any spelling); the chain along which boot may fall back.
+        dtype: "auto" takes the model's; another one is taken even where the model's differs, with a warning.
+        kv_cache_dtype: see `attnkit.spec`.
+        block_size: tokens a cache block.
+        level: how thorough the self-test at boot is.
+        engine: what the engine is started with.
+        workloads: per workload, what differs on this node type; it wins over the workload's own profile.
+    """
+
+    name: str
+    title: str
+    match: Match
+    platform: Platform
+    backends: Annotated[list[BackendName], Field(min_length=1)]
+    dtype: Literal["auto"] | Dtype = "auto"
+    kv_cache_dtype: KvCacheDtype = "auto"
+    block_size: BlockSize = 16
+    level: ProfileLevel = "standard"
+    engine: Engine = Engine()
+    workloads: dict[str, Changes] = {}
+
+
+class WorkloadProfile(Changes):
+    """What a kind of model or use changes.
+
+    Args:
+        name, title: as in `NodeProfile`.
+        op: the operation that the workload is about.
+        model: preset that stands for it where no model is given.
+    """
+
+    name: str
+    title: str
+    op: Op = "paged"
+    model: str | None = None
+
+
+def schema() -> dict[str, object]:
+    """JSON Schema of both kinds of profile, for editors: `$defs` NodeProfile and WorkloadProfile."""
+    from pydantic.json_schema import models_json_schema
+
+    _, definitions = models_json_schema(
+        [(NodeProfile, "validation"), (WorkloadProfile, "validation")],
+        title="attnkit profiles",
+        ref_template="#/$defs/{model}",
+    )
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **definitions,
+        "anyOf": [{"$ref": "#/$defs/NodeProfile"}, {"$ref": "#/$defs/WorkloadProfile"}],
+    }

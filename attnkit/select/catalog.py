@@ -1,0 +1,86 @@
+"""Every backend as a table row: names, providers with versions, usable here or why not, evidence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from attnkit.backends.base import Backend, Installed, Provider, Reason, missing
+from attnkit.backends.installed import installed_versions
+from attnkit.backends.registry import all_backends
+from attnkit.hardware.device import Device
+from attnkit.select.evidence import Evidence, of, word
+from attnkit.select.node import inspect_box
+from attnkit.spec import AttentionSpec
+
+
+@dataclass(frozen=True)
+class ProviderRow:
+    """A provider here.
+
+    Args:
+        version: of its first requirement, None where that is not installed or nothing is required.
+        usable: on the box's device with what is installed, whatever the model needs.
+        reasons: why not.
+    """
+
+    name: str
+    version: str | None
+    requires: tuple[str, ...]
+    usable: bool
+    reasons: tuple[Reason, ...]
+
+
+@dataclass(frozen=True)
+class BackendRow:
+    """A backend here; `evidence` is the word for the box's own architecture, `proven` lists every target's."""
+
+    name: str
+    aliases: tuple[str, ...]
+    summary: str
+    automatic: bool
+    usable: bool
+    why_not: str
+    providers: tuple[ProviderRow, ...]
+    evidence: str
+    proven: tuple[Evidence, ...]
+
+
+def catalog(root: Path | str = "/") -> tuple[BackendRow, ...]:
+    """One row a backend, in the registry's order, for the box whose sys and proc lie under `root`."""
+    device = inspect_box(root).match.device
+    installed = installed_versions()
+    return tuple(_row(backend, device, installed) for backend in all_backends())
+
+
+def _row(backend: Backend, device: Device, installed: Installed) -> BackendRow:
+    providers = tuple(_provider(provider, device, installed) for provider in backend.providers)
+    usable = any(p.usable for p in providers)
+    nearest = min(providers, key=lambda p: len(p.reasons), default=None)
+    why_not = "" if usable or nearest is None else "; ".join(r.message for r in nearest.reasons)
+    return BackendRow(
+        name=backend.name,
+        aliases=backend.aliases,
+        summary=backend.summary,
+        automatic=backend.automatic,
+        usable=usable,
+        why_not=why_not,
+        providers=providers,
+        evidence=word(backend.name, device.arch),
+        proven=of(backend.name),
+    )
+
+
+def _provider(provider: Provider, device: Device, installed: Installed) -> ProviderRow:
+    from packaging.requirements import Requirement
+
+    about_device = tuple(r for r in provider.capability.reject(AttentionSpec(), device) if r.code in ("device", "arch"))
+    reasons = (*about_device, *missing(provider, installed))
+    first = Requirement(provider.requires[0]).name if provider.requires else None
+    return ProviderRow(
+        name=provider.name,
+        version=installed.get(first) if first else None,
+        requires=provider.requires,
+        usable=not reasons,
+        reasons=reasons,
+    )

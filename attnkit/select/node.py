@@ -1,0 +1,115 @@
+"""Device and node profile: where attention is to run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from attnkit.errors import UsageError
+from attnkit.hardware import detect
+from attnkit.hardware.device import Detection, Device, pretend
+from attnkit.jsonio import to_plain
+from attnkit.profiles.files import all_nodes, load_node
+from attnkit.profiles.match import NodeMatch, match_node
+from attnkit.profiles.schema import NodeProfile
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box as found, and the node type it makes."""
+
+    detection: Detection
+    match: NodeMatch
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        found: dict[str, Any] = to_plain(self.detection)
+        return {"node_type": self.match.node, "why": self.match.why, "candidates": to_plain(self.match.candidates)} | found
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the attention is to run.
+
+    Args:
+        device: the device selection looks at.
+        profile: the node profile, None where none matches.
+        source: "detected" (matched by what is in the box), "given" (--node) or "device" (--device).
+        why: one sentence on how the profile was found.
+        detection: what is in the box, None where another box is asked about.
+        here: True where the device is in this box.
+    """
+
+    device: Device
+    profile: NodeProfile | None
+    source: str
+    why: str
+    detection: Detection | None
+    here: bool
+
+
+def inspect_box(root: Path | str = "/") -> Box:
+    """What is in the box whose sys and proc lie under `root`."""
+    detection = detect(root)
+    return Box(detection, match_node(detection))
+
+
+def place(*, root: Path | str = "/", node: str | None = None, arch: str | None = None) -> Place:
+    """Find the device and the profile.
+
+    Args:
+        root: another / to read sys and proc from.
+        node: a node type; None: what the box is detected as.
+        arch: an architecture (sm_75, gfx942 …): ask about such a device instead of this box.
+
+    Raises:
+        UsageError: unknown node type or architecture, or the two do not fit each other.
+    """
+    if arch is not None:
+        return _elsewhere(arch, node)
+    box = inspect_box(root)
+    if node is None:
+        profile = load_node(box.match.node) if box.match.node else None
+        return Place(box.match.device, profile, "detected", box.match.why, box.detection, here=True)
+    profile = load_node(node)
+    device = next((d for d in box.detection.devices if fits(profile, d)), None)
+    if device is not None:
+        return Place(device, profile, "given", f"node type {profile.name} was given", box.detection, here=True)
+    pretended = pretend(_first_arch(profile), profile.title)
+    return Place(
+        pretended, profile, "given", f"node type {profile.name} was given; this box has no such device", None, here=False
+    )
+
+
+def fits(profile: NodeProfile, device: Device) -> bool:
+    """True where the device has the vendor and an architecture that the profile names."""
+    return profile.match.vendor == device.vendor and any(fnmatchcase(device.arch, pattern) for pattern in profile.match.arch)
+
+
+def _elsewhere(arch: str, node: str | None) -> Place:
+    if node is not None:
+        profile = load_node(node)
+        device = pretend(arch, profile.title)
+        if not fits(profile, device):
+            raise UsageError(f"node type {node} has {' or '.join(profile.match.arch)}, not {arch}")
+        return Place(device, profile, "given", f"node type {node} and device {arch} were given", None, here=False)
+    device = pretend(arch, arch)
+    fitting = [profile for profile in all_nodes() if fits(profile, device)]
+    if not fitting:
+        return Place(device, None, "device", f"no node type has a {arch} device", None, here=False)
+    chosen, *rest = fitting
+    others = f"; also {', '.join(p.name for p in rest)} (--node picks one)" if rest else ""
+    return Place(
+        replace(device, name=chosen.title),
+        chosen,
+        "device",
+        f"the first node type with a {arch} device{others}",
+        None,
+        here=False,
+    )
+
+
+def _first_arch(profile: NodeProfile) -> str:
+    return profile.match.arch[0]

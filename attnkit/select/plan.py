@@ -1,0 +1,135 @@
+"""From a box, a profile, a model and a workload to a decision: what `attnkit select` and `attnkit boot` share.
+
+Imports neither torch nor any vendor library.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from attnkit.backends.base import Installed
+from attnkit.backends.installed import assumed_installed, installed_versions
+from attnkit.errors import unknown_name
+from attnkit.hardware.device import Device
+from attnkit.jsonio import to_plain
+from attnkit.profiles.files import load_workload
+from attnkit.profiles.settings import Settings, effective
+from attnkit.select.choose import Decision, combine, select
+from attnkit.select.node import Place
+from attnkit.spec import DTYPES, KV_CACHE_DTYPES, AttentionSpec, Dtype
+
+HERE = "this environment"
+
+
+@dataclass(frozen=True)
+class Need:
+    """What must be served: one spec per distinct kind of attention layer, and where they came from."""
+
+    source: str
+    specs: tuple[AttentionSpec, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A decision with everything it was made from."""
+
+    place: Place
+    settings: Settings
+    need: Need
+    decision: Decision
+    installed_source: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values, as `attnkit select --json` prints them."""
+        return {
+            "node_type": self.place.profile.name if self.place.profile else None,
+            "node_type_source": self.place.source,
+            "why": self.place.why,
+            "platform": self.place.profile.platform if self.place.profile else None,
+            "need": to_plain(self.need),
+            "installed": self.installed_source,
+            "chosen": to_plain(self.decision.chosen),
+            "decision": to_plain(self.decision),
+        }
+
+
+def make_plan(
+    where: Place,
+    *,
+    model: str | None = None,
+    workload: str | None = None,
+    explicit: str | None = None,
+    assume_installed: bool = False,
+    overrides: dict[str, Any] | None = None,
+) -> Plan:
+    """Decide.
+
+    Args:
+        where: device and profile.
+        model: config.json, model directory or preset; None takes the profile's usual need.
+        workload: name of a workload profile.
+        explicit: a backend that must be taken.
+        assume_installed: treat every library that the platform's image bakes as installed; always so for another box.
+        overrides: dtype, kv_cache_dtype and block_size that the engine's command sets.
+
+    Raises:
+        UsageError: an unknown name, a model config that cannot be read.
+    """
+    workload_profile = load_workload(workload) if workload is not None else None
+    settings = effective(where.profile, workload_profile)
+    need = _need(where.device, settings, model, overrides or {})
+    installed: Installed
+    if assume_installed or not where.here:
+        installed = assumed_installed(where.device)
+        image = f"platform {where.profile.platform} image" if where.profile else f"an image for {where.device.arch}"
+        source = f"assumed from {image}"
+    else:
+        installed, source = installed_versions(), HERE
+    decisions = [
+        select(
+            where.device,
+            spec,
+            installed,
+            order=settings.order,
+            order_source=settings.order_source,
+            explicit=explicit,
+            workload=workload,
+        )
+        for spec in need.specs
+    ]
+    return Plan(where, settings, need, combine(decisions), source)
+
+
+def _need(device: Device, settings: Settings, model: str | None, overrides: dict[str, Any]) -> Need:
+    """The model's need with what profile and command say about dtype, cache and block size; the command wins."""
+    dtype = overrides.get("dtype") or (None if settings.dtype == "auto" else settings.dtype)
+    block_size = overrides.get("block_size", settings.block_size)
+    cache = overrides.get("kv_cache_dtype", settings.kv_cache_dtype)
+    checked = _checked_dtype(dtype)
+    if cache not in KV_CACHE_DTYPES:
+        raise unknown_name("KV cache dtype", cache, KV_CACHE_DTYPES)
+    model = model or settings.model
+    if model is None:
+        spec = AttentionSpec(op=settings.op, dtype=checked or _usual_dtype(device), kv_cache_dtype=cache, block_size=block_size)
+        return Need("a usual decoder (no model was given)", (spec,))
+    from attnkit.select.model_config import need_from_config
+
+    found = need_from_config(model, dtype=dtype, block_size=block_size)
+    specs = tuple(spec if spec.block_size is None else replace(spec, kv_cache_dtype=cache) for spec in found.specs)
+    return Need(model, specs, found.notes)
+
+
+def _checked_dtype(name: str | None) -> Dtype | None:
+    for known in DTYPES:
+        if name == known:
+            return known
+    if name is None:
+        return None
+    raise unknown_name("dtype", name, DTYPES)
+
+
+def _usual_dtype(device: Device) -> Dtype:
+    """What models are served in on this device: bfloat16, but float16 where the tensor cores have no bfloat16."""
+    return "float16" if device.vendor == "nvidia" and device.arch in ("sm_70", "sm_72", "sm_75") else "bfloat16"

@@ -1,0 +1,124 @@
+"""The self-test's vocabulary, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from attnkit.errors import (
+    unknown_name,
+)
+
+Level: TypeAlias = Literal["quick", "standard", "extended"]
+LEVELS: tuple[Level, ...] = ("quick", "standard", "extended")
+
+Outcome: TypeAlias = Literal["pass", "fail", "inconclusive", "skipped"]
+OUTCOMES: tuple[Outcome, ...] = ("pass", "fail", "inconclusive", "skipped")
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """One case on one backend.
+
+    Args:
+        case: its name, e.g. "decode-gqa8-d128-bf16-page16".
+        guards: which part of the work it guards, in words.
+        outcome: pass, fail, inconclusive (could not be judged: the oracle or the base failed) or skipped.
+        reason: why not pass, in one sentence; "" for pass.
+        kernel: what ran.
+        max_error, max_bound, mean_error, mean_bound: absolute errors against the float64 oracle and their bounds; None where
+            nothing was compared.
+        lse_max_error, lse_max_bound: the same for the log-sum-exp.
+        seconds: time of the case.
+    """
+
+    case: str
+    guards: str
+    outcome: Outcome
+    reason: str = ""
+    kernel: str = ""
+    max_error: float | None = None
+    max_bound: float | None = None
+    mean_error: float | None = None
+    mean_bound: float | None = None
+    lse_max_error: float | None = None
+    lse_max_bound: float | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast one piece of work ran, as a fraction of what the device showed in the same run; see `selftest.floor`.
+
+    Args:
+        work: decode, prefill, or any where nothing was measured.
+        outcome: fail under the floor; skipped with the reason where nothing can be said.
+        reason: why not pass, in one sentence; "" for pass.
+        kernel: what ran.
+        seconds: median time of one call.
+        rate, ceiling: of the backend and of the device itself: bytes a second for decode, operations a second for prefill.
+        fraction, floor: rate / ceiling, and the least that is accepted.
+    """
+
+    work: Literal["decode", "prefill", "any"]
+    outcome: Outcome
+    reason: str = ""
+    kernel: str = ""
+    seconds: float | None = None
+    rate: float | None = None
+    ceiling: float | None = None
+    fraction: float | None = None
+    floor: float | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The self-test of one backend on one device.
+
+    Args:
+        backend, provider: what was tested.
+        device: name and arch of the device, as text.
+        level: quick, standard or extended.
+        outcome: fail if any case failed; else inconclusive if any was, or if none ran; else pass.
+        cases: every case, in order, skipped ones with their reason.
+        unseen: what this level cannot see, in words.
+        seconds: total time.
+        fault: name of the planted fault where one was planted on purpose, else None.
+        speed: what was measured against the speed floor; empty at the quick level and where a fault is planted. Each is among
+            the cases too.
+    """
+
+    backend: str
+    provider: str
+    device: str
+    level: Level
+    outcome: Outcome
+    cases: tuple[CaseResult, ...]
+    unseen: tuple[str, ...] = ()
+    seconds: float = 0.0
+    fault: str | None = None
+    speed: tuple[Speed, ...] = ()
+
+
+def check_level(level: str | None) -> Level | None:
+    """`level`, checked.
+
+    Raises:
+        UsageError: unknown; the message names the levels.
+    """
+    if level is None:
+        return None
+    for known in LEVELS:
+        if level == known:
+            return known
+    raise unknown_name("self-test level", level, LEVELS)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Whether the self-test caught one planted fault, and through which case."""
+
+    fault: str
+    caught: bool
+    by: str | None
+    dtype: str | None

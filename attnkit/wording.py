@@ -1,0 +1,48 @@
+"""Numbers, specs and reasons in words: terminal, events and page share it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+
+MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "skipped": "·", "planted": "◌"}
+
+
+COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "skipped": "dim", "planted": "magenta"}
+
+
+def memory_text(size: int | None) -> str:
+    """GiB with one digit; '' where unknown."""
+    return "" if size is None else f"{size / 2**30:.1f} GiB"
+
+
+def number(value: float | None) -> str:
+    """Two significant digits; '' where nothing was compared."""
+    return "" if value is None else f"{value:.1e}"
+
+
+def spec_text(spec: Any) -> str:
+    """A need in one line: paged bfloat16 32/8 heads of 128, blocks of 16."""
+    value_dim = f"/{spec.head_dim_v}" if spec.head_dim_v not in (None, spec.head_dim) else ""
+    parts = [f"{spec.op} {spec.dtype}, {spec.num_heads}/{spec.num_kv_heads} heads of {spec.head_dim}{value_dim}"]
+    if spec.block_size is not None:
+        parts.append(f"blocks of {spec.block_size}")
+    if spec.kv_cache_dtype != "auto":
+        parts.append(f"cache {spec.kv_cache_dtype}")
+    if spec.features:
+        parts.append(" ".join(sorted(spec.features)))
+    return ", ".join(parts)
+
+
+def short_reasons(reasons: Iterable[Any]) -> list[str]:
+    """Reasons as people want them: where the device already rules a backend out, that alone, once for all its providers.
+
+    Args:
+        reasons: `Reason`s, or their plain form.
+    """
+    pairs = [(r["code"], r["message"]) if isinstance(r, Mapping) else (r.code, r.message) for r in reasons]
+    about_device = [message.partition(": ")[2] or message for code, message in pairs if code in ("device", "arch")]
+    return list(dict.fromkeys(about_device or [message for _, message in pairs]))

@@ -1,0 +1,1 @@
+"""Comparisons of engines with and without attnkit's attention."""

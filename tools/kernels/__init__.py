@@ -1,0 +1,1 @@
+"""Machine code: cross-compiling, inspecting and modelling kernels."""
