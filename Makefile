@@ -14,28 +14,28 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: ## .venv with the locked tools that build images and run playbooks
-	@$(PYTHON) images/venv.py $(VENV) deploy/requirements.txt
+	@$(PYTHON) -m images.builder.venv $(VENV) deploy/requirements.txt
 
-engine: ## a running container engine (Debian, Ubuntu as root: installed and started where none answers)
-	@$(PYTHON) images/engine.py ensure
+engine: ## a running Docker (on Debian and Ubuntu as root: installed and started where none answers)
+	@$(PYTHON) -m images.builder.container_engine
 
 image: venv ## the image of one platform: make image PLATFORM=cpu
-	@$(VENV)/bin/python images/build.py "$(PLATFORM)"
+	@$(VENV)/bin/python -m images.builder.build "$(PLATFORM)"
 
 images: venv ## every image that can be built today
-	@$(VENV)/bin/python images/build.py --all
+	@$(VENV)/bin/python -m images.builder.build --all
 
-images-test: test-venv ## builds every image and looks into each (30 GB of disk, hours); reports in docs/reports/images
-	@$(VENV)/bin/python images/build.py --all
-	@$(VENV)/bin/python images/examine.py --rebuild cpu
-	@$(VENV)/bin/python images/examine.py ipex tpu cuda-turing cuda-ampere
+images-test: test-venv ## builds and inspects every image (30 GB of disk, hours); reports in docs/reports/images
+	@$(VENV)/bin/python -m images.builder.build --all
+	@$(VENV)/bin/python -m images.inspect.examine --rebuild cpu
+	@$(VENV)/bin/python -m images.inspect.examine ipex tpu cuda-turing cuda-ampere
 	$(PYTEST) -m on_demand tests/images
 
 kernels-test: test-venv ## compiles every kernel for every architecture (half an hour)
 	$(PYTEST) -m on_demand -n auto --maxprocesses 4 --dist loadgroup tests/kernels tests/kernels_aot
 
 bundle: venv ## one file for hosts without a network: image, playbooks, profiles, wheels, checksums: make bundle PLATFORM=cpu
-	@$(VENV)/bin/python images/bundle.py "$(PLATFORM)"
+	@$(VENV)/bin/python -m images.offline.bundle "$(PLATFORM)"
 
 demo: venv ## the whole chain on this machine: image, a fleet of three nodes, rollout, a completion from each
 	@$(VENV)/bin/python deploy/demo/demo.py
@@ -53,12 +53,12 @@ lab-scale: venv ## a rollout of 20 nodes, measured, beside plain Ansible that do
 	@$(VENV)/bin/python deploy/lab/lab.py --scale
 
 lock: venv ## the hash-locked requirement files, from their .in files
-	@$(VENV)/bin/python images/lock.py
+	@$(VENV)/bin/python -m images.builder.lock
 
 test-venv: venv
 	@rm -rf .cache/test-wheel
 	@$(VENV)/bin/python -m hatchling build -t wheel -d .cache/test-wheel >/dev/null
-	@$(PYTHON) images/venv.py $(TESTS) tests/requirements.txt .cache/test-wheel/attnkit-*.whl
+	@$(PYTHON) -m images.builder.venv $(TESTS) tests/requirements.txt .cache/test-wheel/attnkit-*.whl
 	@echo '*' > $(TESTS)/.gitignore
 
 lint: test-venv ## style, types, layers, YAML, Dockerfiles, playbooks, generated files
@@ -70,7 +70,7 @@ lint: test-venv ## style, types, layers, YAML, Dockerfiles, playbooks, generated
 	git ls-files '*Dockerfile' | xargs $(BIN)/hadolint
 	$(BIN)/python docs/generate.py --check
 	$(BIN)/python deploy/kubernetes/generate.py --check
-	$(BIN)/python images/document.py --check
+	$(BIN)/python -m images.inspect.document --check
 	$(BIN)/python deploy/lab/tables.py --check
 	$(BIN)/python tests/data/trees/make_trees.py --check
 	$(BIN)/python tests/packaging/machine_words.py
@@ -81,11 +81,11 @@ test: lint ## everything that this machine can run, against the installed wheel 
 	$(PYTEST) -m 'not docker' --ignore=tests/kernels --ignore=tests/kernels_aot --ignore=tests/deploy --durations=10
 	$(PYTEST) -m 'not docker' tests/deploy --durations=5
 	$(PYTEST) -m 'not docker and not on_demand' -n auto --maxprocesses 4 --dist loadgroup tests/kernels tests/kernels_aot --durations=10
-	@$(PYTHON) images/engine.py ensure || test "$$ATTNKIT_REQUIRE_DOCKER" != 1
+	@$(PYTHON) -m images.builder.container_engine || test "$$ATTNKIT_REQUIRE_DOCKER" != 1
 	$(PYTEST) -m 'docker and not on_demand' tests/images tests/deploy --durations=10
 
 docs: test-venv ## the generated files: tables of backends, schemas, evidence, Kubernetes manifests, images
 	@$(BIN)/python docs/generate.py
 	@$(BIN)/python deploy/kubernetes/generate.py
-	@$(BIN)/python images/document.py
+	@$(BIN)/python -m images.inspect.document
 	@$(BIN)/python deploy/lab/tables.py
