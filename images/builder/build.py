@@ -30,6 +30,8 @@ WHEEL_SOURCES = ("attnkit", "profiles", "pyproject.toml", "README.md", "LICENSE"
 SOURCES = (*WHEEL_SOURCES, "images")
 """What images are made of: their label names the last commit that changed any of it."""
 PROXIES = ("http_proxy", "https_proxy", "no_proxy")
+SECRET_MARK = "attnkit-build-secret"
+"""A line of every secret that a build writes: no layer may have it."""
 BILL_OF_MATERIALS = "/usr/share/attnkit/sbom.cdx.json"
 """Where an image has its own."""
 
@@ -78,7 +80,7 @@ def secrets(folder: Path) -> dict[str, Path]:
         if not Path(authority).is_file():
             raise DescriptionError(f"the CA bundle {authority} does not exist (ATTNKIT_CA_BUNDLE, PIP_CERT or SSL_CERT_FILE)")
         found["ca"] = Path(authority)
-    lines = ["[global]", "timeout = 60"]
+    lines = [f"# {SECRET_MARK}", "[global]", "timeout = 60"]
     lines += [f"{name} = {value}" for name in ("index-url", "extra-index-url", "find-links") if (value := pip_setting(name))]
     if "ca" in found:
         lines.append("cert = /run/build/ca.pem")
@@ -86,7 +88,7 @@ def secrets(folder: Path) -> dict[str, Path]:
     found["pip"].write_text("\n".join(lines) + "\n", encoding="utf-8")
     if sources := base.mirror_lines():
         found["apt"] = folder / "apt.list"
-        found["apt"].write_text("\n".join(sources) + "\n", encoding="utf-8")
+        found["apt"].write_text("\n".join([f"# {SECRET_MARK}", *sources]) + "\n", encoding="utf-8")
     return found
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes a tree the same on every build: `stamp.py TREE [--compile DIR …]`.
 
-Every file, directory and link gets one fixed time, and Python's bytecode is compiled anew in a fixed order, so that the layer
+Every file, directory and link gets one fixed time, and Python's bytecode is compiled again in a fixed order, so that the layer
 made from the tree depends on its content alone. Runs in the build stages with the standard library only. A stage collects
 what it adds to the image below a folder of its own, stamps it, and `COPY --from=STAGE FOLDER/ /` keeps those times, also of
 directories.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import compileall
+import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ from py_compile import PycInvalidationMode
 
 MOMENT = 315532800
 """1980-01-01, the oldest time that a zip archive can hold: every file's, and so what compiled modules name as the source's."""
+
+SHARES = 8
+"""Parts that the modules of a folder are compiled in; the same on every machine, whatever its number of cores."""
 
 
 def entries(tree: Path) -> Iterator[str]:
@@ -39,24 +43,22 @@ def settle(tree: Path) -> int:
     return count
 
 
-def compile_all(tree: Path, folder: Path) -> int:
-    """Compile every module below the folder, in order and in this one process: what a compiled module looks like depends on
-    what the process compiled before. Tracebacks will name the files as they are called when the tree is /. Returns how many
-    compiled."""
-    modules = sorted(path for path in folder.rglob("*.py") if path.is_file() and not path.is_symlink())
+def compile_in_order(tree: Path, modules: list[Path]) -> int:
+    """Compile modules; tracebacks will name the files as they are called when the tree is /. Returns how many compiled."""
+    mode = PycInvalidationMode.TIMESTAMP
     return sum(
-        bool(
-            compileall.compile_file(
-                str(path),
-                force=True,
-                quiet=2,
-                invalidation_mode=PycInvalidationMode.TIMESTAMP,
-                stripdir=str(tree),
-                prependdir="/",
-            )
-        )
+        bool(compileall.compile_file(path, force=True, quiet=2, invalidation_mode=mode, stripdir=tree, prependdir="/"))
         for path in modules
     )
+
+
+def compile_all(tree: Path, folder: Path) -> int:
+    """Compile every module below the folder and return how many compiled. What a compiled module looks like depends on what
+    its process compiled before, so each share has a fixed order and a fresh process."""
+    modules = sorted(path for path in folder.rglob("*.py") if path.is_file() and not path.is_symlink())
+    shares = [(tree, modules[start::SHARES]) for start in range(SHARES)]
+    with multiprocessing.get_context("spawn").Pool(maxtasksperchild=1) as pool:
+        return sum(pool.starmap(compile_in_order, shares, chunksize=1))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -27,16 +27,21 @@ def test_what_a_build_sees_of_this_machine(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://second.example/simple file:///a/folder")
     monkeypatch.setenv("PIP_FIND_LINKS", "/a/folder")
     monkeypatch.setenv("ATTNKIT_APT_MIRROR", "http://mirror.example/debian")
+    monkeypatch.delenv("ATTNKIT_APT_SECURITY_MIRROR", raising=False)
     found = build.secrets(tmp_path / "secrets")
     assert found["ca"] == authority
     assert found["pip"].read_text(encoding="utf-8").splitlines() == [
+        f"# {build.SECRET_MARK}",
         "[global]",
         "timeout = 60",
         "index-url = https://index.example/simple",
         "extra-index-url = https://second.example/simple",
         "cert = /run/build/ca.pem",
     ]
-    assert "mirror.example" in found["apt"].read_text(encoding="utf-8")
+    assert found["apt"].read_text(encoding="utf-8").splitlines() == [
+        f"# {build.SECRET_MARK}",
+        "deb http://mirror.example/debian bookworm main",
+    ]
     assert (tmp_path / "secrets").stat().st_mode & 0o077 == 0
 
 
