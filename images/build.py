@@ -24,14 +24,13 @@ import engine
 import platforms
 import preflight
 import sbom
-import tomllib
 import wheels
 from platforms import DescriptionError, Platform
 
 ROOT = engine.ROOT
 IMAGES = ROOT / "images"
 STAGE = engine.CACHE / "images"
-SOURCES = ("attnkit", "profiles", "images", "pyproject.toml")
+SOURCES = ("attnkit", "profiles", "images", "pyproject.toml", "LICENSE")
 PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 
 
@@ -41,8 +40,9 @@ def say(text: str) -> None:
 
 
 def version() -> str:
-    """attnkit's version, from pyproject.toml."""
-    return str(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"])
+    """attnkit's version, read from its source (the tools that call this do not import attnkit)."""
+    source = (ROOT / "attnkit" / "__init__.py").read_text(encoding="utf-8")
+    return next(line.split('"')[1] for line in source.splitlines() if line.startswith("__version__ = "))
 
 
 def build_wheel(root: Path = ROOT, folder: Path = STAGE / "wheel") -> Path:

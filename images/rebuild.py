@@ -65,7 +65,7 @@ def changed_wheel(folder: Path) -> Path:
     tree.mkdir()
     for name in ("attnkit", "profiles"):
         shutil.copytree(build.ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy2(build.ROOT / name, tree)
     module = tree / "attnkit" / "boot.py"
     module.write_text(module.read_text(encoding="utf-8") + CHANGE, encoding="utf-8")
