@@ -1,4 +1,4 @@
-"""The cross-compile table of docs/backends.md, made from docs/reports/cross-compile.
+"""The cross-compile table of docs/reference/backends.md, made from docs/reports/cross-compile.
 
 A report there is written by `python -m tools.kernels.cross_compile --json docs/reports/cross-compile/NAME.json`, of every
 target or with `--target` of some.
@@ -14,7 +14,7 @@ from typing import Any
 
 from attnkit.backends.triton_common import GPU_ARCHS
 
-REPORTS = Path(__file__).parent / "reports" / "cross-compile"
+REPORTS = Path(__file__).resolve().parents[2] / "docs" / "reports" / "cross-compile"
 COLUMNS = {
     "prefill": ("paged_prefill", "hopper_prefill"),
     "decode": ("paged_decode", "warp_decode"),
@@ -31,14 +31,14 @@ def markdown() -> list[str]:
     for document in sorted(documents, key=lambda found: found["created"]):
         newest |= {row["code"]: document for row in document["kernels"]}
     lines = [
-        "## Our Triton kernels, compiled for cards that were not there",
+        "## Triton kernels, cross-compiled",
         "",
-        "By `python -m tools.kernels.cross_compile`, without a GPU (docs/reports/cross-compile). A cell has the least and the",
-        "most matrix instructions in the machine code of that kernel's variants (16-bit dtypes), their kind, and the most",
-        "shared memory (LDS) that one needs. Spilled: registers that went to memory, the most bytes a thread, and the kernel.",
-        "sm_75-scalar is what stock Triton makes for sm_75, without tensor cores, and TRITON_ATTN's alone; sm_75 goes through",
-        "[kernels/turing](turing.md). PALLAS is lowered for TPUs by jax.export (tests/pallas), which is no machine code, and",
-        "so earns no word.",
+        "Compiled by `python -m tools.kernels.cross_compile`, without a GPU; the reports are in `docs/reports/cross-compile`. A",
+        "cell shows the smallest and largest number of matrix instructions in the machine code of that kernel's variants (16-bit",
+        "dtypes), their kind, and the largest shared memory (LDS) that one needs. Spilled: registers that went to memory, the",
+        "most bytes a thread, and the kernel. sm_75-scalar is what stock Triton produces for sm_75, without tensor cores, and",
+        "what TRITON_ATTN uses there; sm_75 is produced [with the Turing hook](../guides/turing.md). PALLAS is lowered for TPUs by",
+        "`jax.export`, which is not machine code, so it does not count as compiled.",
         "",
         f"| code | compiler, day | variants | {' | '.join(COLUMNS)} | shared limit | spilled |",
         "|---|---|---|" + "---|" * (len(COLUMNS) + 2),
@@ -53,7 +53,7 @@ def markdown() -> list[str]:
     claimed = [pattern for vendor in ("nvidia", "amd") for pattern in GPU_ARCHS[vendor]]
     missing = [pattern for pattern in claimed if not any(fnmatchcase(code, pattern) for code in newest)]
     if missing:
-        lines += ["", f"Claimed and without a report: {', '.join(missing)}."]
+        lines += ["", f"Claimed, but without a report: {', '.join(missing)}."]
     return lines
 
 

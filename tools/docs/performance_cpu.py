@@ -1,4 +1,4 @@
-"""The CPU's part of docs/performance.md, from docs/reports/bench-cpu: our C++ kernels beside vLLM's CPU_ATTN."""
+"""The CPU's part of docs/reports/performance.md: our C++ kernels compared with vLLM's CPU_ATTN."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-REPORTS = Path(__file__).resolve().parent / "reports" / "bench-cpu"
+REPORTS = Path(__file__).resolve().parents[2] / "docs" / "reports" / "bench-cpu"
 TARGET = 1.0
 
 
@@ -21,11 +21,11 @@ def section(reports: Path = REPORTS) -> list[str]:
     before, after = document["load_average_before"][0], document["load_average_after"][0]
     reached = sum(row["ratio"] >= TARGET for row in rows)
     lines = [
-        "## On the CPU, beside vLLM's CPU_ATTN",
+        "## On the CPU, compared with vLLM's CPU_ATTN",
         "",
         f"`{document['command']}`, {document['created'][:10]}: {document['device']}, {document['threads']} threads, torch",
         f"{document['torch']}, vLLM {document['vllm']}; load {before:.1f} before and {after:.1f} after",
-        f"([report](reports/bench-cpu/{path.name})). Both in one process, in turn. The ratio is the median over pairs of",
+        f"([report](bench-cpu/{path.name})). Both in one process, in turn. The ratio is the median over pairs of",
         "their time over ours, above 1 ours is faster, with its quartiles. Both caches have heads before tokens in memory;",
         "“tokens first” is the time of our kernel over the same cache with tokens before heads, over ours.",
         "",
