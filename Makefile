@@ -35,7 +35,7 @@ images-test: test-venv ## builds every image and looks into each (30 GB of disk,
 	$(PYTEST) -m on_demand tests/images
 
 kernels-test: test-venv ## compiles every kernel for every architecture (half an hour)
-	$(PYTEST) -m on_demand -n auto --maxprocesses 4 --dist loadgroup tests/kernels tests/kernels_aot
+	$(PYTEST) -m on_demand -n auto --maxprocesses 4 --dist loadgroup tests/kernels tests/prebuilt tests/tools/kernels
 
 bundle: venv ## one file for hosts without a network: image, playbooks, profiles, wheels, checksums: make bundle PLATFORM=cpu
 	@$(VENV)/bin/python images/bundle.py "$(PLATFORM)"
@@ -79,9 +79,9 @@ test: lint test-python test-docker ## everything that this machine can run, agai
 
 # tests/deploy has a run of its own: Ansible changes the interpreter (sys.intern) in a way that torch's compiler does not tolerate.
 test-python: test-venv ## the tests that need no container runtime
-	$(PYTEST) -m 'not docker' --ignore=tests/kernels --ignore=tests/kernels_aot --ignore=tests/deploy --durations=10
+	$(PYTEST) -m 'not docker' --ignore=tests/kernels --ignore=tests/prebuilt --ignore=tests/tools/kernels --ignore=tests/deploy --durations=10
 	$(PYTEST) -m 'not docker' tests/deploy --durations=5
-	$(PYTEST) -m 'not docker and not on_demand' -n auto --maxprocesses 4 --dist loadgroup tests/kernels tests/kernels_aot --durations=10
+	$(PYTEST) -m 'not docker and not on_demand' -n auto --maxprocesses 4 --dist loadgroup tests/kernels tests/prebuilt tests/tools/kernels --durations=10
 
 test-docker: test-venv ## the tests that need a container runtime
 	@$(PYTHON) images/engine.py ensure || test "$$ATTNKIT_REQUIRE_DOCKER" != 1

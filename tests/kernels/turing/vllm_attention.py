@@ -115,7 +115,7 @@ def main():
         __import__(KERNEL)
         kernel = sys.modules[KERNEL].kernel_unified_attention
         kernel = getattr(kernel, "fn", kernel) if not hasattr(kernel, "warmup") else kernel
-        command = "python tests/kernels_aot/vllm_attention.py" + (f" {source}" if len(sys.argv) > 1 else "")
+        command = "python tests/kernels/turing/vllm_attention.py" + (f" {source}" if len(sys.argv) > 1 else "")
         result = {
             "command": command,
             "source": source,

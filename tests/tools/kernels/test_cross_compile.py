@@ -17,7 +17,7 @@ from attnkit.select import evidence
 from attnkit.select.node import place
 from tools.kernels import cross_compile
 
-REPORTS = sorted((Path(__file__).parents[2] / "docs" / "reports" / "cross-compile").glob("*.json"))
+REPORTS = sorted((Path(__file__).parents[3] / "docs" / "reports" / "cross-compile").glob("*.json"))
 CLAIMED = {
     (backend.name, target)
     for target in targets.TARGETS

@@ -57,7 +57,7 @@ def test_wrong_usage_is_exit_code_2_without_a_traceback(cli: Cli, arguments: tup
     assert done.stdout == "" or arguments[0] == "boot"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed: tests/engines drive it")
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed: tests/engines/vllm drive it")
 def test_vllms_own_backend_without_vllm_is_inconclusive(cli: Cli) -> None:
     done = cli("selftest", "--backend", "vllm:TRITON_ATTN")
     assert done.returncode == 4

@@ -1,6 +1,6 @@
 """What of the vendors' backends runs without their hardware: the conversions around the libraries' calls.
 
-The libraries' own kernels are not run here; tests/gpu does that on a card.
+The libraries' own kernels are not run here; `attnkit selftest` does that on a card.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ HOSTS = {
     "this one": {},
     "no vectors, one thread": {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1"},
 }
-PROGRAM = Path(__file__).with_name("base_errors.py")
+PROGRAM = Path(__file__).with_name("baseline_errors.py")
 CASES = [
     *(Case("prefill", "", "paged", d, 4, 2, 64, 64, 16, ((33, 33), (3, 40))) for d in ("float32", "bfloat16", "float16")),
     Case("decode", "", "paged", "float32", 4, 2, 128, 128, 16, ((1, 129), (1, 40)), content="large"),
@@ -36,7 +36,7 @@ CASES = [
 
 
 def errors(calls: Path, settings: dict[str, str]) -> dict[str, list[float]]:
-    """What `base_errors.py` measures in a process with these settings of the CPU's libraries."""
+    """What `baseline_errors.py` measures in a process with these settings of the CPU's libraries."""
     environment = {**os.environ, **settings}
     run = subprocess.run(
         [sys.executable, str(PROGRAM), str(calls)], capture_output=True, text=True, check=False, env=environment

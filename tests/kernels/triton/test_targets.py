@@ -23,7 +23,7 @@ from attnkit.kernels.triton.targets import TARGETS
 
 TENSOR_CORES = [arch for arch in TARGETS if arch != "sm_75"]
 """Stock Triton, which TRITON_ATTN runs on sm_75, has no matrix instruction for it. All other backends of ours get it from
-attnkit.kernels.turing.hook: tests/kernels_aot/test_turing.py."""
+attnkit.kernels.turing.hook: tests/kernels/turing."""
 
 KINDS = {"sm_75", "sm_80", "sm_90", "gfx942", "gfx1100"}
 """One each of those that compile alike, and not sm_100, which takes twice as long as any: of it the serving kernels."""

@@ -1,7 +1,7 @@
 """Prints, as JSON, the base's largest and mean error for the calls in a file, and the error of this host's matrix product.
 
-Usage: base_errors.py FILE (torch.save of calls by name). A process of its own, because the settings that pretend another CPU
-are read when torch is loaded; the calls come from one place, because torch.randn itself follows the CPU in its last bits.
+Usage: baseline_errors.py FILE (torch.save of calls by name). A process of its own, because the settings that pretend another
+CPU are read when torch is loaded; the calls come from one place, because torch.randn itself follows the CPU in its last bits.
 """
 
 from __future__ import annotations
