@@ -17,28 +17,28 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: ## .venv with the locked tools that build images and run playbooks
-	@$(PYTHON) images/venv.py $(VENV) deploy/requirements.txt
+	@$(PYTHON) -m images.builder.venv $(VENV) deploy/requirements.txt
 
-engine: ## a running container engine (Debian, Ubuntu as root: installed and started where none answers)
-	@$(PYTHON) images/engine.py ensure
+engine: ## a running Docker (on Debian and Ubuntu as root: installed and started where none answers)
+	@$(PYTHON) -m images.builder.container_engine
 
 image: venv ## the image of one platform: make image PLATFORM=cpu
-	@$(VENV)/bin/python images/build.py "$(PLATFORM)"
+	@$(VENV)/bin/python -m images.builder.build "$(PLATFORM)"
 
 images: venv ## every image that can be built today
-	@$(VENV)/bin/python images/build.py --all
+	@$(VENV)/bin/python -m images.builder.build --all
 
-images-test: test-venv ## builds every image and looks into each (30 GB of disk, hours); reports in docs/reports/images
-	@$(VENV)/bin/python images/build.py --all
-	@$(VENV)/bin/python images/examine.py --rebuild cpu
-	@$(VENV)/bin/python images/examine.py ipex tpu cuda-turing cuda-ampere
+images-test: test-venv ## builds and inspects every image (30 GB of disk, hours); reports in docs/reports/images
+	@$(VENV)/bin/python -m images.builder.build --all
+	@$(VENV)/bin/python -m images.inspect.examine --rebuild cpu
+	@$(VENV)/bin/python -m images.inspect.examine ipex tpu cuda-turing cuda-ampere
 	$(PYTEST) -m on_demand tests/images
 
 kernels-test: test-venv ## compiles every kernel for every architecture (half an hour)
 	$(PYTEST) -m on_demand -n auto --maxprocesses 4 --dist loadgroup tests/kernels tests/prebuilt tests/tools/kernels
 
 bundle: venv ## one file for hosts without a network: image, playbooks, profiles, wheels, checksums: make bundle PLATFORM=cpu
-	@$(VENV)/bin/python images/bundle.py "$(PLATFORM)"
+	@$(VENV)/bin/python -m images.offline.bundle "$(PLATFORM)"
 
 demo: venv ## the whole chain on this machine: image, a fleet of three nodes, rollout, a completion from each
 	@$(VENV)/bin/python deploy/demo/demo.py
@@ -56,12 +56,12 @@ lab-scale: venv ## a rollout of 20 nodes, measured, beside plain Ansible that do
 	@$(VENV)/bin/python deploy/lab/lab.py --scale
 
 lock: venv ## the hash-locked requirement files, from their .in files
-	@$(VENV)/bin/python images/lock.py
+	@$(VENV)/bin/python -m images.builder.lock
 
 test-venv: venv
 	@rm -rf .cache/test-wheel
 	@$(VENV)/bin/python -m hatchling build -t wheel -d .cache/test-wheel >/dev/null
-	@$(PYTHON) images/venv.py $(TESTS) tests/requirements.txt .cache/test-wheel/attnkit-*.whl
+	@$(PYTHON) -m images.builder.venv $(TESTS) tests/requirements.txt .cache/test-wheel/attnkit-*.whl
 	@echo '*' > $(TESTS)/.gitignore
 
 lint: test-venv ## style, types, layers, YAML, Dockerfiles, playbooks, generated files
@@ -84,7 +84,7 @@ test-python: test-venv ## the tests that need no container runtime
 	$(PYTEST) -m 'not docker and not on_demand' -n auto --maxprocesses 4 --dist loadgroup tests/kernels tests/prebuilt tests/tools/kernels --durations=10
 
 test-docker: test-venv ## the tests that need a container runtime
-	@$(PYTHON) images/engine.py ensure || test "$$ATTNKIT_REQUIRE_DOCKER" != 1
+	@$(PYTHON) -m images.builder.container_engine || test "$$ATTNKIT_REQUIRE_DOCKER" != 1
 	$(PYTEST) -m 'docker and not on_demand' tests/images tests/deploy --durations=10
 
 test-oldest: ## the package on the oldest Python that it supports, dependencies not locked: make test-oldest PYTHON=python3.10
@@ -93,19 +93,19 @@ test-oldest: ## the package on the oldest Python that it supports, dependencies 
 	$(OLDEST)/bin/pytest -m 'not docker and not on_demand and not slow' tests/hardware tests/profiles tests/select tests/selftest
 
 contracts: test-venv ## the calls into every provider, checked against the packages that the index serves today (downloads gigabytes)
-	$(BIN)/python -m attnkit.contracts
+	$(BIN)/python -m tools.contracts
 
 # A generated file has one owner: each of these writes its files, or says with --check that they are stale.
-GENERATORS = "docs/generate.py" "deploy/kubernetes/generate.py" "images/document.py" "deploy/lab/tables.py"
+GENERATORS = tools.docs.generate deploy.kubernetes.generate images.inspect.document deploy.lab.tables
 
 generate: test-venv ## the generated files: tables of backends, reference pages, schemas, evidence, Kubernetes manifests, images
-	@for script in $(GENERATORS); do $(BIN)/python $$script || exit 1; done
+	@for module in $(GENERATORS); do $(BIN)/python -m $$module || exit 1; done
 
 check-generated:
-	@for script in $(GENERATORS) tests/data/trees/make_trees.py; do $(BIN)/python $$script --check || exit 1; done
+	@for module in $(GENERATORS) tests.data.trees.make_trees; do $(BIN)/python -m $$module --check || exit 1; done
 
 docs-venv:
-	@$(PYTHON) images/venv.py $(DOCS) docs/requirements.txt
+	@$(PYTHON) -m images.builder.venv $(DOCS) docs/requirements.txt
 	@echo '*' > $(DOCS)/.gitignore
 
 docs: generate docs-venv ## the generated files and the documentation site, in site/; a dead link is an error

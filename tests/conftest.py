@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TREES = ROOT / "tests" / "data" / "trees"
 ENGINE = ROOT / "tests" / "engines" / "openai_engine.py"
 
-# At the end, so that the installed attnkit comes first: developers' tools are in the checkout alone.
+# At the end, so that the installed attnkit comes first: the packages tools and images are in the checkout alone.
 sys.path.append(str(ROOT))
 
 
