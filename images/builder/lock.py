@@ -67,6 +67,7 @@ LOCKS: dict[str, Lock] = {
     "sbom": Lock("images/requirements/sbom.in", python="3.11", universal=False),
     "bundle": Lock("images/requirements/bundle.in", python="3.11", universal=True),
     "deploy": Lock("deploy/requirements.in", python="3.11", universal=True),
+    "docs": Lock("docs/requirements.in", python="3.11", universal=True),
     "tests": Lock("tests/requirements.in", python="3.11", universal=True),
 }
 CUDA_ONLY = re.compile(r"^(nvidia-(?!ml-py)|cuda-|triton$)")
