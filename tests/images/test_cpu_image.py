@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from packaging.utils import canonicalize_name
 
-from images import IMAGES
+from images import IMAGES, ROOT
 from images.builder import base, build, platforms
 from images.builder.container_engine import client
 from images.in_image import sbom
@@ -206,8 +206,13 @@ def test_nothing_of_the_building_machine_is_in_it(cpu_image: str, tmp_path: Path
     assert _run(cpu_image, "sh", "-c", script, options=mount).stdout == ""
 
 
+def test_it_carries_attnkits_license(cpu_image: str) -> None:
+    code = "from importlib.metadata import distribution as d; print(d('attnkit').read_text('licenses/LICENSE'), end='')"
+    assert _run(cpu_image, "python", "-c", code).stdout == (ROOT / "LICENSE").read_text(encoding="utf-8")
+
+
 def test_the_secrets_of_the_build_are_in_no_layer(cpu_image: str) -> None:
-    """Not even where a later layer hides it: every secret that a build writes has a mark. The account is in a layer, and found."""
+    """Not even where a later layer hides it: every secret that a build writes has a mark. The account must be found this way."""
     account = "attnkit:x:10001:0"
     with subprocess.Popen([client(), "save", cpu_image], stdout=subprocess.PIPE) as saving:
         command = ["grep", "-aohF", "-e", build.SECRET_MARK, "-e", account]
