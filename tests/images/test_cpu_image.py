@@ -212,7 +212,7 @@ def test_it_carries_attnkits_license(cpu_image: str) -> None:
 
 
 def test_the_secrets_of_the_build_are_in_no_layer(cpu_image: str) -> None:
-    """Not even where a later layer hides it: every secret that a build writes has a mark. The account must be found this way."""
+    """Not even where a later layer hides it: every secret that a build writes has a mark. The account must be found, too."""
     account = "attnkit:x:10001:0"
     with subprocess.Popen([client(), "save", cpu_image], stdout=subprocess.PIPE) as saving:
         command = ["grep", "-aohF", "-e", build.SECRET_MARK, "-e", account]
