@@ -1,24 +1,20 @@
 """The base image: pulled from its registry, or bootstrapped from the distribution's packages where no registry answers.
 
-    python -m images.builder.base REFERENCE        prints the name of an image to build on
-
 The air-gapped path needs root, `debootstrap` (installed with apt if missing) and a Debian mirror. The bootstrapped tree is
 slimmed, carries no mirror address, and its tar is kept in .cache/, so that a second run imports it in a second.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from images import CACHE, ROOT
-from images.builder.container_engine import EngineError, apt_install, client, docker, ensure
+from images.builder.container_engine import EngineError, apt_install, client, docker
 
 SUITE = "bookworm"
 PROBE_SECONDS = 8
@@ -189,21 +185,3 @@ def base_image(reference: str) -> str:
         bootstrap(tar)
     docker("import", "-c", 'CMD ["/bin/bash"]', str(tar), BOOTSTRAP)
     return BOOTSTRAP
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Command-line entry point."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("reference", help="the image to pull where a registry answers")
-    args = parser.parse_args(argv)
-    try:
-        ensure()
-        print(base_image(args.reference))
-    except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -29,6 +29,9 @@ STAGE = CACHE / "images"
 WHEEL_SOURCES = ("attnkit", "profiles", "pyproject.toml", "README.md", "LICENSE")
 SOURCES = (*WHEEL_SOURCES, "images")
 """What images are made of: their label names the last commit that changed any of it."""
+INPUTS = "attnkit.inputs"
+"""The label with the hash of everything that decides an image's content."""
+INPUTS_OF = f'{{{{index .Config.Labels "{INPUTS}"}}}}'
 PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 SECRET_MARK = "attnkit-build-secret"
 """A line of every secret that a build writes: no layer may have it."""
@@ -238,6 +241,14 @@ def docker_build(
         raise EngineError(f"docker build of {context} failed (exit code {done.returncode}); {shown}")
 
 
+def prepare(platform: Platform, wheel: Path) -> tuple[Path, dict[str, str], dict[str, str]]:
+    """The staged context of a platform's image, its build arguments, and its labels with the hash of all inputs."""
+    base_name = base.base_image(platform.base)
+    context, arguments, names = stage(platform, wheel), build_arguments(platform, base_name), labels(platform)
+    inputs = fingerprint(context, arguments, names, inspect(base_name, "{{.Id}}"))
+    return context, arguments, names | {INPUTS: inputs}
+
+
 def build(platform: Platform, *, wheel: Path | None, no_cache: bool, plain: bool) -> str:
     """Build one image, or find that it is up to date. Returns its id."""
     if platform.not_built:
@@ -245,19 +256,15 @@ def build(platform: Platform, *, wheel: Path | None, no_cache: bool, plain: bool
     preflight.require([platform])
     started = time.monotonic()
     ensure()
-    base_name = base.base_image(platform.base)
-    context = stage(platform, wheel or build_wheel())
-    arguments = build_arguments(platform, base_name)
-    names = labels(platform)
-    inputs = fingerprint(context, arguments, names, inspect(base_name, "{{.Id}}"))
+    context, arguments, names = prepare(platform, wheel or build_wheel())
     tag, moving = tags(platform)
-    if not no_cache and inspect(tag, '{{index .Config.Labels "attnkit.inputs"}}') == inputs:
+    if not no_cache and inspect(tag, INPUTS_OF) == names[INPUTS]:
         docker("tag", tag, moving)
         state = "up to date"
     else:
-        say(f"{platform.name}: building {tag} on {base_name}")
+        say(f"{platform.name}: building {tag} on {arguments['BASE']}")
         options = ["--progress", "plain" if plain else "auto", "-t", tag, "-t", moving, *(["--no-cache"] if no_cache else [])]
-        docker_build(context, arguments, *options, labels=names | {"attnkit.inputs": inputs}, show=True)
+        docker_build(context, arguments, *options, labels=names, show=True)
         state = "built"
     copy_bill_of_materials(tag, bill_of_materials(platform))
     identity, size = inspect(tag, "{{.Id}}"), int(inspect(tag, "{{.Size}}"))

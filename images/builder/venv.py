@@ -57,17 +57,8 @@ def create(folder: Path) -> None:
 
 def pip(folder: Path, *args: str) -> None:
     """Run the environment's pip quietly; the process's exit code becomes ours if it fails."""
-    command = [
-        str(folder / "bin" / "python"),
-        "-m",
-        "pip",
-        "install",
-        "--disable-pip-version-check",
-        "--no-input",
-        "-qq",
-        *args,
-    ]
-    done = subprocess.run(command, check=False)
+    install = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "-qq"]
+    done = subprocess.run([*install, *args], check=False)
     if done.returncode != 0:
         fail(f"pip could not install {args[-1]} (exit code {done.returncode})")
 

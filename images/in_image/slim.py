@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 TREES = {
     "tests": ("tests", "test", "_tests"),
@@ -98,28 +99,35 @@ def unused_cuda(site: Path) -> int:
     return sum(remove(path) for path in sorted(found))
 
 
+def read(file: BinaryIO, offset: int, count: int) -> bytes:
+    """Bytes of a file from an offset on."""
+    file.seek(offset)
+    return file.read(count)
+
+
+def segments(file: BinaryIO) -> list[tuple[int, int, int, int, int]]:
+    """Kind, offset, address, size and alignment of each segment of a 64-bit ELF file; none for any other file."""
+    header = read(file, 0, 64)
+    if len(header) < 64 or header[:4] != b"\x7fELF":
+        return []
+    offset, entry, count = struct.unpack_from("<Q", header, 32)[0], *struct.unpack_from("<HH", header, 54)
+    found = [struct.unpack("<IIQQQQQQ", read(file, offset + i * entry, 56)) for i in range(count)]
+    return [(kind, at, address, size, align) for kind, _, at, address, _, size, _, align in found]
+
+
 def needed(path: Path) -> list[str]:
     """The libraries that a 64-bit ELF file links to (its DT_NEEDED entries); none for any other file."""
     with path.open("rb") as file:
-        header = file.read(64)
-        if len(header) < 64 or header[:4] != b"\x7fELF":
-            return []
-
-        def read(offset: int, count: int) -> bytes:
-            file.seek(offset)
-            return file.read(count)
-
-        offset, entry, count = struct.unpack_from("<Q", header, 32)[0], *struct.unpack_from("<HH", header, 54)
-        segments = [struct.unpack("<IIQQQQQQ", read(offset + i * entry, 56)) for i in range(count)]
-        dynamic = next(((at, size) for kind, _, at, _, _, size, _, _ in segments if kind == DYNAMIC_SEGMENT), None)
+        found = segments(file)
+        dynamic = next(((at, size) for kind, at, _, size, _ in found if kind == DYNAMIC_SEGMENT), None)
         if dynamic is None:
             return []
-        tags = list(struct.iter_unpack("<QQ", read(dynamic[0], dynamic[1] // 16 * 16)))
+        tags = list(struct.iter_unpack("<QQ", read(file, dynamic[0], dynamic[1] // 16 * 16)))
         strings = next(value for tag, value in tags if tag == STRING_TABLE)
         size = next(value for tag, value in tags if tag == STRING_TABLE_SIZE)
-        loads = [(at, address, length) for kind, _, at, address, _, length, _, _ in segments if kind == LOAD_SEGMENT]
-        at = next(at + strings - address for at, address, length in loads if address <= strings < address + length)
-        names = read(at, size)
+        loaded = [(at, address, length) for kind, at, address, length, _ in found if kind == LOAD_SEGMENT]
+        start = next(at + strings - address for at, address, length in loaded if address <= strings < address + length)
+        names = read(file, start, size)
     return [names[value : names.index(b"\0", value)].decode() for tag, value in tags if tag == NEEDED]
 
 
@@ -129,15 +137,8 @@ def loads(path: Path) -> bool:
     Libraries that were edited after linking (patchelf, as wheel repair tools do) can lose that when they are stripped.
     """
     with path.open("rb") as file:
-        header = file.read(64)
-        offset, entry, count = struct.unpack_from("<Q", header, 32)[0], *struct.unpack_from("<HH", header, 54)
-        file.seek(offset)
-        table = file.read(entry * count)
-    for index in range(count):
-        kind, _, at, address, _, _, _, align = struct.unpack_from("<IIQQQQQQ", table, index * entry)
-        if kind == LOAD_SEGMENT and (align % PAGE or (address - at) % align):
-            return False
-    return True
+        loaded = [(at, address, align) for kind, at, address, _, align in segments(file) if kind == LOAD_SEGMENT]
+    return all(align % PAGE == 0 and (address - at) % align == 0 for at, address, align in loaded)
 
 
 def strip(site: Path) -> int:

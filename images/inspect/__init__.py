@@ -1,4 +1,4 @@
-"""Checks built images and writes what was found to docs/reports/images and docs/images.md."""
+"""Checks built images and writes what was found to docs/reports/images and docs/reference/images.md."""
 
 from images import ROOT
 

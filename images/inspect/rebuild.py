@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from images import CACHE, ROOT
-from images.builder import base, build
+from images.builder import build
 from images.builder.container_engine import EngineError, client, docker
 from images.builder.platforms import Platform
 
@@ -44,12 +44,9 @@ def built(platform: Platform, wheel: Path, like: str = "") -> Iterator[str]:
     Raises:
         EngineError: the build failed, or the image came from other inputs, so that nothing could be compared with it.
     """
-    base_name = base.base_image(platform.base)
-    context = build.stage(platform, wheel)
+    context, arguments, names = build.prepare(platform, wheel)
     tag = f"attnkit-rebuilt:{uuid.uuid4().hex}"
-    arguments, names = build.build_arguments(platform, base_name), build.labels(platform)
-    inputs = build.fingerprint(context, arguments, names, build.inspect(base_name, "{{.Id}}"))
-    if like and build.inspect(like, '{{index .Config.Labels "attnkit.inputs"}}') != inputs:
+    if like and build.inspect(like, build.INPUTS_OF) != names[build.INPUTS]:
         raise EngineError(f"{like} did not come from this tree as it is now: make image PLATFORM={platform.name} first")
     options = ["--progress", "plain", "-t", tag, *(["--no-cache"] if like else [])]
     build.docker_build(context, arguments, *options, labels=names, show=True)

@@ -1,4 +1,4 @@
-"""docs/images.md: what no report holds is not in it, and it is up to date with the reports."""
+"""docs/reference/images.md: what no report holds is not in it, and it is up to date with the reports."""
 
 from __future__ import annotations
 
