@@ -7,6 +7,7 @@ slimming was worth. Licenses and package metadata stay.
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import struct
 import subprocess
@@ -159,9 +160,11 @@ def strip(site: Path) -> int:
     return freed
 
 
-def main(environment: str) -> int:
-    """Slim the environment and print a line a rule."""
-    root = Path(environment)
+def main(argv: list[str] | None = None) -> int:
+    """Command-line entry point: slim the environment and print what each rule freed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("environment", type=Path, help="a virtual environment")
+    root: Path = parser.parse_args(argv).environment
     site = next(iter(root.glob("lib/python3*/site-packages")))
     before = size(root)
     freed = {what: trees(site, names) for what, names in TREES.items()}
@@ -183,4 +186,4 @@ def main(environment: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main())

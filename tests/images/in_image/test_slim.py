@@ -26,7 +26,7 @@ def test_slimming_leaves_what_runs(tmp_path: Path) -> None:
     ):
         (site / name).parent.mkdir(parents=True, exist_ok=True)
         (site / name).write_bytes(b"x" * 10)
-    assert slim.main(str(tmp_path)) == 0
+    assert slim.main([str(tmp_path)]) == 0
     left = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file()}
     assert left == {
         "torch/bin/torch_shm_manager",
