@@ -12,11 +12,11 @@ from typing import Any
 
 from attnkit.bench.results import Ratio, Row, load, ratios
 from tools.docs import performance_cpu
+from tools.docs.markdown import SOURCE
 
 ROOT = Path(__file__).resolve().parents[2]
 REPORTS = ROOT / "docs" / "reports" / "bench"
 
-SOURCE = "https://github.com/attnkit/attnkit/blob/main"
 PORTABLE = "vLLM Triton"
 """Peers of this name are what people without our kernels have where nothing else runs: never slower than they."""
 
