@@ -23,6 +23,21 @@ import attnkit
 ROOT = Path(__file__).resolve().parent.parent
 TREES = ROOT / "tests" / "data" / "trees"
 ENGINE = ROOT / "tests" / "engines" / "openai_engine.py"
+SMALLEST_MODEL = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 16,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "num_hidden_layers": 1,
+    "torch_dtype": "bfloat16",
+}
+"""What a boot in these tests has to attend for: its self-test is as real as any, and takes a tenth of a second."""
+
+# Workers and their child processes share the cores. OpenMP's threads would wait for one another by spinning, which costs more
+# than the tests; those about several threads ask for them by number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # At the end, so that the installed attnkit comes first: the packages tools and images are in the checkout alone.
 sys.path.append(str(ROOT))
@@ -144,11 +159,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Boot]]:
     running: list[Boot] = []
 
     def begin(*arguments: str | Path, env: dict[str, str] | None = None) -> Boot:
-        from attnkit.engines import tiny_model
-
         model = tmp_path / "model"
         model.mkdir(exist_ok=True)
-        (model / "config.json").write_text(json.dumps(tiny_model.config()))
+        (model / "config.json").write_text(json.dumps(SMALLEST_MODEL))
         report, ready, metrics = tmp_path / "report.json", tmp_path / "ready.json", tmp_path / "attnkit.prom"
         variables = {
             "ATTNKIT_REPORT": str(report),

@@ -1,4 +1,7 @@
-"""Boot as a process: its steps, files, exit codes, and the engine under it."""
+"""Boot as a process: its steps, files, exit codes, and the engine under it.
+
+What is about verdicts runs the self-test; what is about files, signals and the engine simulates the device's answer.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ from attnkit.boot.report import json_schema, load_report
 Start = Callable[..., "Boot"]  # noqa: F821 - the class lives in conftest.py
 Engine = Callable[..., "tuple[list[str], str]"]
 SDPA = ("--backend", "TORCH_SDPA")
+SIMULATED = (*SDPA, "--planted-answer", "right")
+HANGS = (*SDPA, "--planted-answer", "hang")
 
 
 def test_without_a_command_it_proves_and_reports(start: Start) -> None:
@@ -38,9 +43,11 @@ def test_without_a_command_it_proves_and_reports(start: Start) -> None:
     load_report(boot.report_path)
 
 
-def test_a_served_engine_goes_through_every_state(start: Start, engine: Engine) -> None:
-    command, url = engine("--healthy-after", "1")
+def test_a_served_engine_goes_through_every_state(start: Start, engine: Engine, tmp_path: Path) -> None:
+    command, url = engine("--healthy-when", "loaded")
     boot = start(*SDPA, "--health-url", url, "--", *command)
+    boot.until("engine-starting")
+    (tmp_path / "loaded").touch()
     boot.until("ready")
     assert boot.states == [s for s in ("starting", "selftest", "engine-starting", "ready") if s in boot.states]
     assert {"selftest", "engine-starting"} <= set(boot.states)
@@ -58,19 +65,21 @@ def test_a_served_engine_goes_through_every_state(start: Start, engine: Engine) 
     assert "attnkit_ready 0.0" in boot.metrics_path.read_text()
 
 
-def test_a_stale_readiness_file_and_report_never_count(start: Start, engine: Engine, tmp_path: Path) -> None:
+def test_a_stale_readiness_file_and_report_never_count(start: Start, tmp_path: Path) -> None:
     (tmp_path / "ready.json").write_text('{"state": "ready", "verdict": "pass", "backend": "STALE", "since": ""}\n')
     (tmp_path / "report.json").write_text("{}")
-    boot = start(*SDPA)
+    boot = start(*HANGS)
     boot.until("selftest")
     assert not boot.report_path.exists(), "no report before its verdict"
     partial = load_report(boot.report_path.with_suffix(".partial.json"))
     assert partial.decision is not None
     assert partial.exit_code is None
-    assert boot.wait() == 0
-    assert boot.report["backend"] == "TORCH_SDPA"
+    boot.process.send_signal(signal.SIGTERM)
+    assert boot.wait() == 128 + signal.SIGTERM
+    assert boot.report["decision"]["chosen"]["backend"] == "TORCH_SDPA"
     assert not boot.report_path.with_suffix(".partial.json").exists()
     assert boot.report_path.with_suffix(".previous.json").read_text() == "{}", "the report before is kept beside"
+    assert boot.state() == "failed"
 
 
 @pytest.mark.parametrize("which", ["report", "ready", "metrics"])
@@ -124,8 +133,8 @@ def test_an_explicit_backend_that_cannot_serve_is_exit_code_3_with_reasons(start
 
 
 def test_the_engine_dies_before_it_serves(start: Start, engine: Engine) -> None:
-    command, url = engine("--healthy-after", "1000", "--die-after", "1", "3")
-    boot = start(*SDPA, "--health-url", url, "--", *command)
+    command, url = engine("--healthy-when", "never", "--die-when", "/", "3")
+    boot = start(*SIMULATED, "--health-url", url, "--", *command)
     assert boot.wait() == 3
     assert boot.state() == "failed"
     event = boot.event("engine.exit")
@@ -138,9 +147,11 @@ def test_the_engine_dies_before_it_serves(start: Start, engine: Engine) -> None:
     assert "ready" not in boot.names()
 
 
-def test_the_engine_is_killed_while_it_serves(start: Start, engine: Engine) -> None:
-    command, url = engine("--die-after", "3", "-9")
-    boot = start(*SDPA, "--health-url", url, "--", *command)
+def test_the_engine_is_killed_while_it_serves(start: Start, engine: Engine, tmp_path: Path) -> None:
+    command, url = engine("--die-when", "served", "-9")
+    boot = start(*SIMULATED, "--health-url", url, "--", *command)
+    boot.until("ready")
+    (tmp_path / "served").touch()
     assert boot.wait() == 137
     assert "ready" in boot.names()
     assert boot.event("engine.exit")["how"] == "signal SIGKILL"
@@ -149,8 +160,8 @@ def test_the_engine_is_killed_while_it_serves(start: Start, engine: Engine) -> N
 
 
 def test_an_engine_that_is_never_healthy_is_stopped(start: Start, engine: Engine) -> None:
-    command, url = engine("--healthy-after", "1000")
-    boot = start(*SDPA, "--health-url", url, "--health-timeout", "2", "--", *command)
+    command, url = engine("--healthy-when", "never")
+    boot = start(*SIMULATED, "--health-url", url, "--health-timeout", "2", "--", *command)
     assert boot.wait() == 1
     assert "not healthy within 2 s" in boot.report["error"]
     assert "engine: got SIGTERM" in boot.err
@@ -159,7 +170,7 @@ def test_an_engine_that_is_never_healthy_is_stopped(start: Start, engine: Engine
 
 def test_a_self_test_that_takes_too_long_proves_nothing_either_way(start: Start, engine: Engine) -> None:
     command, url = engine()
-    boot = start(*SDPA, "--selftest-timeout", "1", "--health-url", url, "--", *command)
+    boot = start(*HANGS, "--selftest-timeout", "1", "--health-url", url, "--", *command)
     assert boot.wait() == 4
     (verdict,) = boot.report["selftest"]
     assert verdict["outcome"] == "inconclusive"
@@ -169,7 +180,7 @@ def test_a_self_test_that_takes_too_long_proves_nothing_either_way(start: Start,
 
 def test_an_engine_that_is_healthy_but_cannot_answer_is_not_ready(start: Start, engine: Engine) -> None:
     command, url = engine("--refuse-completions")
-    boot = start(*SDPA, "--health-url", url, "--", *command)
+    boot = start(*SIMULATED, "--health-url", url, "--", *command)
     assert boot.wait() == 1
     assert "the kernel exploded" in boot.report["error"]
     assert "ready" not in boot.names()
@@ -178,7 +189,7 @@ def test_an_engine_that_is_healthy_but_cannot_answer_is_not_ready(start: Start, 
 
 def test_a_server_without_the_openai_api_is_ready_when_healthy(start: Start, engine: Engine) -> None:
     command, url = engine("--no-api")
-    boot = start(*SDPA, "--health-url", url, "--", *command)
+    boot = start(*SIMULATED, "--health-url", url, "--", *command)
     boot.until("ready")
     boot.process.send_signal(signal.SIGINT)
     assert boot.wait() == 0
@@ -186,7 +197,7 @@ def test_a_server_without_the_openai_api_is_ready_when_healthy(start: Start, eng
 
 
 def test_a_command_without_a_health_url_is_ready_once_it_stays_alive(start: Start) -> None:
-    boot = start(*SDPA, "--", "sleep", "60")
+    boot = start(*SIMULATED, "--", "sleep", "600")
     boot.until("ready")
     boot.process.send_signal(signal.SIGTERM)
     assert boot.wait() == 128 + signal.SIGTERM
@@ -195,46 +206,52 @@ def test_a_command_without_a_health_url_is_ready_once_it_stays_alive(start: Star
 
 
 def test_a_command_that_does_not_exist(start: Start) -> None:
-    boot = start(*SDPA, "--", "no-such-engine")
+    boot = start(*SIMULATED, "--", "no-such-engine")
     assert boot.wait() == 2
     assert "cannot start 'no-such-engine'" in boot.err
     assert boot.state() == "failed"
-    assert boot.report["verdict"] == "pass"
+    assert boot.report["verdict"] == "planted"
 
 
-def test_a_second_signal_kills_an_engine_that_does_not_listen(start: Start, engine: Engine) -> None:
+def test_a_second_signal_kills_an_engine_that_does_not_listen(start: Start, engine: Engine, tmp_path: Path) -> None:
     command, url = engine("--ignore-term")
-    boot = start(*SDPA, "--health-url", url, "--", *command)
+    boot = start(*SIMULATED, "--health-url", url, "--", *command)
     boot.until("ready")
     boot.process.send_signal(signal.SIGTERM)
-    time.sleep(0.5)
+    _until((tmp_path / "got-SIGTERM").exists)
     assert boot.process.poll() is None
     boot.process.send_signal(signal.SIGTERM)
-    assert boot.wait(20) == 137
+    assert boot.wait() == 137
 
 
 def test_a_signal_before_the_engine_ends_the_boot_and_is_reported(start: Start) -> None:
     boot = start(*SDPA, "--level", "extended")
     boot.until("selftest")
     boot.process.send_signal(signal.SIGTERM)
-    assert boot.wait(30) == 128 + signal.SIGTERM
+    assert boot.wait() == 128 + signal.SIGTERM
     assert "SIGTERM" in boot.report["error"]
     assert boot.report["decision"]["chosen"]["backend"] == "TORCH_SDPA", "what was known is on disk"
     assert boot.state() == "failed"
 
 
-def test_an_orphan_is_adopted_and_reaped(start: Start, engine: Engine) -> None:
+def test_an_orphan_is_adopted_and_reaped(start: Start, engine: Engine, tmp_path: Path) -> None:
     command, url = engine("--orphan")
-    boot = start(*SDPA, "--health-url", url, "--", *command)
+    boot = start(*SIMULATED, "--health-url", url, "--", *command)
     boot.until("ready")
-    orphan = Path("/proc") / Path(boot.report_path.parent / "orphan.pid").read_text()
+    pid = int((tmp_path / "orphan.pid").read_text())
+    orphan = Path(f"/proc/{pid}")
     assert _parent(orphan) == boot.process.pid
-    deadline = time.monotonic() + 20
-    while orphan.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not orphan.exists(), "it ended and stayed as a zombie"
+    os.kill(pid, signal.SIGKILL)
+    _until(lambda: not orphan.exists())  # or it ended and stays as a zombie
     os.kill(boot.process.pid, signal.SIGTERM)
     assert boot.wait() == 0
+
+
+def _until(true: Callable[[], bool], timeout: float = 120) -> None:
+    deadline = time.monotonic() + timeout
+    while not true():
+        assert time.monotonic() < deadline, f"waited {timeout:g} s for it"
+        time.sleep(0.01)
 
 
 def _parent(process: Path) -> int:

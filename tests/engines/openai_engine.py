@@ -1,7 +1,9 @@
 """A small real HTTP engine to put under supervision: /health, /v1/models, /v1/completions.
 
-python openai_engine.py PORT [--healthy-after S] [--die-after S CODE] [--no-api] [--refuse-completions]
+python openai_engine.py PORT [--healthy-when FILE] [--die-when FILE CODE] [--no-api] [--refuse-completions]
                              [--ignore-term] [--orphan]
+
+FILEs are made by the test once what it waits for has been seen; the engine leaves got-SIGTERM and orphan.pid for it.
 """
 
 from __future__ import annotations
@@ -19,14 +21,13 @@ from pathlib import Path
 
 parser = argparse.ArgumentParser()
 parser.add_argument("port", type=int)
-parser.add_argument("--healthy-after", type=float, default=0.0)
-parser.add_argument("--die-after", nargs=2, default=None)
+parser.add_argument("--healthy-when", type=Path, default=Path("/"))
+parser.add_argument("--die-when", nargs=2, default=None)
 parser.add_argument("--no-api", action="store_true")
 parser.add_argument("--refuse-completions", action="store_true")
 parser.add_argument("--ignore-term", action="store_true")
 parser.add_argument("--orphan", action="store_true")
 options = parser.parse_args()
-started = time.monotonic()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -39,7 +40,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/health":
-            self.reply(200 if time.monotonic() - started >= options.healthy_after else 503, {})
+            self.reply(200 if options.healthy_when.exists() else 503, {})
         elif self.path == "/v1/models" and not options.no_api:
             self.reply(200, {"data": [{"id": "tiny"}]})
         else:
@@ -63,7 +64,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def stop(number: int, _frame: object) -> None:
-    print(f"engine: got {signal.Signals(number).name}", flush=True)
+    name = signal.Signals(number).name
+    print(f"engine: got {name}", flush=True)
+    Path(f"got-{name}").touch()
     if not options.ignore_term:
         os._exit(0)
 
@@ -72,19 +75,21 @@ signal.signal(signal.SIGTERM, stop)
 signal.signal(signal.SIGINT, stop)
 if options.orphan:
     # a child that starts a grandchild and leaves: the grandchild goes to whoever adopts orphans
-    code = "import subprocess; print(subprocess.Popen(['sleep', '3'], stdout=-3, stderr=-3).pid, end='')"
+    code = "import subprocess; print(subprocess.Popen(['sleep', '600'], stdout=-3, stderr=-3).pid, end='')"
     pid = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     Path("orphan.pid").write_text(pid)
-if options.die_after:
-    seconds, code = float(options.die_after[0]), int(options.die_after[1])
+server = ThreadingHTTPServer(("127.0.0.1", options.port), Handler)
+print("engine: listening", flush=True)
+if options.die_when:
+    sign, code = Path(options.die_when[0]), int(options.die_when[1])
 
     def die() -> None:
-        time.sleep(seconds)
+        while not sign.exists():
+            time.sleep(0.02)
         print("engine: out of memory while loading weights", flush=True)
         if code < 0:
             os.kill(os.getpid(), -code)
         os._exit(code)
 
     threading.Thread(target=die, daemon=True).start()
-print("engine: listening", flush=True)
-ThreadingHTTPServer(("127.0.0.1", options.port), Handler).serve_forever()
+server.serve_forever()

@@ -21,7 +21,7 @@ from attnkit.selftest.tolerance import judge
 from attnkit.spec import AttentionOutput
 
 HOSTS = {
-    "this one": {},
+    "this one": {"OMP_NUM_THREADS": "2"},
     "no vectors, one thread": {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1"},
 }
 PROGRAM = Path(__file__).with_name("baseline_errors.py")
