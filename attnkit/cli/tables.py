@@ -1,4 +1,4 @@
-"""What people see in a terminal: tables and event lines that fit 80 columns. JSON is for programs."""
+"""Tables for the terminal that fit 80 columns. JSON is for programs."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def show_catalog(rows: Iterable[BackendRow]) -> None:
         mark = Text("yes", style="green") if row.usable else Text("no", style="dim")
         table.add_row(row.name, mark, provider, row.evidence, Text(row.why_not, style="dim"))
     out.print(table)
-    out.print(Text("Evidence is for this box's architecture; --json has every target, alias and reason.", style="dim"))
+    out.print(Text("Evidence is for this machine's architecture; --json lists every target, alias and reason.", style="dim"))
 
 
 def show_plan(plan: Plan) -> None:
@@ -79,7 +79,7 @@ def show_plan(plan: Plan) -> None:
     out.print(Text(f"installed  {plan.installed_source}"))
     out.print(Text(f"order      {decision.order_source}"))
     for spec in plan.need.specs:
-        out.print(Text(f"need       {spec_text(spec)}"))
+        out.print(Text(f"requires   {spec_text(spec)}"))
     out.print(Text(f"           from {plan.need.source}"))
     for note in (*plan.need.notes, *decision.warnings):
         out.print(Text(f"note       {note}", style="yellow"))
@@ -117,7 +117,7 @@ def show_verdicts(verdicts: Iterable[Verdict]) -> None:
     """`attnkit selftest`: every case with its error and bound."""
     out = console()
     for verdict in verdicts:
-        fault = f", planted fault {verdict.fault}" if verdict.fault else ""
+        fault = f", injected fault {verdict.fault}" if verdict.fault else ""
         title = f"{verdict.backend} through {verdict.provider} on {verdict.device}, {verdict.level}{fault}"
         out.print(Text.assemble((MARKS[verdict.outcome] + " ", COLOURS[verdict.outcome]), (title, "bold")))
         kernels = dict.fromkeys(case.kernel for case in verdict.cases if case.kernel)
@@ -136,10 +136,10 @@ def show_verdicts(verdicts: Iterable[Verdict]) -> None:
 
 
 def show_proofs(backend: str, proofs: Iterable[Proof]) -> None:
-    """`attnkit selftest --prove`: which case catches which planted fault."""
+    """`attnkit selftest --inject-faults`: which case detects which fault."""
     out = console()
-    out.print(Text(f"{backend}: faults planted on purpose", style="bold"))
-    table = _table("", "fault", "caught by", "dtype")
+    out.print(Text(f"{backend}: injected faults", style="bold"))
+    table = _table("", "fault", "detected by", "dtype")
     for proof in proofs:
         mark = Text("✓", style="green") if proof.caught else Text("✗", style="red")
         table.add_row(mark, proof.fault, proof.by or "nothing", proof.dtype or "")
@@ -156,8 +156,8 @@ def show_report(report: BootReport) -> None:
         ("device", f"{report.decision.device.name} ({report.decision.device.arch})" if report.decision else ""),
         ("backend", f"{report.backend} through {report.provider}" if report.backend else "none"),
         ("order", f"{', '.join(report.decision.order)} ({report.decision.order_source})" if report.decision else ""),
-        ("planted", f"{report.planted_answer}: the device's answer, no kernel ran" if report.planted_answer else ""),
-        ("fault", f"{report.planted_fault}, planted on purpose" if report.planted_fault else ""),
+        ("simulated", f"device is {report.planted_answer}, no kernel ran" if report.planted_answer else ""),
+        ("injected", f"fault {report.planted_fault}" if report.planted_fault else ""),
         ("error", report.error or ""),
         ("seconds", "  ".join(f"{k} {v:g}" for k, v in report.boot_seconds.model_dump().items() if v is not None)),
     ]

@@ -41,7 +41,7 @@ def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         *arguments: str | Path, env: dict[str, str] | None = None, timeout: float = 180
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "attnkit.cli.app", *map(str, arguments)],
+            [sys.executable, "-m", "attnkit.cli", *map(str, arguments)],
             env=clean_environment(**(env or {})),
             cwd=tmp_path,
             capture_output=True,
@@ -124,7 +124,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Boot]]:
             **(env or {}),
         }
         process = subprocess.Popen(
-            [sys.executable, "-m", "attnkit.cli.app", "boot", *map(str, arguments)],
+            [sys.executable, "-m", "attnkit.cli", "boot", *map(str, arguments)],
             env=clean_environment(**variables),
             cwd=tmp_path,
             stdout=subprocess.PIPE,

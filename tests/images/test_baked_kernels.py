@@ -49,7 +49,7 @@ def copy(baked: Path, tmp_path: Path) -> Path:
 
 def _verify(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """The command of the Dockerfile's last step."""
-    command = [sys.executable, "-m", "attnkit.cli.app", "kernels", "verify", "--dir", str(directory), *options]
+    command = [sys.executable, "-m", "attnkit.cli", "kernels", "verify", "--dir", str(directory), *options]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=directory)
 
 

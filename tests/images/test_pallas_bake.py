@@ -109,7 +109,7 @@ def test_another_jax_fails_the_build_and_is_not_loaded(
 
 def test_the_command_refuses_what_a_boot_would_miss(baked: Path) -> None:
     """This bake has four of the calls that a boot makes."""
-    command = [sys.executable, "-m", "attnkit.cli.app", "kernels", "verify", "--dir", str(baked), "--target", "tpu-v5e"]
+    command = [sys.executable, "-m", "attnkit.cli", "kernels", "verify", "--dir", str(baked), "--target", "tpu-v5e"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=baked)
     assert done.returncode == 1
     assert "is not in the bake" in done.stderr
@@ -117,7 +117,7 @@ def test_the_command_refuses_what_a_boot_would_miss(baked: Path) -> None:
 
 
 def test_tpus_and_gpus_are_not_baked_together() -> None:
-    command = [sys.executable, "-m", "attnkit.cli.app", "kernels", "build", "--dir", "x", "--target", "tpu-v5e,sm_90"]
+    command = [sys.executable, "-m", "attnkit.cli", "kernels", "build", "--dir", "x", "--target", "tpu-v5e,sm_90"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "TPUs and others do not go into one bake: tpu-v5e, sm_90" in done.stderr

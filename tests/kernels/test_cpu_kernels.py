@@ -122,7 +122,7 @@ def bake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not any(shutil.which(name) for name in ("g++", "c++", "clang++")):
         pytest.skip("the CPU kernels are compiled here, which needs a C++ compiler: apt-get install g++")
     folder = tmp_path_factory.mktemp("kernels")
-    command = [sys.executable, "-m", "attnkit.cli.app", "kernels", "build", "--target", "cpu", "--dir", str(folder)]
+    command = [sys.executable, "-m", "attnkit.cli", "kernels", "build", "--target", "cpu", "--dir", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "portable" in done.stdout
@@ -172,7 +172,7 @@ def test_threads_are_torchs_though_another_copy_of_openmp_is_loaded(bake: Path, 
 
 
 def _verify(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "attnkit.cli.app", "kernels", "verify", "--dir", str(directory), *options]
+    command = [sys.executable, "-m", "attnkit.cli", "kernels", "verify", "--dir", str(directory), *options]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -204,7 +204,7 @@ def test_a_bake_that_is_not_whole_is_refused(bake: Path, tmp_path: Path, harm: s
 def test_the_target_stands_alone(tmp_path: Path, command: str) -> None:
     where = [] if command == "list" else ["--dir", str(tmp_path)]
     done = subprocess.run(
-        [sys.executable, "-m", "attnkit.cli.app", "kernels", command, "--target", "cpu,sm_90", *where],
+        [sys.executable, "-m", "attnkit.cli", "kernels", command, "--target", "cpu,sm_90", *where],
         capture_output=True,
         text=True,
         check=False,
