@@ -16,12 +16,20 @@ def detect(root: Root = Path("/"), json: Json = False) -> None:
     from attnkit.select.node import inspect_box
 
     box = inspect_box(root)
+    files = _profile_files(box.match.node)
     if json:
-        print_json(box.as_dict())
+        print_json(box.as_dict() | {"profile_files": files})
     else:
         from attnkit.cli import tables
 
-        tables.show_box(box)
+        tables.show_box(box, files)
+
+
+def _profile_files(node: str | None, workload: str | None = None) -> list[Path]:
+    """Where the profiles were read from: built-in ones can be replaced."""
+    from attnkit.profiles import node_file, workload_file
+
+    return [*([node_file(node)] if node else []), *([workload_file(workload)] if workload else [])]
 
 
 def backends(root: Root = Path("/"), json: Json = False) -> None:
@@ -57,12 +65,13 @@ def select(
 
     where = place(root=root, node=node, arch=device)
     plan = make_plan(where, model=model, workload=workload, explicit=backend, assume_installed=assume_installed)
+    files = _profile_files(where.profile.name if where.profile else None, workload)
     if json:
-        print_json(plan.as_dict())
+        print_json(plan.as_dict() | {"profile_files": files})
     else:
         from attnkit.cli import tables
 
-        tables.show_plan(plan)
+        tables.show_plan(plan, files)
     if plan.decision.chosen is None:
         raise typer.Exit(EXIT_NO_BACKEND)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -36,7 +37,7 @@ def _table(*columns: str, **options: Any) -> Table:
     return table
 
 
-def show_box(box: Box) -> None:
+def show_box(box: Box, profile_files: Iterable[Path]) -> None:
     """`attnkit detect`."""
     out = console()
     table = _table("device", "arch", "memory", "driver", "found by")
@@ -52,7 +53,13 @@ def show_box(box: Box) -> None:
         for note in probe.notes:
             out.print(Text(f"probe {probe.probe}: {note}", style="dim"))
     out.print()
-    out.print(Text.assemble(("node type ", ""), (box.match.node or "unknown", "bold"), f": {box.match.why}"))
+    out.print(Text.assemble("node type  ", (box.match.node or "unknown", "bold"), f" ({box.match.why})"))
+    _show_files(out, profile_files)
+
+
+def _show_files(out: Console, profile_files: Iterable[Path]) -> None:
+    for file in profile_files:
+        out.print(Text(f"profile    {file}", overflow="fold"))
 
 
 def show_catalog(rows: Iterable[BackendRow]) -> None:
@@ -68,13 +75,14 @@ def show_catalog(rows: Iterable[BackendRow]) -> None:
     out.print(Text("Evidence is for this machine's architecture; --json lists every target, alias and reason.", style="dim"))
 
 
-def show_plan(plan: Plan) -> None:
+def show_plan(plan: Plan, profile_files: Iterable[Path]) -> None:
     """`attnkit select`."""
     out = console()
     decision = plan.decision
     where = plan.place
     node = where.profile.name if where.profile else "unknown"
     out.print(Text.assemble("node type  ", (node, "bold"), f" ({where.why})"))
+    _show_files(out, profile_files)
     out.print(Text(f"device     {where.device.name} ({where.device.arch})"))
     out.print(Text(f"installed  {plan.installed_source}"))
     out.print(Text(f"order      {decision.order_source}"))
