@@ -1,4 +1,4 @@
-"""Which node type a set of devices is."""
+"""The node type that describes a set of devices."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from attnkit.profiles.schema import Match
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A node type that was weighed against a device, and what came of it."""
+class MatchAttempt:
+    """A node type that was compared with a device, and the outcome."""
 
     node: str
     fits: bool
@@ -23,10 +23,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class NodeMatch:
-    """The node type of a box.
+    """The node type of a machine.
 
     Args:
-        node: its name; None where no profile describes what is in the box.
+        node: its name; None where no profile describes the devices.
         device: the device it was matched on.
         why: one sentence.
         candidates: every node type with this vendor's devices, the most specific match first.
@@ -35,11 +35,11 @@ class NodeMatch:
     node: str | None
     device: Device
     why: str
-    candidates: tuple[Candidate, ...] = ()
+    candidates: tuple[MatchAttempt, ...] = ()
 
 
 def match_node(detection: Detection) -> NodeMatch:
-    """The most specific node type for a box: PCI id before name before architecture, accelerators before the CPU.
+    """The most specific node type for a machine: PCI id before name before architecture, accelerators before the CPU.
 
     An accelerator that no profile describes is a clear no: nothing is guessed, and its CPU does not serve in its place.
 
@@ -47,7 +47,9 @@ def match_node(detection: Detection) -> NodeMatch:
         UsageError: nothing at all was detected.
     """
     if not detection.devices:
-        raise UsageError(f"no device was detected under {detection.root}, not even a CPU")
+        raise UsageError(
+            f"no device was detected under {detection.root}, not even a CPU: give a folder with a machine's sys and proc"
+        )
     accelerators = [d for d in detection.devices if d.kind != "cpu"]
     results = [_match(device) for device in accelerators or detection.devices]
     return next((r for r in results if r.node is not None), results[0])
@@ -58,11 +60,11 @@ def _match(device: Device) -> NodeMatch:
         ((*_weigh(profile.match, device), profile.name) for profile in all_nodes() if profile.match.vendor == device.vendor),
         key=lambda w: (-w[0], w[2]),
     )
-    candidates = tuple(Candidate(name, score > 0, why) for score, why, name in weighed)
+    candidates = tuple(MatchAttempt(name, score > 0, why) for score, why, name in weighed)
     found = f"{device.name} ({device.arch}{', ' + device.pci_id if device.pci_id else ''})"
     best = candidates[0] if candidates and candidates[0].fits else None
     if best is None:
-        advice = "describe it in a profile of its own (ATTNKIT_PROFILES) or name a node type"
+        advice = "add nodes/NAME.yaml for it to a folder in ATTNKIT_PROFILES, or give a node type (--node)"
         return NodeMatch(None, device, f"no node type describes {found}; {advice}", candidates)
     return NodeMatch(best.node, device, f"{found}: {best.why}", candidates)
 
@@ -70,13 +72,13 @@ def _match(device: Device) -> NodeMatch:
 def _weigh(match: Match, device: Device) -> tuple[int, str]:
     """How specifically `match` fits (0: not at all; 1 architecture, 2 name, 3 PCI id), and why."""
     if not any(fnmatchcase(device.arch, pattern) for pattern in match.arch):
-        return 0, f"has {' or '.join(match.arch)}"
+        return 0, f"needs {' or '.join(match.arch)}"
     if match.any_feature and not set(match.any_feature) & set(device.features):
-        return 0, f"has {' or '.join(match.any_feature)}"
+        return 0, f"needs {' or '.join(match.any_feature)}"
     if device.pci_id and device.pci_id in match.pci_ids:
         return 3, f"PCI id {device.pci_id}"
     if match.name and re.search(match.name, device.name, re.IGNORECASE):
         return 2, f"name matches {match.name!r}"
     if match.pci_ids or match.name:
-        return 0, "neither the PCI id nor the name is one of its"
+        return 0, "neither the PCI id nor the name matches"
     return 1, f"architecture {device.arch}"

@@ -31,7 +31,7 @@ STAND_IN = f"{REPOSITORY}-stand-in"
 PYTHON = "3.11"
 """The distribution base's, as images/platforms.yaml says for cpu."""
 LAUNCHER = """#!/bin/sh
-exec python3 -m attnkit.cli.app "$@"
+exec python3 -m attnkit.cli "$@"
 """
 BALLAST = 96_000_000
 """Bytes of a layer that no other release has, for a disk that fills up."""

@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from attnkit.bench import judging, run, workloads
+from attnkit.bench import GROUPS, judging, run, workloads
 from attnkit.bench.judging import Judge
 from attnkit.bench.peers import ON_CPU, OURS, PEERS, Run, Unsupported, torch_sdpa
 from attnkit.bench.results import Row, load, ratios
-from attnkit.bench.work import GROUPS, ROTATE_BYTES, WORKS, Work, chosen
+from attnkit.bench.work import ROTATE_BYTES, WORKS, Work, chosen
 from attnkit.bench.workloads import Shape
 from attnkit.selftest.baseline import bases
 from attnkit.selftest.reference import reference

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from attnkit.boot.image import VARIABLE, require_device
+from attnkit.boot.image_guard import VARIABLE, require_device
 from attnkit.errors import NoBackendError
 from attnkit.hardware.device import Detection, Device, ProbeResult
 
@@ -20,7 +20,7 @@ def test_a_boot_of_a_gpu_image_without_a_gpu_ends_with_3(start: Callable[..., Bo
     assert boot.wait() == 3
     assert boot.names()[:3] == ["boot", "detect", "error"]
     message = boot.event("error")["message"]
-    assert "no device: this is the cuda-turing image, for rtx-2080-ti, t4, and this box has no nvidia device" in message
+    assert "no device: this is the cuda-turing image, for rtx-2080-ti, t4, and this machine has no nvidia device" in message
     assert (boot.report["exit_code"], boot.report["error"]) == (3, message)
     assert boot.state() == "failed"
 

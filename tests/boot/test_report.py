@@ -61,8 +61,8 @@ def made_report() -> BootReport:
         node_type_source="detected",
         node_type_why="no accelerator",
         detection=Detection((CPU,), (ProbeResult("nvidia", error="no driver"),)),
-        need=NeedReport(source="profile cpu", specs=[SpecReport.of(spec)]),
-        decision=DecisionReport.of(decision, "this environment"),
+        need=NeedReport(source="profile cpu", specs=[SpecReport.from_spec(spec)]),
+        decision=DecisionReport.from_decision(decision, "this environment"),
         selftest=[
             Verdict("FLEX_ATTENTION", "torch", "CPU (x86_64)", "quick", "fail", (failed,), seconds=1.0),
             Verdict("TORCH_SDPA", "torch", "CPU (x86_64)", "quick", "pass", (passed,), ("long contexts",), 1.0),

@@ -89,7 +89,7 @@ def test_an_unwritable_output_is_found_before_anything_else(start: Start, tmp_pa
     boot = start(*SDPA, env={f"ATTNKIT_{which.upper()}": str(path)})
     assert boot.wait() == 2
     assert f"cannot write {path}" in boot.err
-    assert f"ATTNKIT_{which.upper()} moves it" in boot.err
+    assert f"ATTNKIT_{which.upper()} to change it" in boot.err
     assert boot.names() == ["error"]
 
 
@@ -193,7 +193,7 @@ def test_a_server_without_the_openai_api_is_ready_when_healthy(start: Start, eng
     boot.until("ready")
     boot.process.send_signal(signal.SIGINT)
     assert boot.wait() == 0
-    assert "no completion was asked" in boot.event("ready")["why"]
+    assert "no completion was requested" in boot.event("ready")["why"]
 
 
 def test_a_command_without_a_health_url_is_ready_once_it_stays_alive(start: Start) -> None:

@@ -13,7 +13,7 @@ TREES = Path(__file__).resolve().parents[1] / "data" / "trees"
 
 
 def test_a_right_answer_is_planted_never_pass(start: Start) -> None:
-    boot = start("--planted-answer", "right", "--root", TREES / "a100")
+    boot = start("--simulated-device", "right", "--root", TREES / "a100")
     assert boot.wait() == 4
     report = boot.report
     assert (report["verdict"], report["planted_answer"], report["exit_code"]) == ("planted", "right", 4)
@@ -34,12 +34,12 @@ def test_a_wrong_answer_falls_back_along_the_profile(start: Start) -> None:
 
 @pytest.mark.parametrize("answer", ["wrong", "crash"])
 def test_where_every_answer_is_bad_the_boot_fails(start: Start, answer: str) -> None:
-    boot = start("--planted-answer", answer, "--root", TREES / "a100")
+    boot = start("--simulated-device", answer, "--root", TREES / "a100")
     assert boot.wait() == 1
     assert (boot.report["verdict"], boot.report["backend"]) == ("fail", None)
 
 
 def test_an_unknown_answer_is_wrong_usage(start: Start) -> None:
-    boot = start("--planted-answer", "maybe")
+    boot = start("--simulated-device", "maybe")
     assert boot.wait() == 2
     assert "unknown planted answer 'maybe'. Known: right, wrong, crash, hang" in boot.err

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from attnkit.bench import GROUPS
 from attnkit.bench.results import Report, Row
-from attnkit.bench.work import GROUPS, WORKS
+from attnkit.bench.work import WORKS
 
 HEAD: dict[str, Any] = {
     "command": "attnkit bench --peers",

@@ -1,4 +1,4 @@
-"""What this image was built for: `ATTNKIT_PLATFORM`, set in every image (images/Dockerfile), empty elsewhere."""
+"""Refuses a machine without a device that this image was built for: `ATTNKIT_PLATFORM`, set in every image, empty elsewhere."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ VARIABLE = "ATTNKIT_PLATFORM"
 
 
 def require_device(detection: Detection, environment: Mapping[str, str]) -> None:
-    """Refuse a box without a device that this image is for, where it would serve from whatever else is there, slowly.
+    """Refuse a machine without a device for this image, which would otherwise serve from whatever else is there, slowly.
 
     A platform that no node type names (a new one) is not checked.
 
     Raises:
-        NoBackendError: with what is in the box, and what the probes said.
+        NoBackendError: with the devices found, and what the probes said.
     """
     platform = environment.get(VARIABLE, "")
     nodes = [node for node in all_nodes() if node.platform == platform]
@@ -27,7 +27,7 @@ def require_device(detection: Detection, environment: Mapping[str, str]) -> None
     found = ", ".join(f"{device.name} ({device.arch})" for device in detection.devices) or "nothing"
     probes = "".join(f"; probe {probe.probe}: {probe.error}" for probe in detection.probes if probe.error)
     raise NoBackendError(
-        f"no device: this is the {platform} image, for {', '.join(node.name for node in nodes)}, and this box has no "
-        f"{' or '.join(sorted(vendors))} device (found: {found}{probes}). Give the container its device, or take the image of "
-        "another platform"
+        f"no device: this is the {platform} image, for {', '.join(node.name for node in nodes)}, and this machine has no "
+        f"{' or '.join(sorted(vendors))} device (found: {found}{probes}). Pass the device into the container, or use another "
+        "platform's image"
     )
