@@ -1,6 +1,6 @@
 #!/bin/sh
 # apt.sh [--upgrade] PACKAGE …: installs packages in a build step, through the mirror and the CA bundle that the step mounts as
-# secrets, and leaves no package list behind. An image that was interrupted is thrown away, so dpkg need not wait for the disk.
+# secrets, and leaves no package list behind. An interrupted build step is thrown away, so dpkg need not wait for the disk.
 set -eu
 export DEBIAN_FRONTEND=noninteractive DPKG_FORCE=unsafe-io
 apt="apt-get -q -o Dpkg::Use-Pty=0"
@@ -12,4 +12,5 @@ if [ "$1" = --upgrade ]; then
   $apt upgrade -y --no-install-recommends
 fi
 $apt install -y --no-install-recommends "$@"
-rm -rf /var/lib/apt/lists/*
+apt-get clean
+rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin

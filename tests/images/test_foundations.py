@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 
 import pytest
 
@@ -15,9 +16,9 @@ pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
 @pytest.mark.parametrize("name", ["rocm", "xpu"])
 def test_a_vendors_base_keeps_its_layers(cpu_image: str, name: str) -> None:
-    """The platform's own arguments, with the Debian base of the cpu image in place of its vendor's."""
-    described = platforms.load()[name]
-    arguments = build.build_arguments(described, base.base_image(platforms.load()["cpu"].base))
+    """The platform's own arguments, with the Debian base and the packages of the cpu image instead of its vendor's."""
+    known = platforms.load()
+    arguments = build.build_arguments(replace(known[name], packages=known["cpu"].packages), base.base_image(known["cpu"].base))
     assert arguments["FOUNDATION"] == "system"
     tag = f"attnkit-test:{uuid.uuid4().hex}"
     build.docker_build(build.STAGE / "cpu", arguments, "--target", "base", "-t", tag)
