@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -31,7 +32,8 @@ def _boot(f: Mapping[str, Any]) -> list[str]:
 
 def _detect(f: Mapping[str, Any]) -> list[str]:
     errors = [f"probe {name}: {error}" for name, error in f["probe_errors"].items()]
-    devices = [f"{d['name']} ({d['arch']})" for d in f["devices"]]
+    counts = Counter(f"{d['name']} ({d['arch']})" for d in f["devices"])
+    devices = [f"{count} × {device}" if count > 1 else device for device, count in counts.items()]
     return [f"{f['node_type'] or 'unknown node type'} ({f['why']})", *devices, *errors]
 
 

@@ -202,15 +202,21 @@ def load_report(path: Path) -> BootReport:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UsageError(f"cannot read report {path}: {reason}") from None
+        raise UsageError(f"cannot read report {path}: {reason}. `attnkit boot` writes it where --report says") from None
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
         raise UsageError(f"{path}:{error.lineno}: not JSON: {error.msg} (column {error.colno})") from None
     if not isinstance(data, dict) or "schema_version" not in data or "attnkit_version" not in data:
-        raise UsageError(f"{path}: not an attnkit boot report: it has no schema_version and attnkit_version at its top")
+        raise UsageError(
+            f"{path}: not an attnkit boot report: it has no schema_version and attnkit_version. "
+            "`attnkit boot` writes one where --report says"
+        )
     if data["schema_version"] != SCHEMA_VERSION:
-        raise UsageError(f"{path}: schema_version is {data['schema_version']!r}; this attnkit reads {SCHEMA_VERSION}")
+        version = data["schema_version"]
+        raise UsageError(
+            f"{path}: schema_version is {version!r}; this attnkit reads {SCHEMA_VERSION}: use the one that wrote it"
+        )
     try:
         return BootReport.model_validate(data)
     except ValidationError as error:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from attnkit.errors import UsageError
+from attnkit.jsonio import write_atomically
 
 
 def report(
@@ -25,10 +25,7 @@ def report(
         return
     from attnkit.cli.report_page import render_html
 
-    try:
-        html.write_text(render_html(loaded), encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write {html}: {error.strerror}") from None
+    write_atomically(html, render_html(loaded))
     typer.echo(f"wrote {html}")
 
 

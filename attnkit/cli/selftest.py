@@ -25,6 +25,10 @@ def selftest(
     """Validate backends against a float64 reference."""
     from attnkit.cli import tables
     from attnkit.isolation.check import CheckOptions, run_checks
+    from attnkit.jsonio import check_writable
+
+    if json is not None and str(json) != "-":
+        check_writable(json)  # before the minutes that the tests take
 
     raise typer.Exit(
         run_checks(

@@ -168,6 +168,7 @@ def show_report(report: BootReport) -> None:
         ("injected", f"fault {report.planted_fault}" if report.planted_fault else ""),
         ("error", report.error or ""),
         ("seconds", "  ".join(f"{k} {v:g}" for k, v in report.boot_seconds.model_dump().items() if v is not None)),
+        ("engine", _engine_text(report)),
     ]
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, text in rows:
@@ -184,17 +185,13 @@ def show_report(report: BootReport) -> None:
             table.add_row(rejected.backend, Text("; ".join(short_reasons(rejected.reasons)), style="dim"))
         if report.decision.rejected:
             out.print(table)
-    if report.engine:
-        out.print()
-        out.print(Text(engine_text(report)))
 
 
-def engine_text(report: BootReport) -> str:
-    """The engine in one or two lines."""
+def _engine_text(report: BootReport) -> str:
     engine = report.engine
     if engine is None:
-        return "no engine"
-    parts = [f"engine     {engine.name or engine.argv[0]} {engine.version or ''}".rstrip()]
+        return ""
+    parts = [f"{engine.name or engine.argv[0]} {engine.version or ''}".rstrip()]
     if engine.backend_flag:
         parts.append(" ".join(engine.backend_flag))
     if engine.health_seconds is not None:
@@ -205,4 +202,4 @@ def engine_text(report: BootReport) -> str:
         parts.append(f"{engine.completion.tokens_per_s:g} tokens/s")
     if engine.exit_code is not None:
         parts.append(f"ended with exit code {engine.exit_code}")
-    return ", ".join(parts) + "".join(f"\n           {note}" for note in engine.notes)
+    return "\n".join([", ".join(parts), *engine.notes])

@@ -1,4 +1,4 @@
-"""What is in this machine: guarded probes, one a vendor, and which devices a process would see.
+"""Detects this machine's devices, and which of them a process would see: guarded probes, one a vendor.
 
 Needs nothing but the standard library to import. A vendor's library (NVML, amdsmi) is imported inside its probe, only at
 the real root and only where a card of that vendor is there.
@@ -84,9 +84,12 @@ def _guarded(name: str, root: Path, pci: tuple[PciDevice, ...]) -> ProbeResult:
 
 
 def _check_root(path: Path) -> None:
+    problem = None
     if not path.exists():
-        raise UsageError(f"root {str(path)!r} does not exist: give a folder with another machine's sys and proc, or /")
-    if not path.is_dir():
-        raise UsageError(f"root {str(path)!r} is not a folder: give a folder with another machine's sys and proc, or /")
-    if not (path / "sys").is_dir() and not (path / "proc").is_dir():
-        raise UsageError(f"root {str(path)!r} has neither a sys nor a proc folder: it is no machine's root")
+        problem = "does not exist"
+    elif not path.is_dir():
+        problem = "is not a folder"
+    elif not (path / "sys").is_dir() and not (path / "proc").is_dir():
+        problem = "has neither a sys nor a proc folder"
+    if problem:
+        raise UsageError(f"root {str(path)!r} {problem}: give / or a folder with another machine's sys and proc")

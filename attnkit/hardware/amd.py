@@ -60,7 +60,7 @@ def _from_kfd(
     if known.arch == UNKNOWN_ARCH:
         notes.append(f"{address}: AMD id {card.pci_id} is not in the id table; KFD says it is {arch}")
     elif known.arch != arch:
-        notes.append(f"{address}: KFD says {arch}, the id table says {known.arch} for {card.pci_id}; KFD is believed")
+        notes.append(f"{address}: KFD says {arch}, the id table says {known.arch} for {card.pci_id}; KFD's is used")
     problem = None
     if tree.exists("dev") and not tree.exists("dev/kfd"):
         problem = f"{address}: amdgpu is loaded but there is no /dev/kfd here: the device is not passed into this container"

@@ -148,4 +148,4 @@ def pretend(arch: str, name: str) -> Device:
         if fnmatchcase(arch, pattern):
             return Device(vendor=vendor, kind=kind, name=name, arch=arch, source="given")
     known = ", ".join(pattern for pattern, _, _ in _VENDOR_BY_ARCH)
-    raise UsageError(f"unknown device architecture {arch!r}. Known forms: {known}")
+    raise UsageError(f"unknown device architecture {arch!r}. Allowed: {known}, as `attnkit detect` shows them")

@@ -215,7 +215,7 @@ def _nvml_devices(nvml: Any, number: int, index: int, driver: str, notes: list[s
     arch = f"sm_{major}{minor}"
     known = lookup(pci_id)
     if known and known.arch not in (arch, UNKNOWN_ARCH):
-        notes.append(f"GPU {number}: NVML says {arch}, the id table says {known.arch} for {pci_id}; NVML is believed")
+        notes.append(f"GPU {number}: NVML says {arch}, the id table says {known.arch} for {pci_id}; NVML's is used")
     name = _str(nvml.nvmlDeviceGetName(handle))
     memory = _ask(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
     cores = _ask(nvml, lambda: nvml.nvmlDeviceGetNumGpuCores(handle))

@@ -1,4 +1,4 @@
-"""The PCI devices of a box, read from sysfs once for all vendors."""
+"""The PCI devices of a machine, read from sysfs once for all vendors."""
 
 from __future__ import annotations
 

@@ -28,6 +28,63 @@ def test_help_names_every_command_of_the_contract(cli: Cli) -> None:
     assert max(map(len, text.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("group", [(), ("kernels",)])
+def test_summaries_are_short_and_none_is_cut_off(group: tuple[str, ...], cli: Cli) -> None:
+    lines = cli(*group, "--help").stdout.partition("Commands:\n")[2].splitlines()
+    summaries = [line.split(maxsplit=1)[1] for line in lines]
+    assert len(summaries) >= 3
+    assert [text for text in summaries if len(text) > 60 or not text.endswith(".") or text.endswith("..")] == []
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("selftest", ("--level [quick|standard|extended]", "mask-off-by-one", "rtx-2080-ti", "deepseek-v3")),
+        ("boot", ("--level [quick|standard|extended]", "speculative-tree")),
+        ("resolve", ("--platform [cuda|rocm|xpu|tpu|cpu]",)),
+        ("bench", ("--dtype [bfloat16|float16]", "dual_chunk")),
+        ("select", ("mi300x", "long-context")),
+    ],
+)
+def test_help_shows_what_may_be_chosen(command: str, shown: tuple[str, ...], cli: Cli) -> None:
+    text = cli(command, "--help").stdout
+    assert [name for name in shown if name not in text] == []
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_node_type_of_ones_own_is_among_the_choices(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "nodes").mkdir()
+    (tmp_path / "nodes" / "my-box.yaml").write_text("")
+    assert "my-box" in cli("select", "--help", env={"ATTNKIT_PROFILES": str(tmp_path)}).stdout
+
+
+def test_an_old_option_name_works_and_the_new_one_is_told_once(cli: Cli) -> None:
+    note = "note: --prove is now --inject-faults; the old name still works"
+    done = cli("selftest", "--prove", "--prove", "--fault", "scael")
+    assert done.stderr.splitlines()[0] == note
+    assert done.stderr.count("note:") == 1
+    assert "unknown fault 'scael'" in done.stderr
+    assert "--prove" not in cli("selftest", "--help").stdout
+    assert "note:" not in cli("selftest", "--inject-faults", "--fault", "scael").stderr
+
+
+@pytest.mark.parametrize("old", ["--planted-answer", "ATTNKIT_PLANTED_ANSWER"])
+def test_the_simulated_device_has_its_old_names_too(old: str, cli: Cli, tmp_path: Path) -> None:
+    files = ("--report", tmp_path / "report.json", "--ready", tmp_path / "ready.json")
+    given = ((old, "maybe"), {}) if old.startswith("--") else ((), {old: "maybe"})
+    done = cli("boot", *files, *given[0], env=given[1])
+    assert done.returncode == 2
+    assert "'maybe'. Known: right, wrong, crash, hang" in done.stderr
+    assert ("note: --planted-answer is now --simulated-device" in done.stderr) == old.startswith("--")
+
+
+def test_an_engine_s_option_of_an_old_name_is_left_alone(cli: Cli, tmp_path: Path) -> None:
+    files = ("--report", tmp_path / "report.json", "--ready", tmp_path / "ready.json")
+    done = cli("boot", *files, "--simulated-device", "right", "--", "echo", "--planted-answer")
+    assert "--planted-answer" in json.loads((tmp_path / "report.json").read_text())["engine"]["argv"]
+    assert "note:" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -42,6 +99,11 @@ def test_help_names_every_command_of_the_contract(cli: Cli) -> None:
         (("selftest", "--backend", "TORCH_SPDA"), "unknown backend 'TORCH_SPDA'. Did you mean TORCH_SDPA"),
         (("selftest", "--level", "fast"), "unknown self-test level 'fast'"),
         (("selftest", "--fault", "scael"), "unknown fault 'scael'. Did you mean scale"),
+        (("resolve", "FLASH_ATTN", "--vllm", "0.33.0", "--platform", "cdua"), "unknown platform 'cdua'. Did you mean cuda"),
+        (("bench", "--dtype", "bflaot16"), "unknown dtype 'bflaot16'. Did you mean bfloat16"),
+        (("bench", "prefil"), "unknown benchmark 'prefil'. Did you mean prefill"),
+        (("bench", "cpu", "prefill"), "cpu is a benchmark of its own"),
+        (("selftest", "--json", "/proc/self/nowhere/x.json"), "cannot write /proc/self/nowhere/x.json"),
         (("report", "no-such-file.json"), "cannot read report no-such-file.json: No such file"),
         (("kernels", "list"), "--target is missing"),
         (("kernels", "biuld"), "No such command 'biuld'. Did you mean 'build'?"),

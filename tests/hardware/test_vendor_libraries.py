@@ -108,7 +108,7 @@ def test_nvml_is_believed_over_the_id_table() -> None:
     notes: list[str] = []
     (card,) = nvidia.from_nvml(Nvml([(*H100[:3], (10, 0), *H100[4:])]), (), notes)
     assert card.arch == "sm_100"
-    assert "NVML is believed" in notes[0]
+    assert "NVML's is used" in notes[0]
 
 
 def test_nvml_names_exist_in_the_real_library() -> None:

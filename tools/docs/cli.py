@@ -9,6 +9,8 @@ import typer
 
 from attnkit import errors
 from attnkit.cli import main
+from attnkit.cli.choices import CHOICES
+from attnkit.cli.group import RENAMED
 from tools.docs.markdown import cell, page, table
 
 EXIT_CODES = {
@@ -18,6 +20,9 @@ EXIT_CODES = {
     errors.EXIT_NO_BACKEND: "no usable backend; the message lists the reason of every rejection",
     errors.EXIT_INCONCLUSIVE: "inconclusive: nothing was shown to be wrong, and nothing to be right",
 }
+
+LISTED_ELSEWHERE = {"node", "workload", "model"}
+"""Choices whose lists are in node-types.md."""
 
 
 def commands() -> Iterator[tuple[str, Any]]:
@@ -44,6 +49,10 @@ def markdown() -> str:
         *table(("code", "meaning"), ((str(code), text) for code, text in EXIT_CODES.items())),
         "",
         "What to do about each of them: [My node failed](../guides/node-failed.md).",
+        "",
+        "Old option names still work, with a note on stderr: "
+        + ", ".join(f"`--{old}` (now `--{new}`)" for old, new in sorted(RENAMED.items()))
+        + ".",
     ]
     for name, command in commands():
         lines += ["", f"## {name}", "", " ".join((command.help or "").split()), "", "```", _usage(name, command), "```"]
@@ -63,17 +72,26 @@ def _usage(name: str, command: Any) -> str:
 
 
 def _row(parameter: Any) -> tuple[str, ...]:
+    meaning = cell(parameter.help or "")
+    if parameter.name in CHOICES and parameter.name not in LISTED_ELSEWHERE:
+        _, names = CHOICES[parameter.name]
+        meaning += f" Allowed: {', '.join(f'`{name}`' for name in names())}."
     if parameter.param_type_name == "argument":
-        return f"`{str(parameter.name).upper()}`", "", "", cell(parameter.help or "")
-    names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
-    variable = f"`{parameter.envvar}`" if parameter.envvar else ""
-    return names, variable, _default(parameter), cell(parameter.help or "")
+        return f"`{str(parameter.name).upper()}`", "", "", meaning
+    options = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
+    return options, ", ".join(f"`{name}`" for name in variables(parameter)), _default(parameter), meaning
+
+
+def variables(parameter: Any) -> tuple[str, ...]:
+    """The environment variables that set an option, the best name first."""
+    given = getattr(parameter, "envvar", None) or ()
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _default(parameter: Any) -> str:
     if parameter.required:
         return "required"
     value = parameter.default
-    if value is None or value is False or value == "" or not isinstance(value, (str, int, float, bool)) and str(value) != "/":
+    if value is None or value is False or value == "" or (not isinstance(value, (str, int, float, bool)) and str(value) != "/"):
         return ""
     return f"`{value}`"
