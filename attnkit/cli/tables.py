@@ -84,6 +84,9 @@ def show_plan(plan: Plan) -> None:
     for note in (*plan.need.notes, *decision.warnings):
         out.print(Text(f"note       {note}", style="yellow"))
     out.print()
+    if where.device.obstacle is not None:
+        out.print(Text.assemble(("no usable device: ", "bold red"), where.device.obstacle))
+        return
     table = _table("", "backend", "why")
     for position, accepted in enumerate(decision.accepted):
         mark = Text("→" if position == 0 else str(position + 1), style="green")

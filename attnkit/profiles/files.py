@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from attnkit.errors import UsageError, unknown_name
-from attnkit.profiles.schema import NodeProfile, WorkloadProfile
+from attnkit.profiles.schema import Families, NodeProfile, WorkloadProfile
 from attnkit.profiles.strict_yaml import read_model
 
 
@@ -32,13 +32,23 @@ def profile_dir() -> Path:
 
 
 def node_names() -> tuple[str, ...]:
-    """Every node type, sorted."""
-    return _names(profile_dir(), "nodes")
+    """Every node type, sorted: those with a file of their own, and those of `families.yaml`."""
+    return _node_names(profile_dir())
+
+
+def family_names() -> frozenset[str]:
+    """The node types that have no file of their own: their family sets everything."""
+    folder = profile_dir()
+    return frozenset(_families(folder)) - set(_names(folder, "nodes"))
 
 
 def workload_names() -> tuple[str, ...]:
     """Every workload, sorted."""
     return _names(profile_dir(), "workloads")
+
+
+def _node_names(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted({*_names(folder, "nodes"), *_families(folder)}))
 
 
 def _names(folder: Path, kind: str) -> tuple[str, ...]:
@@ -51,7 +61,13 @@ def load_node(name: str) -> NodeProfile:
     Raises:
         UsageError: no such node type (the nearest are named), or its file is wrong.
     """
-    return _load_node(_path("nodes", "node type", name))
+    folder = profile_dir()
+    known = _node_names(folder)
+    wanted = name.strip().casefold()
+    if wanted not in known:
+        raise unknown_name("node type", name, known)
+    path = folder / "nodes" / f"{wanted}.yaml"
+    return _load_node(path) if path.is_file() else _families(folder)[wanted]
 
 
 def load_workload(name: str) -> WorkloadProfile:
@@ -60,7 +76,12 @@ def load_workload(name: str) -> WorkloadProfile:
     Raises:
         UsageError: no such workload (the nearest are named), or its file is wrong.
     """
-    path = _path("workloads", "workload", name)
+    folder = profile_dir()
+    known = _names(folder, "workloads")
+    wanted = name.strip().casefold()
+    if wanted not in known:
+        raise unknown_name("workload", name, known)
+    path = folder / "workloads" / f"{wanted}.yaml"
     return _named(path, read_model(path, WorkloadProfile))
 
 
@@ -79,13 +100,19 @@ def _load_node(path: Path) -> NodeProfile:
     return profile
 
 
-def _path(kind: str, what: str, name: str) -> Path:
-    folder = profile_dir()
-    known = _names(folder, kind)
-    wanted = name.strip().casefold()
-    if wanted not in known:
-        raise unknown_name(what, name, known)
-    return folder / kind / f"{wanted}.yaml"
+@cache
+def _families(folder: Path) -> dict[str, NodeProfile]:
+    """The node types of `families.yaml`; none where a folder of profiles has no such file."""
+    path = folder / "families.yaml"
+    if not path.is_file():
+        return {}
+    found: dict[str, NodeProfile] = {}
+    for family in read_model(path, Families).families:
+        for name, profile in family.profiles().items():
+            if name in found:
+                raise UsageError(f"{path}: node type {name!r} is in two families")
+            found[name] = profile
+    return found
 
 
 _P = TypeVar("_P", NodeProfile, WorkloadProfile)
