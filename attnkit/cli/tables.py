@@ -1,8 +1,9 @@
-"""What people see in a terminal: tables and event lines that fit 80 columns. JSON is for programs."""
+"""Tables for the terminal that fit 80 columns. JSON is for programs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -36,7 +37,7 @@ def _table(*columns: str, **options: Any) -> Table:
     return table
 
 
-def show_box(box: Box) -> None:
+def show_box(box: Box, profile_files: Iterable[Path]) -> None:
     """`attnkit detect`."""
     out = console()
     table = _table("device", "arch", "memory", "driver", "found by")
@@ -52,7 +53,13 @@ def show_box(box: Box) -> None:
         for note in probe.notes:
             out.print(Text(f"probe {probe.probe}: {note}", style="dim"))
     out.print()
-    out.print(Text.assemble(("node type ", ""), (box.match.node or "unknown", "bold"), f": {box.match.why}"))
+    out.print(Text.assemble("node type  ", (box.match.node or "unknown", "bold"), f" ({box.match.why})"))
+    _show_files(out, profile_files)
+
+
+def _show_files(out: Console, profile_files: Iterable[Path]) -> None:
+    for file in profile_files:
+        out.print(Text(f"profile    {file}", overflow="fold"))
 
 
 def show_catalog(rows: Iterable[BackendRow]) -> None:
@@ -65,21 +72,22 @@ def show_catalog(rows: Iterable[BackendRow]) -> None:
         mark = Text("yes", style="green") if row.usable else Text("no", style="dim")
         table.add_row(row.name, mark, provider, row.evidence, Text(row.why_not, style="dim"))
     out.print(table)
-    out.print(Text("Evidence is for this box's architecture; --json has every target, alias and reason.", style="dim"))
+    out.print(Text("Evidence is for this machine's architecture; --json lists every target, alias and reason.", style="dim"))
 
 
-def show_plan(plan: Plan) -> None:
+def show_plan(plan: Plan, profile_files: Iterable[Path]) -> None:
     """`attnkit select`."""
     out = console()
     decision = plan.decision
     where = plan.place
     node = where.profile.name if where.profile else "unknown"
     out.print(Text.assemble("node type  ", (node, "bold"), f" ({where.why})"))
+    _show_files(out, profile_files)
     out.print(Text(f"device     {where.device.name} ({where.device.arch})"))
     out.print(Text(f"installed  {plan.installed_source}"))
     out.print(Text(f"order      {decision.order_source}"))
     for spec in plan.need.specs:
-        out.print(Text(f"need       {spec_text(spec)}"))
+        out.print(Text(f"requires   {spec_text(spec)}"))
     out.print(Text(f"           from {plan.need.source}"))
     for note in (*plan.need.notes, *decision.warnings):
         out.print(Text(f"note       {note}", style="yellow"))
@@ -120,7 +128,7 @@ def show_verdicts(verdicts: Iterable[Verdict]) -> None:
     """`attnkit selftest`: every case with its error and bound."""
     out = console()
     for verdict in verdicts:
-        fault = f", planted fault {verdict.fault}" if verdict.fault else ""
+        fault = f", injected fault {verdict.fault}" if verdict.fault else ""
         title = f"{verdict.backend} through {verdict.provider} on {verdict.device}, {verdict.level}{fault}"
         out.print(Text.assemble((MARKS[verdict.outcome] + " ", COLOURS[verdict.outcome]), (title, "bold")))
         kernels = dict.fromkeys(case.kernel for case in verdict.cases if case.kernel)
@@ -139,10 +147,10 @@ def show_verdicts(verdicts: Iterable[Verdict]) -> None:
 
 
 def show_proofs(backend: str, proofs: Iterable[Proof]) -> None:
-    """`attnkit selftest --prove`: which case catches which planted fault."""
+    """`attnkit selftest --inject-faults`: which case detects which fault."""
     out = console()
-    out.print(Text(f"{backend}: faults planted on purpose", style="bold"))
-    table = _table("", "fault", "caught by", "dtype")
+    out.print(Text(f"{backend}: injected faults", style="bold"))
+    table = _table("", "fault", "detected by", "dtype")
     for proof in proofs:
         mark = Text("✓", style="green") if proof.caught else Text("✗", style="red")
         table.add_row(mark, proof.fault, proof.by or "nothing", proof.dtype or "")
@@ -159,8 +167,8 @@ def show_report(report: BootReport) -> None:
         ("device", f"{report.decision.device.name} ({report.decision.device.arch})" if report.decision else ""),
         ("backend", f"{report.backend} through {report.provider}" if report.backend else "none"),
         ("order", f"{', '.join(report.decision.order)} ({report.decision.order_source})" if report.decision else ""),
-        ("planted", f"{report.planted_answer}: the device's answer, no kernel ran" if report.planted_answer else ""),
-        ("fault", f"{report.planted_fault}, planted on purpose" if report.planted_fault else ""),
+        ("simulated", f"device is {report.planted_answer}, no kernel ran" if report.planted_answer else ""),
+        ("injected", f"fault {report.planted_fault}" if report.planted_fault else ""),
         ("error", report.error or ""),
         ("seconds", "  ".join(f"{k} {v:g}" for k, v in report.boot_seconds.model_dump().items() if v is not None)),
     ]

@@ -27,8 +27,8 @@ _NO_NODE_TYPE = (
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A node type that was weighed against a device, and what came of it."""
+class MatchAttempt:
+    """A node type that was compared with a device, and the outcome."""
 
     node: str
     fits: bool
@@ -50,7 +50,7 @@ class NodeMatch:
     node: str | None
     device: Device
     why: str
-    candidates: tuple[Candidate, ...] = ()
+    candidates: tuple[MatchAttempt, ...] = ()
     mixed: bool = False
 
 
@@ -69,7 +69,9 @@ def match_node(detection: Detection, vendors: Collection[str] | None = None) -> 
         UsageError: nothing at all was detected.
     """
     if not detection.devices:
-        raise UsageError(f"no device was detected under {detection.root}, not even a CPU")
+        raise UsageError(
+            f"no device was detected under {detection.root}, not even a CPU: give a folder with a machine's sys and proc"
+        )
     devices = [d for d in detection.devices if vendors is None or d.vendor in vendors] or list(detection.devices)
     accelerators = [d for d in devices if d.kind != "cpu" and INTEGRATED not in d.features]
     if not accelerators:
@@ -197,13 +199,13 @@ def _match(device: Device) -> NodeMatch:
         ),
         key=lambda w: (-w[0], w[2], w[3]),
     )
-    candidates = tuple(Candidate(name, score > 0, why) for score, why, _, name in weighed)
+    candidates = tuple(MatchAttempt(name, score > 0, why) for score, why, _, name in weighed)
     found = f"{device.name} ({device.arch}{', ' + device.pci_id if device.pci_id else ''})"
     best = candidates[0] if candidates and candidates[0].fits else None
     if best is None:
         said = next((why for v, a, why in _NO_NODE_TYPE if fnmatchcase(device.vendor, v) and fnmatchcase(device.arch, a)), None)
         because = f" ({said})" if said else ""
-        advice = "describe it in a profile of its own (ATTNKIT_PROFILES) or name a node type"
+        advice = "add nodes/NAME.yaml for it to a folder in ATTNKIT_PROFILES, or give a node type (--node)"
         return NodeMatch(None, device, f"no node type describes {found}{because}; {advice}", candidates)
     return NodeMatch(best.node, device, f"{found}: {best.why}", candidates)
 
@@ -211,13 +213,13 @@ def _match(device: Device) -> NodeMatch:
 def _weigh(match: Match, device: Device) -> tuple[int, str]:
     """How specifically `match` fits (0: not at all; 1 architecture, 2 name, 3 PCI id), and why."""
     if not any(fnmatchcase(device.arch, pattern) for pattern in match.arch):
-        return 0, f"has {' or '.join(match.arch)}"
+        return 0, f"needs {' or '.join(match.arch)}"
     if match.any_feature and not set(match.any_feature) & set(device.features):
-        return 0, f"has {' or '.join(match.any_feature)}"
+        return 0, f"needs {' or '.join(match.any_feature)}"
     if device.pci_id and device.pci_id in match.pci_ids:
         return 3, f"PCI id {device.pci_id}"
     if match.name and re.search(match.name, device.name, re.IGNORECASE):
         return 2, f"name matches {match.name!r}"
     if match.pci_ids or match.name:
-        return 0, "neither the PCI id nor the name is one of its"
+        return 0, "neither the PCI id nor the name matches"
     return 1, f"architecture {device.arch}"

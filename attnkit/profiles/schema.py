@@ -1,8 +1,9 @@
 """Profiles: what a node type is, and what serves best on it; what a workload changes of that.
 
 A profile is one small YAML file, `nodes/NAME.yaml` or `workloads/NAME.yaml`. Nothing is inherited, no field has two
-meanings. Node types that set nothing but what their architecture sets share one file, `families.yaml`.
-They are read from ATTNKIT_PROFILES where that is set (it replaces the built-in ones), else from the package.
+meanings. Node types that set nothing but what their architecture sets share one file, `families.yaml`. ATTNKIT_PROFILES names
+folders with files of your own (several are separated as in PATH): they add to the built-in ones, and a file with the name of a
+built-in one replaces it as a whole. The first folder that has a name wins.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
 from attnkit.backends.registry import canonical
-from attnkit.errors import UsageError
+from attnkit.errors import UsageError, unknown_name
 from attnkit.hardware.device import Vendor
 from attnkit.spec import Dtype, KvCacheDtype, Op
 
@@ -41,6 +42,21 @@ def _is_regex(value: str) -> str:
 Regex = Annotated[str, AfterValidator(_is_regex)]
 PciId = Annotated[str, Field(pattern=r"^[0-9a-f]{4}:[0-9a-f]{4}$")]
 BackendName = Annotated[str, AfterValidator(_known_backend)]
+
+
+def _is_the_files(name: str, info: ValidationInfo) -> str:
+    if info.context and name != info.context["file"]:
+        raise ValueError(f"{name!r} is not the file's name {info.context['file']!r}: the two must agree")
+    return name
+
+
+def _known_workload(name: str, info: ValidationInfo) -> str:
+    if info.context and name not in info.context["workloads"]:
+        raise ValueError(str(unknown_name("workload", name, info.context["workloads"])))
+    return name
+
+
+ProfileName = Annotated[str, AfterValidator(_is_the_files)]
 
 
 class _Strict(BaseModel):
@@ -107,7 +123,7 @@ class NodeProfile(_Strict):
         workloads: per workload, what differs on this node type; it wins over the workload's own profile.
     """
 
-    name: str
+    name: ProfileName
     title: str
     match: Match
     platform: Platform
@@ -117,7 +133,7 @@ class NodeProfile(_Strict):
     block_size: BlockSize = 16
     level: ProfileLevel = "standard"
     engine: Engine = Engine()
-    workloads: dict[str, Changes] = {}
+    workloads: dict[Annotated[str, AfterValidator(_known_workload)], Changes] = {}
 
 
 class Product(_Strict):
@@ -152,9 +168,9 @@ class Family(_Strict):
     engine: Engine = Engine()
     nodes: dict[str, Product]
 
-    def profiles(self) -> dict[str, NodeProfile]:
+    def profiles(self) -> list[NodeProfile]:
         """The profile of each node type."""
-        return {name: self._profile(name, product) for name, product in self.nodes.items()}
+        return [self._profile(name, product) for name, product in self.nodes.items()]
 
     def _profile(self, name: str, product: Product) -> NodeProfile:
         return NodeProfile(
@@ -192,7 +208,7 @@ class WorkloadProfile(Changes):
         model: preset that stands for it where no model is given.
     """
 
-    name: str
+    name: ProfileName
     title: str
     op: Op = "paged"
     model: str | None = None

@@ -19,17 +19,14 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-import fleet  # puts images/ on the path, for the modules after the split
+import fleet  # puts the checkout on the path, for the modules after the split
 from fleet import DEMO, DemoError, Machine, Node
 from rich.console import Console
 from rich.table import Table
 
 # isort: split
-import venv
-
-import build
-import engine
-import platforms
+from images.builder import build, platforms, venv
+from images.builder import container_engine as engine
 
 OUT = fleet.ROOT / "out" / "demo"
 DEPLOY = fleet.ROOT / "deploy"

@@ -20,11 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT / "images"))
+sys.path.append(str(ROOT))
 
-import base  # noqa: E402
-import build  # noqa: E402
-import engine  # noqa: E402
+from images.builder import base, build  # noqa: E402
+from images.builder import container_engine as engine  # noqa: E402
 
 REGISTRY_PORT = 5000
 TRUSTED = f"/etc/docker/certs.d/registry:{REGISTRY_PORT}"

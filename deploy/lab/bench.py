@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import controller
-import engine
 import fleet
 import look
 import machines
@@ -20,6 +19,8 @@ from controller import Moment, Run
 from fleet import Node
 from look import State
 from machines import LAB, LabNode
+
+from images.builder import container_engine as engine
 
 RELEASES = ("1", "2", "3")
 """What is in the registry for every platform: the old one, the new one and a third change places from scenario to scenario."""

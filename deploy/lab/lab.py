@@ -19,14 +19,9 @@ from pathlib import Path
 import machines  # puts demo/ on the path
 
 # isort: split
-import venv
-
 import bench
-import build
-import engine
 import everyday
 import fleet
-import platforms
 import report
 import scale
 import scenarios
@@ -34,6 +29,9 @@ import stand_ins
 from case import Case, Scenario
 from machines import LAB, ROOT
 from rich.console import Console
+
+from images.builder import build, platforms, venv
+from images.builder import container_engine as engine
 
 OUT = ROOT / "out" / LAB.prefix.removeprefix("attnkit-")
 ALL: tuple[Scenario, ...] = (*everyday.SCENARIOS, *scenarios.SCENARIOS)

@@ -12,10 +12,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import build
 import fleet
 from case import Case, Scenario
 from machines import ROOT
+
+from images.builder import build
 
 BEGAN = datetime.datetime.now(tz=datetime.timezone.utc)
 """Of this run."""

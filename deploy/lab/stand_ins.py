@@ -16,14 +16,13 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
-import fleet  # puts images/ on the path
+import fleet  # puts the checkout on the path
 
 # isort: split
-import base
-import build
-import engine
-import platforms
 from packaging.requirements import Requirement
+
+from images.builder import base, build, platforms
+from images.builder import container_engine as engine
 
 HERE = Path(__file__).resolve().parent
 STAGE = fleet.ROOT / ".cache" / "lab-images"
@@ -32,7 +31,7 @@ STAND_IN = f"{REPOSITORY}-stand-in"
 PYTHON = "3.11"
 """The distribution base's, as images/platforms.yaml says for cpu."""
 LAUNCHER = """#!/bin/sh
-exec python3 -m attnkit.cli.app "$@"
+exec python3 -m attnkit.cli "$@"
 """
 BALLAST = 96_000_000
 """Bytes of a layer that no other release has, for a disk that fills up."""
@@ -65,7 +64,7 @@ def stage(wheel: Path) -> Path:
     """The build context of the stand-in: attnkit and what it needs, installed for the image's Python, without pip in it."""
     context = STAGE / "context"
     site = context / "site"
-    wanted = locked(engine.ROOT / "images" / "requirements" / "cpu.txt", closure("attnkit") - {"attnkit"})
+    wanted = locked(fleet.ROOT / "images" / "requirements" / "cpu.txt", closure("attnkit") - {"attnkit"})
     marker = STAGE / "requirements.txt"
     if not site.is_dir() or not marker.is_file() or marker.read_text(encoding="utf-8") != wanted:
         shutil.rmtree(context, ignore_errors=True)

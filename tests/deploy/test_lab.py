@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path += [str(ROOT / "deploy" / "lab"), str(ROOT / "deploy" / "demo"), str(ROOT / "images")]
+sys.path += [str(ROOT / "deploy" / "lab"), str(ROOT / "deploy" / "demo")]
 
 import case  # noqa: E402
 import controller  # noqa: E402

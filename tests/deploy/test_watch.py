@@ -25,12 +25,9 @@ from deploy.plugins.module_utils import pending
 from deploy.plugins.module_utils.engine import Engine, EngineError
 from deploy.plugins.module_utils.watcher import Watcher
 from deploy.plugins.modules.attnkit_watch import like, watch, write_program
+from images.builder import base, platforms
 
-from .conftest import ROOT, UnixServer
-
-sys.path.insert(0, str(ROOT / "images"))
-import base
-import platforms
+from .conftest import UnixServer
 
 OLD, NEW = "registry:5000/attnkit/cpu@sha256:" + "0" * 64, "registry:5000/attnkit/cpu@sha256:" + "1" * 64
 POLICY = {"Name": "unless-stopped", "MaximumRetryCount": 0}
