@@ -139,6 +139,7 @@ _BY_HAND = {
     "1002:744c:ce": ("AMD Radeon RX 7900 GRE", "gfx1100"),
     "1002:744c:cf": ("AMD Radeon RX 7900M", "gfx1100"),
     "1002:744c": ("AMD Radeon RX 7900 series", "gfx1100"),
+    "1002:7480": ("AMD Radeon RX 7600 series", "gfx1102"),
     "1002:747e:c8": ("AMD Radeon RX 7800 XT", "gfx1101"),
     "1002:747e:ff": ("AMD Radeon RX 7700 XT", "gfx1101"),
     "1002:7550": ("AMD Radeon RX 9070 series", "gfx1201"),
@@ -184,7 +185,8 @@ def _name(vendor: str, die: str, product: str) -> str:
     product = re.sub(r" (?:Rev\. \w+|Lite Hash Rate)$", "", product)
     product = re.sub(r" (?:Max-Q / Mobile|Mobile / Max-Q|Max-Q|Mobile)\b", " Laptop GPU", product)
     if vendor == INTEL:
-        return f"Intel {product}{' Graphics' if product.startswith('Arc') else ''}" if product else f"Intel {die}"
+        product = product.removeprefix("Intel ") or die
+        return f"Intel {product}{' Graphics' if product.startswith('Arc') else ''}"
     maker = "AMD" if vendor == AMD else "NVIDIA"
     if product.startswith((maker, "Tesla", "Quadro")):
         return product

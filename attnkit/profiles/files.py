@@ -10,7 +10,6 @@ from attnkit.errors import UsageError, unknown_name
 from attnkit.profiles.schema import Families, NodeProfile, WorkloadProfile
 from attnkit.profiles.strict_yaml import read_model
 
-
 _FAMILIES = "families"
 
 
