@@ -85,7 +85,7 @@ def match_node(detection: Detection, vendors: Collection[str] | None = None) -> 
         )
     if detection.ambiguous:
         return NodeMatch(None, usable[0], detection.ambiguous, mixed=True)
-    visible = sorted((d for d in usable if d.visible), key=lambda d: d.ordinal is None)
+    visible = sorted((d for d in usable if d.visible), key=in_order)
     if not visible:
         return _refused(hidden(detection, usable[0], usable), None)
     found = _one_kind(detection, [(device, _match(device)) for device in visible])
@@ -94,6 +94,11 @@ def match_node(detection: Detection, vendors: Collection[str] | None = None) -> 
             found.node, found.device, f"{found.why}; not usable: {_problems(broken)}", found.candidates, found.mixed
         )
     return found
+
+
+def in_order(device: Device) -> tuple[bool, int]:
+    """A key that sorts devices as a process numbers them."""
+    return device.ordinal is None, device.ordinal or 0
 
 
 def serving(devices: Iterable[Device]) -> list[Device]:

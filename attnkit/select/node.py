@@ -13,7 +13,7 @@ from attnkit.hardware import detect
 from attnkit.hardware.device import Detection, Device, pretend
 from attnkit.jsonio import to_plain
 from attnkit.profiles.files import all_nodes, family_names, load_node
-from attnkit.profiles.match import NodeMatch, hidden, match_node, serving, specificity
+from attnkit.profiles.match import NodeMatch, hidden, in_order, match_node, serving, specificity
 from attnkit.profiles.schema import NodeProfile
 
 PLATFORM_VARIABLE = "ATTNKIT_PLATFORM"
@@ -102,7 +102,9 @@ def fits(profile: NodeProfile, device: Device) -> bool:
 
 def _of_type(detection: Detection, profile: NodeProfile) -> Device | None:
     """The device that a node type means: one that can serve and is seen, the best fit first; else the reason why none can."""
-    fitting = sorted((d for d in detection.devices if fits(profile, d)), key=lambda d: -specificity(profile.match, d))
+    fitting = sorted(
+        (d for d in detection.devices if fits(profile, d)), key=lambda d: (-specificity(profile.match, d), in_order(d))
+    )
     able = serving(fitting)
     seen = next((d for d in able if d.visible), None)
     return seen or (hidden(detection, able[0], able) if able else next(iter(fitting), None))
