@@ -15,6 +15,7 @@ from attnkit.wording import COLOURS, MARKS, memory_text, number, short_reasons, 
 if TYPE_CHECKING:
     from attnkit.boot.report import BootReport
     from attnkit.engines.vllm.names import Resolution
+    from attnkit.hardware.device import Device
     from attnkit.select.catalog import BackendRow
     from attnkit.select.node import Box
     from attnkit.select.plan import Plan
@@ -38,23 +39,82 @@ def _table(*columns: str, **options: Any) -> Table:
 
 
 def show_box(box: Box, profile_files: Iterable[Path]) -> None:
-    """`attnkit detect`."""
+    """`attnkit detect`: equal devices in one line, and one line for each device that has something wrong."""
     out = console()
-    table = _table("device", "arch", "memory", "driver", "found by")
-    for device in box.detection.devices:
-        table.add_row(device.name, device.arch, memory_text(device.memory_bytes), device.driver or "", device.source)
-    out.print(table)
-    for device in box.detection.devices:
-        if device.features:
-            out.print(Text(f"{device.name}: {' '.join(device.features)}", style="dim"))
+    devices = box.detection.devices
+    for group in _equal_devices(devices):
+        first = group[0]
+        count = f"{len(group)} × " if len(group) > 1 else ""
+        state = "" if first.visible else ", hidden"
+        parts = [
+            _indices(group, bool(box.detection.visibility)),
+            memory_text(first.memory_bytes) + (" each" if len(group) > 1 and first.memory_bytes else ""),
+            f"driver {first.driver}" if first.driver else "",
+            _places(group),
+        ]
+        more = "".join(f" · {part}" for part in parts if part)
+        out.print(Text.assemble((f"{count}{first.name} ({first.arch}{state})", "bold" if first.usable else "red"), more))
+    out.print()
+    for text in dict.fromkeys(f"{d.name}: {' '.join(d.features)}" for d in devices if d.features and d.usable):
+        out.print(Text(text, style="dim"))
+    problems = {device.problem for device in devices if device.problem}
+    for device in devices:
+        if device.obstacle is not None:
+            out.print(Text.assemble(("✗ ", "red"), f"{device.vendor} {device.index}: {device.obstacle}"))
     for probe in box.detection.probes:
         if probe.error:
             out.print(Text(f"probe {probe.probe}: {probe.error}", style="yellow"))
         for note in probe.notes:
-            out.print(Text(f"probe {probe.probe}: {note}", style="dim"))
+            if note not in problems:
+                out.print(Text(f"probe {probe.probe}: {note}", style="dim"))
+    for name, value in box.detection.visibility.items():
+        out.print(Text(f"{name}={value}", style="dim"))
+    for note in box.detection.visibility_notes:
+        out.print(Text(f"visible devices: {note}", style="yellow"))
     out.print()
     out.print(Text.assemble("node type  ", (box.match.node or "unknown", "bold"), f" ({box.match.why})"))
     _show_files(out, profile_files)
+
+
+def _equal_devices(devices: Iterable[Device]) -> list[list[Device]]:
+    """Devices that differ in nothing that a person looks for, together; those with something wrong are not among the others."""
+    groups: dict[tuple[object, ...], list[Device]] = {}
+    for d in devices:
+        key = (d.vendor, d.name, d.arch, d.memory_bytes, d.driver, d.usable, d.visible, d.units, (d.part or "").split(" ")[0])
+        groups.setdefault(key, []).append(d)
+    return list(groups.values())
+
+
+def _indices(group: list[Device], numbered: bool) -> str:
+    """The devices' indices, and what a process calls them where a variable chooses: "1, 3 → 1, 0"."""
+    if group[0].kind == "cpu":
+        return ""
+    ordinals = [device.ordinal for device in group]
+    seen = ", ".join(map(str, ordinals)) if numbered and None not in ordinals else ""
+    return _ranges(device.index for device in group) + (f" → {seen}" if seen else "")
+
+
+def _places(group: list[Device]) -> str:
+    """NUMA nodes with their devices, then what links them: "NUMA 0: 0-3, 1: 4-7 · 18 × NVLink"."""
+    nodes: dict[int, list[int]] = {}
+    for device in group:
+        if device.numa_node is not None:
+            nodes.setdefault(device.numa_node, []).append(device.index)
+    numa = str(next(iter(nodes))) if len(nodes) == 1 else ", ".join(f"{n}: {_ranges(i)}" for n, i in sorted(nodes.items()))
+    # Each GPU's xGMI names the others; of NVLinks there are as many on each.
+    links = sorted({link.split(" to ")[0] for device in group for link in device.links})
+    return " · ".join(text for text in (f"NUMA {numa}" if numa else "", ", ".join(links)) if text)
+
+
+def _ranges(indices: Iterable[int]) -> str:
+    """0-3, 6."""
+    parts: list[list[int]] = []
+    for index in sorted(indices):
+        if parts and index == parts[-1][-1] + 1:
+            parts[-1].append(index)
+        else:
+            parts.append([index])
+    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
 
 
 def _show_files(out: Console, profile_files: Iterable[Path]) -> None:
@@ -92,6 +152,9 @@ def show_plan(plan: Plan, profile_files: Iterable[Path]) -> None:
     for note in (*plan.need.notes, *decision.warnings):
         out.print(Text(f"note       {note}", style="yellow"))
     out.print()
+    if where.device.obstacle is not None:
+        out.print(Text.assemble(("no usable device: ", "bold red"), where.device.obstacle))
+        return
     table = _table("", "backend", "why")
     for position, accepted in enumerate(decision.accepted):
         mark = Text("→" if position == 0 else str(position + 1), style="green")

@@ -20,7 +20,8 @@ LOST = "lost"
 DRIVER_FAILS = "driver-fails"
 NO_INSTANCE = "no-mig-instance"
 NOT_SERVED = "not-served"
-OBSTACLES = frozenset({NO_DRIVER, NO_DEVICE_NODE, LOST, DRIVER_FAILS, NO_INSTANCE, NOT_SERVED})
+HIDDEN = "hidden"
+OBSTACLES = frozenset({NO_DRIVER, NO_DEVICE_NODE, LOST, DRIVER_FAILS, NO_INSTANCE, NOT_SERVED, HIDDEN})
 
 # Features that say what a device is.
 NO_TENSOR_CORES = "no-tensor-cores"

@@ -139,6 +139,7 @@ _BY_HAND = {
     "1002:744c:ce": ("AMD Radeon RX 7900 GRE", "gfx1100"),
     "1002:744c:cf": ("AMD Radeon RX 7900M", "gfx1100"),
     "1002:744c": ("AMD Radeon RX 7900 series", "gfx1100"),
+    "1002:7480": ("AMD Radeon RX 7600 series", "gfx1102"),
     "1002:747e:c8": ("AMD Radeon RX 7800 XT", "gfx1101"),
     "1002:747e:ff": ("AMD Radeon RX 7700 XT", "gfx1101"),
     "1002:7550": ("AMD Radeon RX 9070 series", "gfx1201"),
@@ -184,7 +185,8 @@ def _name(vendor: str, die: str, product: str) -> str:
     product = re.sub(r" (?:Rev\. \w+|Lite Hash Rate)$", "", product)
     product = re.sub(r" (?:Max-Q / Mobile|Mobile / Max-Q|Max-Q|Mobile)\b", " Laptop GPU", product)
     if vendor == INTEL:
-        return f"Intel {product}{' Graphics' if product.startswith('Arc') else ''}" if product else f"Intel {die}"
+        product = product.removeprefix("Intel ") or die
+        return f"Intel {product}{' Graphics' if product.startswith('Arc') else ''}"
     maker = "AMD" if vendor == AMD else "NVIDIA"
     if product.startswith((maker, "Tesla", "Quadro")):
         return product
@@ -192,8 +194,8 @@ def _name(vendor: str, die: str, product: str) -> str:
 
 
 def without_tensor_cores(name: str) -> bool:
-    """True for a product whose name says so: some GTX 1650 are made of dies with tensor cores, turned off."""
-    return "GeForce GTX 16" in name
+    """True for a Turing product whose name says so: some GTX 1650 are made of dies with tensor cores, turned off."""
+    return re.search(r"GTX 16\d0|\bMX[45]50\b|\bT(?:400|500|550|600|1000|1200)\b|Quadro T\d+|CMP 30HX", name) is not None
 
 
 def _flat() -> dict[str, Known]:
@@ -204,7 +206,8 @@ def _flat() -> dict[str, Known]:
                 continue
             for key, product in products.items():
                 name = _name(vendor, die, product)
-                features = (NO_TENSOR_CORES,) if die in _WITHOUT_TENSOR_CORES or without_tensor_cores(name) else ()
+                turing = vendor == NVIDIA and die.startswith("TU")
+                features = (NO_TENSOR_CORES,) if die in _WITHOUT_TENSOR_CORES or (turing and without_tensor_cores(name)) else ()
                 units = next((n for word, n in _XE_CORES.items() if vendor == INTEL and word in f"{name} "), None)
                 table[f"{vendor}:{key}"] = Known(name, DIES[vendor][die], units, None, features)
     table.update({key: Known(name, arch) for key, (name, arch) in _BY_HAND.items()})

@@ -326,7 +326,8 @@ def _from_pci(
         notes.append(blocked[1])
     # The driver names a card better than the table: several products share some ids.
     name = about.get("Model") or known.name
-    features = [NO_TENSOR_CORES] if NO_TENSOR_CORES in known.features or without_tensor_cores(name) else []
+    without = known.arch == "sm_75" and without_tensor_cores(name)
+    features = [NO_TENSOR_CORES] if NO_TENSOR_CORES in known.features or without else []
     uuid = about.get("GPU UUID", "")
     minor = parse_int(about.get("Device Minor"))
     slices = [] if blocked or minor is None else _mig_instances(tree, minor)

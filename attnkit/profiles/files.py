@@ -7,8 +7,10 @@ from functools import cache
 from pathlib import Path
 
 from attnkit.errors import UsageError, unknown_name
-from attnkit.profiles.schema import NodeProfile, WorkloadProfile
+from attnkit.profiles.schema import Families, NodeProfile, WorkloadProfile
 from attnkit.profiles.strict_yaml import read_model
+
+_FAMILIES = "families"
 
 
 def profile_dir() -> Path:
@@ -42,8 +44,13 @@ def profile_dirs() -> tuple[Path, ...]:
 
 
 def node_names() -> tuple[str, ...]:
-    """Every node type, sorted."""
-    return tuple(_files("nodes"))
+    """Every node type, sorted: those with a file of their own, and those of `families.yaml`."""
+    return tuple(sorted({*_files("nodes"), *_families()}))
+
+
+def family_names() -> frozenset[str]:
+    """The node types without a file of their own: their family sets everything."""
+    return frozenset(_families()) - set(_files("nodes"))
 
 
 def workload_names() -> tuple[str, ...]:
@@ -62,7 +69,8 @@ def node_file(name: str) -> Path:
     Raises:
         UsageError: no such node type (the nearest are named).
     """
-    return _file("nodes", "node type", name)
+    family = _families().get(name.strip().casefold()) if name.strip().casefold() not in _files("nodes") else None
+    return family[0] if family else _file("nodes", "node type", name, node_names())
 
 
 def workload_file(name: str) -> Path:
@@ -71,7 +79,7 @@ def workload_file(name: str) -> Path:
     Raises:
         UsageError: no such workload (the nearest are named).
     """
-    return _file("workloads", "workload", name)
+    return _file("workloads", "workload", name, workload_names())
 
 
 def load_node(name: str) -> NodeProfile:
@@ -80,7 +88,8 @@ def load_node(name: str) -> NodeProfile:
     Raises:
         UsageError: no such node type (the nearest are named), or its file is wrong.
     """
-    return _load_node(node_file(name))
+    file = node_file(name)
+    return _families()[name.strip().casefold()][1] if file.stem == _FAMILIES else _load_node(file)
 
 
 def load_workload(name: str) -> WorkloadProfile:
@@ -95,7 +104,9 @@ def load_workload(name: str) -> WorkloadProfile:
 
 def all_nodes() -> tuple[NodeProfile, ...]:
     """Every node type's profile, sorted by name."""
-    return tuple(_load_node(path) for path in _files("nodes").values())
+    found = {name: profile for name, (_, profile) in _families().items()}
+    found |= {name: _load_node(path) for name, path in _files("nodes").items()}
+    return tuple(found[name] for name in sorted(found))
 
 
 @cache
@@ -103,9 +114,28 @@ def _load_node(path: Path) -> NodeProfile:
     return read_model(path, NodeProfile, context={"file": path.stem, "workloads": workload_names()})
 
 
-def _file(kind: str, what: str, name: str) -> Path:
-    files = _files(kind)
+def _families() -> dict[str, tuple[Path, NodeProfile]]:
+    """The node types of every `families.yaml`, each with that file; the first folder that has a name has it."""
+    found: dict[str, tuple[Path, NodeProfile]] = {}
+    for folder in reversed(profile_dirs()):
+        path = folder / f"{_FAMILIES}.yaml"
+        if path.is_file():
+            found |= {profile.name: (path, profile) for profile in _load_families(path)}
+    return found
+
+
+@cache
+def _load_families(path: Path) -> tuple[NodeProfile, ...]:
+    profiles = [profile for family in read_model(path, Families).families for profile in family.profiles()]
+    names = [profile.name for profile in profiles]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"{path}: node type {name!r} is in two families: name it once")
+    return tuple(profiles)
+
+
+def _file(kind: str, what: str, name: str, known: tuple[str, ...]) -> Path:
     try:
-        return files[name.strip().casefold()]
+        return _files(kind)[name.strip().casefold()]
     except KeyError:
-        raise unknown_name(what, name, files) from None
+        raise unknown_name(what, name, known) from None
