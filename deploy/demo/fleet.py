@@ -13,18 +13,14 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.append(str(ROOT))
+from images.builder import base, build, container_engine
 
-from images.builder import base, build  # noqa: E402
-from images.builder import container_engine as engine  # noqa: E402
-
+ROOT = Path(__file__).resolve().parents[2]
 REGISTRY_PORT = 5000
 TRUSTED = f"/etc/docker/certs.d/registry:{REGISTRY_PORT}"
 """Where a node's engine looks for the registry's authority."""
@@ -68,7 +64,7 @@ class Machine:
 
 def docker(*args: str, check: bool = True) -> str:
     """Output of a docker command; DemoError with the engine's words where it fails."""
-    done = subprocess.run([engine.client(), *args], capture_output=True, text=True, check=False)
+    done = subprocess.run([container_engine.client(), *args], capture_output=True, text=True, check=False)
     if check and done.returncode != 0:
         raise DemoError(f"docker {' '.join(args[:4])} …: {(done.stderr or done.stdout).strip()[-800:]}")
     return done.stdout.strip() if done.returncode == 0 else ""
@@ -87,7 +83,7 @@ def node_image(name: str, context: Path = NODE_CONTEXT, base_name: str = "", sec
     inputs = build.fingerprint(context, {"BASE": base_name}, {}, build.inspect(base_name, "{{.Id}}"))
     if build.inspect(name, '{{index .Config.Labels "attnkit.inputs"}}') == inputs:
         return
-    command = [engine.client(), "build", "-q", "-t", name, "--label", f"attnkit.inputs={inputs}"]
+    command = [container_engine.client(), "build", "-q", "-t", name, "--label", f"attnkit.inputs={inputs}"]
     command += ["--build-arg", f"BASE={base_name}"]
     try:
         for key, path in (build.secrets(secrets_at) if secrets_at else {}).items():
@@ -217,7 +213,7 @@ class Fleet:
         if shutil.which("ssh") is None or shutil.which("ssh-keygen") is None:
             if os.geteuid() != 0:
                 raise DemoError("ssh is needed and not installed (Debian, Ubuntu: openssh-client)")
-            engine.apt_install(("openssh-client",))
+            container_engine.apt_install(("openssh-client",))
         if not docker("network", "ls", "-q", "--filter", f"name=^{self.prefix}$"):
             docker("network", "create", self.prefix)
         if not self.running(self.registry):
@@ -275,7 +271,7 @@ class Fleet:
                 return
             if time.monotonic() > deadline:
                 log = subprocess.run(
-                    [engine.client(), "logs", "--tail", "15", container], capture_output=True, text=True, check=False
+                    [container_engine.client(), "logs", "--tail", "15", container], capture_output=True, text=True, check=False
                 )
                 raise DemoError(
                     f"{node.name}: its container engine did not start in {seconds:.0f} s:\n{log.stdout}{log.stderr}"

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "demo"))
-
-import fleet
-from fleet import Fleet, Machine, Node
+from deploy.demo import fleet
+from deploy.demo.fleet import Fleet, Machine, Node
 
 ROOT = fleet.ROOT
 TREES = ROOT / "tests" / "data" / "trees"

@@ -16,13 +16,10 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
-import fleet  # puts the checkout on the path
-
-# isort: split
 from packaging.requirements import Requirement
 
-from images.builder import base, build, platforms
-from images.builder import container_engine as engine
+from deploy.demo import fleet
+from images.builder import base, build, container_engine, platforms
 
 HERE = Path(__file__).resolve().parent
 STAGE = fleet.ROOT / ".cache" / "lab-images"
@@ -133,7 +130,7 @@ def one_stand_in(platform: platforms.Platform, release: str, *, ballast: bool = 
         return tag
     # Of random bytes, so that no registry and no engine makes it smaller.
     heavy = f"USER 0\nRUN head -c {BALLAST} /dev/urandom > /opt/ballast\nUSER 10001:0\n" if ballast else ""
-    command = [engine.client(), "build", "-q", "-t", tag, "-"]
+    command = [container_engine.client(), "build", "-q", "-t", tag, "-"]
     for key, value in wanted.items():
         command += ["--label", f"{key}={value}"]
     environment = {**os.environ, "DOCKER_BUILDKIT": "1"}

@@ -13,8 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import lab
-import plan
+from deploy.lab import estimate, suite
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "fleet.md"
@@ -62,7 +61,7 @@ def faults() -> list[str]:
     """What befell the fleet, and how it ended."""
     rows, reports = results()
     lines = ["| scenario | what happens | expected | measured | checks | s | |", "|---|---|---|---|---|---|---|"]
-    for scenario in lab.ALL:
+    for scenario in suite.ALL:
         row = rows.get(scenario.name)
         if row is None:
             lines.append(f"| {scenario.name} | {cell(scenario.title)} | {cell(scenario.expected)} | not run | | | not run |")
@@ -115,15 +114,15 @@ def simulated() -> list[str]:
         install = next(row for row in report["rows"] if row["who"] == "attnkit.fleet" and row["what"] == "install")
         spent, basis = install["cpu_seconds_a_node"], path
     lines = ["| estimate | nodes | hours | pulls | boots | controller |", "|---|---|---|---|---|---|"]
-    for title, nodes, assumed in plan.PLANS:
-        found = plan.rollout(nodes, assumed, spent)
+    for title, nodes, assumed in estimate.PLANS:
+        found = estimate.rollout(nodes, assumed, spent)
         shown = " | ".join(f"{found[name]:.1f}" for name in ("hours", "pull", "boot", "controller"))
         lines.append(f"| {title} | {nodes} | {shown} |")
-    first = plan.Assumed()
+    first = estimate.Assumed()
     return [
         *lines,
         "",
-        f"Estimates, not measurements: simulated by `deploy/lab/plan.py` from {spent:.2f} CPU seconds a node ({basis}) and "
+        f"Estimates, not measurements: simulated by `deploy/lab/estimate.py` from {spent:.2f} CPU seconds a node ({basis}) and "
         f"assumptions: {first.image_gb:.0f} GB of an image to pull, {first.node_gbit:.0f} Gbit/s for a node, "
         f"{first.source_gbit:.0f} Gbit/s from a registry or mirror, {first.boot_s:.0f} s (median) from start to completion.",
     ]
@@ -154,7 +153,7 @@ def main() -> int:
     if new == old:
         return 0
     if check:
-        print(f"{PAGE.relative_to(ROOT)} is stale: run deploy/lab/tables.py")
+        print(f"{PAGE.relative_to(ROOT)} is stale: run python -m deploy.lab.tables")
         return 1
     PAGE.write_text(new, encoding="utf-8")
     print(f"wrote {PAGE.relative_to(ROOT)}")

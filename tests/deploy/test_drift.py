@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from deploy.plugins.filter.fleet import drift_rows, drifted
-from deploy.plugins.module_utils import drift
+from ansible_collections.attnkit.fleet.plugins.filter.fleet import drift_rows, drifted
+from ansible_collections.attnkit.fleet.plugins.module_utils import drift
 
 DIGEST = "registry:5000/attnkit/cuda-ampere@sha256:" + "a" * 64
 OTHER = "registry:5000/attnkit/cuda-ampere@sha256:" + "b" * 64

@@ -85,7 +85,7 @@ def test_unknown_wrong_and_given(tmp_path: Path, ansible: Any) -> None:
 
 def test_the_payload_needs_the_standard_library_only(tmp_path: Path) -> None:
     """What is sent to a node runs isolated: no site-packages, no environment, no current directory."""
-    from deploy.plugins.action.attnkit_facts import build_payload
+    from ansible_collections.attnkit.fleet.plugins.action.attnkit_facts import build_payload
 
     package = Path(attnkit.__file__).parent
     payload = build_payload(package)

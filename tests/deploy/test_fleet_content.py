@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.plugins.filter.fleet import canaries
+from ansible_collections.attnkit.fleet.plugins.filter.fleet import canaries
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 PLAYBOOKS = sorted((DEPLOY / "playbooks").glob("*.yml"))

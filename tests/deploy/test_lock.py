@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from deploy.plugins.action.attnkit_lock import started
+from ansible_collections.attnkit.fleet.plugins.action.attnkit_lock import started
 
 pytestmark = pytest.mark.slow
 
@@ -61,7 +61,7 @@ def test_a_lock_is_left_over_once_its_run_has_ended(tmp_path: Path, module: Any)
 
 
 def test_a_race_has_one_winner(tmp_path: Path) -> None:
-    from deploy.plugins.modules.attnkit_lock import create
+    from ansible_collections.attnkit.fleet.plugins.modules.attnkit_lock import create
 
     path = str(tmp_path / "lock.json")
     assert [create(path, "a", None), create(path, "b", None)] == [True, False]

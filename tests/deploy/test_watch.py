@@ -1,4 +1,4 @@
-"""A node's own way back: the watcher as a process of its own, on real files, and what the modules of a rollout tell it.
+"""A node's own way back: the watchdog as a process of its own, on real files, and what the modules of a rollout tell it.
 
 The engine here is a small one in memory behind a real socket; `test_on_a_real_engine` and the lab's scenarios have a real one.
 """
@@ -21,13 +21,16 @@ from typing import Any
 
 import pytest
 
-from deploy.plugins.module_utils import pending
-from deploy.plugins.module_utils.engine import Engine, EngineError
-from deploy.plugins.module_utils.watcher import Watcher
-from deploy.plugins.modules.attnkit_watch import like, watch, write_program
-from images.builder import base, platforms
+from ansible_collections.attnkit.fleet.plugins.module_utils import pending
+from ansible_collections.attnkit.fleet.plugins.module_utils.docker_api import Docker, DockerError
+from ansible_collections.attnkit.fleet.plugins.module_utils.watchdog import Watchdog
+from ansible_collections.attnkit.fleet.plugins.modules.attnkit_watch import like, watch, write_program
 
-from .conftest import UnixServer
+from .conftest import ROOT, UnixServer
+
+sys.path.insert(0, str(ROOT / "images"))
+import base
+import platforms
 
 OLD, NEW = "registry:5000/attnkit/cpu@sha256:" + "0" * 64, "registry:5000/attnkit/cpu@sha256:" + "1" * 64
 POLICY = {"Name": "unless-stopped", "MaximumRetryCount": 0}
@@ -141,7 +144,7 @@ class Node:
 
     def arm(self, **changed: Any) -> dict[str, Any]:
         """As the rollout does before it changes the service; the change that is pending then."""
-        assert watch(Engine(self.socket), {**self.parameters, **changed})
+        assert watch(Docker(self.socket), {**self.parameters, **changed})
         found = pending.read(str(self.folder))
         assert found is not None
         return found
@@ -160,8 +163,8 @@ class Node:
         (self.run / "ready.json").write_text(json.dumps({"state": ready}), encoding="utf-8")
 
     def process(self) -> subprocess.Popen[str]:
-        """The watcher as its container runs it."""
-        command = [sys.executable, "-m", "attnkit_watch.watcher", str(self.folder), "--container", "svc"]
+        """The watchdog as its container runs it."""
+        command = [sys.executable, "-m", "attnkit_watch.watchdog", str(self.folder), "--container", "svc"]
         command += ["--socket", self.socket, "--poll", "0.1"]
         return subprocess.Popen(command, env={"PYTHONPATH": str(self.folder / "program")}, stderr=subprocess.DEVNULL, text=True)
 
@@ -195,16 +198,16 @@ def _until(what: Callable[[], bool], seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-def test_setting_the_watcher_touches_nothing_that_serves(node: Node) -> None:
+def test_setting_the_watchdog_touches_nothing_that_serves(node: Node) -> None:
     before = json.dumps(node.old)
     change = node.arm()
     assert json.dumps(node.old) == before
     assert node.names() == ["svc", "svc-before", "svc-watch"]
-    kept, watcher = node.containers.find("svc-before"), node.containers.find("svc-watch")
-    assert kept and watcher and (change["kept"], change["before"]) == (kept["Id"], node.old["Id"])
+    kept, watchdog = node.containers.find("svc-before"), node.containers.find("svc-watch")
+    assert kept and watchdog and (change["kept"], change["before"]) == (kept["Id"], node.old["Id"])
     assert kept["State"]["Status"] == "created" and kept["HostConfig"]["RestartPolicy"]["Name"] == "no", "no reboot starts it"
     assert kept["Config"]["Env"] == ["TOKEN=secret"] and kept["Config"]["Image"] == OLD
-    assert watcher["State"]["Running"] and watcher["Config"]["Image"] == "sha256:image", "of what serves now"
+    assert watchdog["State"]["Running"] and watchdog["Config"]["Image"] == "sha256:image", "of what serves now"
     assert (node.folder / "pending.json").stat().st_mode & 0o777 == 0o600
     assert "secret" not in (node.folder / "pending.json").read_text(encoding="utf-8")
 
@@ -214,16 +217,16 @@ def test_what_is_kept_is_what_served_before_the_first_run(node: Node) -> None:
     first = node.arm()
     node.switch()
     os.utime(node.folder / "pending.json", (1, 1))
-    watcher = node.containers.find("svc-watch")
+    watchdog = node.containers.find("svc-watch")
     again = node.arm(image="another", timeout=7.0)
     assert again == {**first, "image": "another", "timeout": 7.0}
-    assert time.time() - pending.last_sign(str(node.folder)) < 5
-    assert node.containers.find("svc-watch") is watcher, "it was not started anew"
+    assert time.time() - pending.last_heartbeat(str(node.folder)) < 5
+    assert node.containers.find("svc-watch") is watchdog, "it was not started anew"
 
 
 def test_nothing_is_watched_where_nothing_serves(node: Node) -> None:
     node.containers.all.clear()
-    assert not watch(Engine(node.socket), node.parameters)
+    assert not watch(Docker(node.socket), node.parameters)
     assert not node.folder.exists() and node.names() == []
 
 
@@ -240,7 +243,7 @@ def test_a_bad_release_that_nobody_judges_goes_back(node: Node) -> None:
     back = node.containers.find("svc")
     assert back is not None and back["Id"] == change["kept"] and back["State"]["Running"]
     assert back["HostConfig"]["RestartPolicy"] == POLICY
-    assert node.names() == ["svc"], "neither the new service nor the watcher is left"
+    assert node.names() == ["svc"], "neither the new service nor the watchdog is left"
     assert node.went()["what"] == "went back" and "off by 0.3" in node.went()["reason"]
     assert pending.read(str(node.folder)) is None
 
@@ -259,7 +262,7 @@ def test_what_the_node_decides(node: Node, seen: str, what: str) -> None:
     if seen == "pass":
         node.boots("pass")
     began = time.monotonic()
-    assert Watcher(str(node.folder), Engine(node.socket), poll=0.05).watch() == what
+    assert Watchdog(str(node.folder), Docker(node.socket), poll=0.05).watch() == what
     assert time.monotonic() - began >= SECONDS, "not before its time"
     runs = node.containers.find("svc")
     assert runs is not None and runs["State"]["Running"]
@@ -271,12 +274,12 @@ def test_a_service_that_was_ready_for_a_moment_only_is_not_kept(node: Node) -> N
     new = node.switch()
     time.sleep(SECONDS)
     node.boots("pass")
-    watcher = Watcher(str(node.folder), Engine(node.socket), poll=0.05)
-    watcher.awake_since = 0.0
-    assert watcher.step() is None, "ready, but not for long enough"
+    watchdog = Watchdog(str(node.folder), Docker(node.socket), poll=0.05)
+    watchdog.awake_since = 0.0
+    assert watchdog.step() is None, "ready, but not for long enough"
     new["RestartCount"] = 1
     (node.run / "ready.json").write_text('{"state": "engine-starting"}', encoding="utf-8")
-    assert watcher.step() == "went back"
+    assert watchdog.step() == "went back"
 
 
 def test_a_slow_rollout_that_lives_is_waited_for(node: Node) -> None:
@@ -297,21 +300,21 @@ def test_a_time_of_its_own_after_a_reboot(node: Node) -> None:
     node.arm()
     node.switch()
     os.utime(node.folder / "pending.json", (time.time() - 3600,) * 2)
-    watcher = Watcher(str(node.folder), Engine(node.socket))
-    assert watcher.step() is None
-    watcher.awake_since -= SECONDS
-    assert watcher.step() == "went back"
+    watchdog = Watchdog(str(node.folder), Docker(node.socket))
+    assert watchdog.step() is None
+    watchdog.awake_since -= SECONDS
+    assert watchdog.step() == "went back"
 
 
 def test_a_clock_that_was_set_back_does_not_make_it_wait_for_ever(node: Node) -> None:
     node.arm()
     os.utime(node.folder / "pending.json", (time.time() + 3600,) * 2)
-    assert time.time() - pending.last_sign(str(node.folder)) < 5
+    assert time.time() - pending.last_heartbeat(str(node.folder)) < 5
     assert (node.folder / "pending.json").stat().st_mtime <= time.time()
 
 
 @pytest.mark.parametrize("step", ["DELETE", "rename", "update", "start"])
-def test_a_watcher_killed_on_its_way_back_goes_on(node: Node, step: str) -> None:
+def test_a_watchdog_killed_on_its_way_back_goes_on(node: Node, step: str) -> None:
     change = node.arm()
     node.switch()
     node.boots("fail")
@@ -334,19 +337,19 @@ def test_confirmed_is_confirmed(node: Node) -> None:
     node.arm()
     node.switch()
     node.boots("fail")
-    watcher = Watcher(str(node.folder), Engine(node.socket))
-    watcher.awake_since = 0.0
-    assert pending.confirm(Engine(node.socket), str(node.folder), "svc")
-    assert watcher.step() == "confirmed"
+    watchdog = Watchdog(str(node.folder), Docker(node.socket))
+    watchdog.awake_since = 0.0
+    assert pending.confirm(Docker(node.socket), str(node.folder), "svc")
+    assert watchdog.step() == "confirmed"
     assert node.names() == ["svc"] and not node.folder.exists()
-    assert pending.confirm(Engine(node.socket), str(node.folder), "svc"), "nothing pending, nothing to do"
+    assert pending.confirm(Docker(node.socket), str(node.folder), "svc"), "nothing pending, nothing to do"
     assert not pending.renew(str(node.folder))
 
 
 def test_who_comes_to_confirm_too_late_is_told(node: Node) -> None:
     change = node.arm()
     pending.write(str(node.folder), "pending.json", {**change, "state": "going back", "reason": "silence"})
-    assert not pending.confirm(Engine(node.socket), str(node.folder), "svc")
+    assert not pending.confirm(Docker(node.socket), str(node.folder), "svc")
     assert "svc-before" in node.names()
 
 
@@ -357,8 +360,8 @@ def test_what_the_node_goes_back_to_is_never_removed_under_it(node: Node, monkey
     pending.write(str(node.folder), "pending.json", {**change, "state": "going back", "reason": "silence"})
     monkeypatch.setattr(pending, "GOING_SECONDS", 0.1)
     before = node.names()
-    with pytest.raises(EngineError, match="going back by itself"):
-        watch(Engine(node.socket), node.parameters)
+    with pytest.raises(DockerError, match="going back by itself"):
+        watch(Docker(node.socket), node.parameters)
     assert node.names() == before and "svc-before" in before
     assert (pending.read(str(node.folder)) or {})["kept"] == change["kept"]
 
@@ -387,7 +390,7 @@ def test_the_modules_through_ansible(node: Node, module: Callable[..., dict[str,
     gate = {"container": "svc", "run_dir": str(node.run), "image": NEW, "docker_socket": node.socket, "timeout": 5}
     os.utime(node.folder / "pending.json", (1, 1))
     closed = module("attnkit_gate", {**gate, "watch_dir": str(node.folder)})
-    assert not closed["ok"] and pending.last_sign(str(node.folder)) > 1, "a sign of life, and no confirmation"
+    assert not closed["ok"] and pending.last_heartbeat(str(node.folder)) > 1, "a heartbeat, and no confirmation"
     with node.process() as process:
         assert process.wait(30) == 0
     assert node.went()["what"] == "went back"
@@ -404,17 +407,17 @@ def test_the_modules_through_ansible(node: Node, module: Callable[..., dict[str,
     assert node.names() == ["svc"] and not node.folder.exists()
 
 
-def test_no_watcher_no_change(node: Node) -> None:
-    """Where the watcher does not start, the rollout hears it before it changes anything, and nothing is pending."""
+def test_no_watchdog_no_change(node: Node) -> None:
+    """Where the watchdog does not start, the rollout hears it before it changes anything, and nothing is pending."""
     node.containers.refuses.add("start")
-    with pytest.raises(EngineError, match="start was refused"):
-        watch(Engine(node.socket), node.parameters)
+    with pytest.raises(DockerError, match="start was refused"):
+        watch(Docker(node.socket), node.parameters)
     assert node.names() == ["svc"] and not node.folder.exists()
 
 
 def test_the_program_needs_nothing_but_itself(tmp_path: Path) -> None:
     program = write_program(str(tmp_path))
-    command = [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {program!r}); import attnkit_watch.watcher"]
+    command = [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {program!r}); import attnkit_watch.watchdog"]
     done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -429,14 +432,14 @@ def real_engine(tmp_path: Path) -> Iterator[Callable[..., str]]:
         return done.stdout.strip()
 
     yield docker
-    for name in (REAL, pending.watcher_name(REAL), pending.kept_name(REAL)):
+    for name in (REAL, pending.watchdog_name(REAL), pending.kept_name(REAL)):
         docker("rm", "-f", name, check=False)
 
 
 @pytest.mark.docker
 @pytest.mark.slow
 def test_on_a_real_engine(tmp_path: Path, real_engine: Callable[..., str], module: Callable[..., dict[str, Any]]) -> None:
-    """The watcher in its own container, under its own confinement, puts a real container back as it was."""
+    """The watchdog in its own container, under its own confinement, puts a real container back as it was."""
     image = base.base_image(platforms.load()["cpu"].base)
     options = ["--name", REAL, "--read-only", "--cap-drop", "ALL", "--restart", "unless-stopped", "--entrypoint", "python3"]
     shown = "{{json .Config.Env}} {{json .Config.Cmd}} {{json .HostConfig.CapDrop}} {{.HostConfig.RestartPolicy.Name}}"

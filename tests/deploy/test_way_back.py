@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from deploy.plugins.filter.fleet import back_rows, redact
+from ansible_collections.attnkit.fleet.plugins.filter.fleet import back_rows, redact
 
 pytestmark = [pytest.mark.slow]
 
