@@ -1,6 +1,6 @@
 """`make demo`: from nothing to a fleet of three that serves, each node validated by its own boot report.
 
-python -m deploy.demo               build, start the fleet, roll out, ask every node, show the table; a second run changes nothing
+python -m deploy.demo               build, start the fleet, roll out, ask every node, show a table; a second run changes nothing
 python -m deploy.demo --fault NAME  rehearse a failing node: roll out with that self-test fault injected, and check that the
                                     rollout stopped, the canary was reverted, and the others were not changed
 python -m deploy.demo --down        remove all of it
@@ -260,7 +260,9 @@ def rehearse(fault: str) -> int:
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m deploy.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--fault", metavar="NAME", help="rehearse a failing node")
     parser.add_argument("--down", action="store_true", help="remove all of the demo")
     args = parser.parse_args()

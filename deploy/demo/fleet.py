@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from images.builder import base, build, container_engine
+from images.builder import base, build, container_engine, platforms
 
 ROOT = Path(__file__).resolve().parents[2]
 REGISTRY_PORT = 5000
@@ -79,7 +79,7 @@ def node_image(name: str, context: Path = NODE_CONTEXT, base_name: str = "", sec
         base_name: image to start from; the distribution's base image where it is empty.
         secrets_at: folder for what the build sees only while it runs; None where it needs no network.
     """
-    base_name = base_name or base.base_image(build.platforms.load()["cpu"].base)
+    base_name = base_name or base.base_image(platforms.load()["cpu"].base)
     inputs = build.fingerprint(context, {"BASE": base_name}, {}, build.inspect(base_name, "{{.Id}}"))
     if build.inspect(name, '{{index .Config.Labels "attnkit.inputs"}}') == inputs:
         return

@@ -19,14 +19,15 @@ from typing import Any
 
 import yaml
 
-from attnkit import profiles, publish
+from attnkit import profiles
 from attnkit.hardware import ids
 from attnkit.hardware.device import Detection, Device
+from attnkit.outputs import RUN_DIRECTORY
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 EXAMPLE = ROOT / "deploy" / "inventories" / "example" / "group_vars" / "attnkit.yml"
-ROLE = ROOT / "deploy" / "roles" / "attnkit"
+ROLE = ROOT / "deploy" / "ansible_collections" / "attnkit" / "fleet" / "roles" / "common"
 FEATURES = "/etc/kubernetes/node-feature-discovery/features.d"
 """Where NFD's worker reads features of others from."""
 METRICS_PORT = 9400
@@ -160,7 +161,7 @@ def daemon_set(platform: str, variables: dict[str, Any]) -> dict[str, Any]:
         "readinessProbe": {**probe, "failureThreshold": 3},
         "securityContext": {**confined, "runAsNonRoot": True, "runAsUser": uid, "runAsGroup": 0},
         "volumeMounts": [
-            {"name": "run", "mountPath": str(publish.RUN_DIRECTORY)},
+            {"name": "run", "mountPath": str(RUN_DIRECTORY)},
             {"name": "tmp", "mountPath": "/tmp"},
             {"name": "shm", "mountPath": "/dev/shm"},
             {"name": "models", "mountPath": "/models", "readOnly": True},
@@ -177,7 +178,7 @@ def daemon_set(platform: str, variables: dict[str, Any]) -> dict[str, Any]:
         # the host but that folder.
         "securityContext": {**confined, "runAsUser": 0, "runAsGroup": 0},
         "volumeMounts": [
-            {"name": "run", "mountPath": str(publish.RUN_DIRECTORY), "readOnly": True},
+            {"name": "run", "mountPath": str(RUN_DIRECTORY), "readOnly": True},
             {"name": "features", "mountPath": "/features.d"},
         ],
     }

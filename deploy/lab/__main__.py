@@ -72,7 +72,9 @@ def run_all(chosen: tuple[Scenario, ...], lab: testbed.Testbed) -> Iterator[tupl
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m deploy.lab", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.lab", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default="", metavar="NAME,…", help="these scenarios")
     parser.add_argument("--nodes", type=int, default=0, help="nodes to start; default: as many as the scenarios need")
     parser.add_argument("--wheel", type=Path, help="this wheel of attnkit in place of one built from the working tree")

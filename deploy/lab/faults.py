@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from deploy.lab import controller
-from deploy.lab.testbed import FILLER, Testbed
-from deploy.lab.scenario import Case, catalogue
 from deploy.lab.controller import Moment
-from deploy.lab.probe import State
 from deploy.lab.machines import CONFIRM_SECONDS, ENVIRONMENT, PORT, record_tree
+from deploy.lab.probe import State
+from deploy.lab.scenario import Case, catalogue
+from deploy.lab.testbed import FILLER, Testbed
 
 HEAVY = "heavy"
 SMALL_DISK = "node-03"

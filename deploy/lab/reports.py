@@ -12,10 +12,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from images.builder import build
 from deploy.demo import fleet
-from deploy.lab.scenario import Case, Scenario
 from deploy.lab.machines import ROOT
+from deploy.lab.scenario import Case, Scenario
+from images.builder import build
 
 BEGAN = datetime.datetime.now(tz=datetime.timezone.utc)
 """Of this run."""

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deploy.lab.testbed import Testbed
-from deploy.lab.scenario import Case, catalogue
 from deploy.lab.machines import PORT
+from deploy.lab.scenario import Case, catalogue
+from deploy.lab.testbed import Testbed
 
 GPU = [{"Driver": "nvidia", "Count": -1, "Capabilities": [["gpu"]]}]
 RENDER, VIDEO = "992", "44"

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from deploy.lab.testbed import Testbed
 from deploy.lab.controller import Run
 from deploy.lab.routine import GIVEN, GPU
+from deploy.lab.testbed import Testbed
 
 HERE = Path(__file__).resolve().parent
 

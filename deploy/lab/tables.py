@@ -139,7 +139,7 @@ def page(text: str) -> str:
         if not pattern.search(text):
             raise SystemExit(f"{PAGE.name} has no place for the table {name!r}")
         table = head + "\n".join(make()) + "\n" + tail
-        text = pattern.sub(lambda _, table=table: table, text, count=1)
+        text = pattern.sub(table.replace("\\", r"\\"), text, count=1)
     return text
 
 

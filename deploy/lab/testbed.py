@@ -11,15 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from deploy.lab import controller
-from images.builder import container_engine
 from deploy.demo import fleet
-from deploy.lab import probe
-from deploy.lab import machines
-from deploy.lab.controller import Moment, Run
 from deploy.demo.fleet import Node
-from deploy.lab.probe import State
+from deploy.lab import controller, machines, probe
+from deploy.lab.controller import Moment, Run
 from deploy.lab.machines import LAB, LabNode
+from deploy.lab.probe import State
+from images.builder import container_engine
 
 RELEASES = ("1", "2", "3")
 """What is in the registry for every platform: the old one, the new one and a third change places from scenario to scenario."""

@@ -80,7 +80,7 @@ def test_unknown_wrong_and_given(tmp_path: Path, ansible: Any) -> None:
     assert (given["node_type"], given["node_type_source"], given["detected_node_type"]) == ("h200", "given", "h100")
     assert "detection says h100" in given["why"]
     assert results["typo"]["failed"] and "h100" in results["typo"]["msg"] and "h10" in results["typo"]["msg"]
-    assert results["missing"]["failed"] and "is no directory" in results["missing"]["msg"]
+    assert results["missing"]["failed"] and "is not a directory" in results["missing"]["msg"]
 
 
 def test_the_payload_needs_the_standard_library_only(tmp_path: Path) -> None:

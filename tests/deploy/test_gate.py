@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from ansible_collections.attnkit.fleet.plugins.module_utils.boot_report import moment, objection, summary
 from ansible_collections.attnkit.fleet.plugins.module_utils.docker_api import Docker, DockerError, demultiplex
 from ansible_collections.attnkit.fleet.plugins.modules.attnkit_gate import ask, probe
@@ -117,9 +116,9 @@ def test_waits(tmp_path: Path, report: dict[str, Any] | None, options: dict[str,
 @pytest.mark.parametrize(
     ("report", "options", "says"),
     [
-        (FAILED, {}, "fault 'scale' was planted on purpose"),
-        ({**REPORT, "planted_fault": "scale"}, {}, "did not see it"),
-        ({**REPORT, "verdict": "inconclusive"}, {}, "could not judge"),
+        (FAILED, {}, "fault 'scale' was injected on purpose"),
+        ({**REPORT, "planted_fault": "scale"}, {}, "did not detect it"),
+        ({**REPORT, "verdict": "inconclusive"}, {}, "was inconclusive"),
         ({**REPORT, "verdict": "skipped"}, {}, "no self-test ran"),
         ({**REPORT, "node_type": "h100"}, {}, "'h100' node, the fleet says 'cpu'"),
         ({**REPORT, "schema_version": 2}, {}, "schema_version 2"),
@@ -127,7 +126,7 @@ def test_waits(tmp_path: Path, report: dict[str, Any] | None, options: dict[str,
         (REPORT, {"Running": False, "Status": "exited", "ExitCode": 137}, "exit code 137"),
         (FAILED, {"Running": False, "Status": "exited", "ExitCode": 1}, "decode-1: largest error 0.1 is over the bound"),
         (FAILED, {"RestartCount": 1, "ready": "selftest"}, "exit code 1: the self-test failed"),
-        ({**REPORT, "error": "it died"}, {"RestartCount": 2, "ready": "engine-starting"}, "started again: it died"),
+        ({**REPORT, "error": "it died"}, {"RestartCount": 2, "ready": "engine-starting"}, "restarted: it died"),
     ],
     ids=[
         "fault", "fault not seen", "inconclusive", "skipped", "other node", "schema", "other image", "ended",
@@ -145,13 +144,13 @@ def test_a_container_that_was_started_again_keeps_why_it_ended(tmp_path: Path) -
     (tmp_path / "report.previous.json").write_text(json.dumps(FAILED), encoding="utf-8")
     seen = _judge(tmp_path, None, RestartCount=1, ready="starting")
     assert (seen.done, seen.ok) == (True, False)
-    assert "exit code 1: the self-test failed (fault 'scale' was planted on purpose)" in seen.reason
+    assert "exit code 1: the self-test failed (fault 'scale' was injected on purpose)" in seen.reason
 
 
 def test_the_report_of_an_earlier_container_explains_nothing(tmp_path: Path) -> None:
     old = {**FAILED, "created": (START - timedelta(hours=1)).isoformat()}
     (tmp_path / "report.previous.json").write_text(json.dumps(old), encoding="utf-8")
-    assert _judge(tmp_path, None, RestartCount=1, ready="starting").reason.endswith("started again: see the log")
+    assert _judge(tmp_path, None, RestartCount=1, ready="starting").reason.endswith("restarted: see the log")
 
 
 def test_a_restart_long_ago_is_forgiven_once_it_serves(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from ansible_collections.attnkit.fleet.plugins.filter.fleet import finding_rows, fleet_table, objections
 from ansible_collections.attnkit.fleet.plugins.module_utils.docker_api import Docker
 from ansible_collections.attnkit.fleet.plugins.modules.attnkit_preflight import (
@@ -110,4 +109,4 @@ def test_the_module(engine_socket: Any, module: Any) -> None:
     answer = module("attnkit_preflight", asked, check=True)
     assert not answer["changed"] and not answer.get("failed", False)
     found = {f["check"]: f["ok"] for f in answer["findings"]}
-    assert found["engine"] is False and found["devices"] is False and found["clock"] is True
+    assert found["docker"] is False and found["devices"] is False and found["clock"] is True

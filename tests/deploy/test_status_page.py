@@ -11,7 +11,6 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
-
 from ansible_collections.attnkit.fleet.plugins.filter.fleet import outcome_rows
 from ansible_collections.attnkit.fleet.plugins.filter.status_page import COLUMNS, status_page
 from ansible_collections.attnkit.fleet.plugins.module_utils.boot_report import summary

@@ -1,4 +1,4 @@
-"""Controller side of attnkit_lock: identifies the process that takes the lock, and takes over a lock whose process has ended."""
+"""Controller side of attnkit_lock: names the process that takes the lock, and takes over a lock whose process has ended."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def has_ended(run: Mapping[str, Any] | None) -> bool:
     """Whether a run of this computer is over. False if it is of another computer, whose processes cannot be seen from here."""
     if not run or run.get("computer") != platform.node() or not run.get("started"):
         return False
-    return started(int(run["pid"])) != run["started"]
+    return bool(started(int(run["pid"])) != run["started"])
 
 
 class ActionModule(ActionBase):

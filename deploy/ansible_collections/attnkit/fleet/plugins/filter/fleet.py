@@ -5,26 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-DOCUMENTATION = r"""
-name: fleet_table
-short_description: Rows as the lines of a table
-version_added: 0.1.0
-description: Lines up the columns of a list of dictionaries, first a line with the column names.
-options:
-  _input:
-    description: The rows.
-    type: list
-    elements: dict
-    required: true
-  columns:
-    description: Which keys to show, in this order.
-    type: list
-    elements: str
-    required: true
-author:
-  - The attnkit authors
-"""
-
 
 def fleet_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[str]:
     """The rows as lines of equal width; a value that is missing or null is shown as a dash, false as NO."""
@@ -41,8 +21,8 @@ def fleet_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> li
     return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells]
 
 
-NO_ANSWER = {"check": "reachable", "ok": False, "detail": "no answer"}
-NO_OUTCOME = {"ok": False, "reason": "no outcome (unreachable?)", "summary": {}, "went_back": False}
+NO_ANSWER: dict[str, Any] = {"check": "reachable", "ok": False, "detail": "no answer"}
+NO_OUTCOME: dict[str, Any] = {"ok": False, "reason": "no outcome (unreachable?)", "summary": {}, "went_back": False}
 
 
 def finding_rows(hostvars: Mapping[str, Mapping[str, Any]], hosts: Sequence[str]) -> list[dict[str, Any]]:

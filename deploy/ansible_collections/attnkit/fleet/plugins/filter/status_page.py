@@ -14,20 +14,35 @@ from ..module_utils.wording import short, span
 
 DOCUMENTATION = r"""
 name: status_page
-short_description: The rows of the fleet's status as one HTML page
+short_description: Status of the fleet as one HTML page
 version_added: 0.2.0
-description: Sorts and filters by itself; everything that came from a node is escaped.
+description: The page is sortable and filterable. Everything that came from a node is escaped.
+positional: now
 options:
   _input:
-    description: What C(outcome_rows) made.
+    description: What P(attnkit.fleet.outcome_rows#filter) returns.
     type: list
     elements: dict
     required: true
   now:
-    description: The time of the page, RFC 3339 in UTC; the present where it is not given.
+    description: The time of the page, RFC 3339 in UTC. The default is the present.
     type: str
 author:
   - The attnkit authors
+"""
+
+EXAMPLES = r"""
+- name: Write the page
+  ansible.builtin.copy:
+    dest: status.html
+    content: "{{ hostvars | attnkit.fleet.outcome_rows(ansible_play_hosts_all) | attnkit.fleet.status_page }}"
+    mode: "0644"
+"""
+
+RETURN = r"""
+_value:
+  description: The page.
+  type: str
 """
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "playbooks" / "templates"

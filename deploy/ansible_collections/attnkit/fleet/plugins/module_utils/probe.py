@@ -86,11 +86,7 @@ def _how_it_ended(inspected: dict[str, Any], report: dict[str, Any] | None) -> s
     """In words. Once Docker has restarted a container, its state no longer holds the exit code; the report may."""
     state = inspected["State"]
     code = (report or {}).get("exit_code") if state["Running"] else state["ExitCode"]
-    return (
-        f"the service ended with exit code {code}"
-        if code or not state["Running"]
-        else "the service ended and was restarted"
-    )
+    return f"the service ended with exit code {code}" if code or not state["Running"] else "the service ended and was restarted"
 
 
 def _mtime(path: Path) -> datetime.datetime:

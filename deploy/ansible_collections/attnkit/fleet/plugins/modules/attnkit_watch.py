@@ -8,8 +8,8 @@ module: attnkit_watch
 short_description: Start a watchdog that reverts a node if a rollout ends during a change
 version_added: 0.2.0
 description:
-  - Call it before a service is changed. It creates a copy of the container that serves now under the name
-    C(CONTAINER-before), which is never started, and starts a small watchdog (C(CONTAINER-watch)) from the image that serves now.
+  - Call it before a service is changed. It creates a copy of the container that serves now under the name C(CONTAINER-before),
+    which is never started, and starts a small watchdog, C(CONTAINER-watch), from the image that serves now.
   - The gate (M(attnkit.fleet.attnkit_gate) with I(watch_dir)) sends heartbeats while it waits, and removes both once it passes.
   - After I(timeout) seconds without a heartbeat, the watchdog probes the new service itself. If that has passed its self-test
     and is ready, it stays. If not, the kept container replaces it.

@@ -1,4 +1,7 @@
-"""Hooks, secrets and the way back, on one node of the demo fleet: a small service beside the node's own, removed at the end."""
+"""Hooks, secrets and rollback, on one node of the demo fleet: a small service beside the node's own, removed at the end.
+
+Its device is simulated, as none of this is about numerics; test_demo.py has boots that validate a backend.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,8 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
+from ansible_collections.attnkit.fleet.plugins.filter.fleet import redact, rollback_rows
 from prometheus_client.parser import text_string_to_metric_families
-
-from ansible_collections.attnkit.fleet.plugins.filter.fleet import back_rows, redact
 
 pytestmark = [pytest.mark.slow]
 
@@ -21,6 +23,7 @@ STATE = "/var/lib/attnkit-trial"
 METRICS_PORT = 9401
 TEXTFILES = "/tmp/attnkit-textfiles"
 SECRET = "hf_planted_secret_4711"
+ENVIRONMENT = {"ATTNKIT_PLANTED_ANSWER": "right"}
 
 
 def test_redact() -> None:
@@ -30,16 +33,16 @@ def test_redact() -> None:
     assert redact("as it is", {}) == "as it is"
 
 
-def test_what_would_go_back() -> None:
+def test_what_would_be_rolled_back() -> None:
     new, old = {"node_type": "h100", "image": "new"}, {"node_type": "h100", "image": "old"}
     hostvars = {
         "a": {"attnkit_recorded": {"release": new, "previous": old}},
         "b": {"attnkit_recorded": {"release": new, "previous": None}},
         "c": {},
     }
-    rows = back_rows(hostvars, ["a", "b", "c"])
+    rows = rollback_rows(hostvars, ["a", "b", "c"])
     assert rows[0] == {"node": "a", "type": "h100", "runs": "new", "before": "old", "why": ""}
-    assert [row["why"] for row in rows[1:]] == ["no release before the present one is recorded", "no answer"]
+    assert [row["why"] for row in rows[1:]] == ["no previous release is recorded", "no answer"]
 
 
 class Trial:
@@ -95,7 +98,8 @@ def trial(play: Callable[..., CompletedProcess[str]], on_node: Callable[..., str
         "attnkit_command": ["python3", "-m", "http.server", "8001"],
         "attnkit_init_command": [],
         "attnkit_ask_completion": False,
-        "attnkit_env": {"ATTNKIT_LEVEL": "quick"},
+        "attnkit_env": ENVIRONMENT,
+        "attnkit_accept_planted": True,
         "attnkit_secret_env": {"HF_TOKEN": SECRET},
         "attnkit_metrics_port": METRICS_PORT,
         "attnkit_textfile_dir": TEXTFILES,
@@ -111,7 +115,7 @@ def trial(play: Callable[..., CompletedProcess[str]], on_node: Callable[..., str
 
 
 @pytest.mark.docker
-def test_hooks_secrets_and_the_way_back(trial: Trial) -> None:
+def test_hooks_secrets_and_rollback(trial: Trial) -> None:
     first = trial.play("rollout", "-vvv")
     assert first.returncode == 0, first.stdout[-4000:]
     assert trial.hooks() == [f"drain {NODE}", f"{NODE} again"]
@@ -121,7 +125,7 @@ def test_hooks_secrets_and_the_way_back(trial: Trial) -> None:
     # What a scrape and node_exporter get.
     for text in (trial.scrape(), trial.on("cat", f"{TEXTFILES}/trial.prom") + "\n"):
         samples = {s.name: s for family in text_string_to_metric_families(text) for s in family.samples if s.value}
-        assert samples["attnkit_verdict"].labels == {"outcome": "pass"}
+        assert samples["attnkit_verdict"].labels == {"outcome": "planted"}
         assert samples["attnkit_backend_info"].labels["backend"] == "TORCH_SDPA"
 
     # The same again: nothing is started, so nobody is told.
@@ -132,18 +136,18 @@ def test_hooks_secrets_and_the_way_back(trial: Trial) -> None:
     # A drain that fails: the node is untouched and serves, the rollout stops.
     stuck = trial.play("rollout", attnkit_env={"A": "1"}, attnkit_drain_command=["sh", "-c", "echo no way out >&2; exit 7"])
     assert stuck.returncode != 0 and "no way out" in stuck.stdout, stuck.stdout[-4000:]
-    assert (trial.started(), trial.record()["release"]["env"]) == (before, {"ATTNKIT_LEVEL": "quick"})
+    assert (trial.started(), trial.record()["release"]["env"]) == (before, ENVIRONMENT)
     assert trial.hooks() == [f"{NODE} again"], "what was half taken out comes back"
 
-    # A service that tells its secret and dies: the log is shown without it, the node goes back and serves again.
+    # A service that prints its secret and dies: the log is shown without it, the node is reverted and serves again.
     telling = ["sh", "-c", "echo the token is $HF_TOKEN; exit 3"]
     failed = trial.play("rollout", "-vvv", attnkit_command=telling)
     assert failed.returncode != 0 and "the token is ********" in failed.stdout, failed.stdout[-4000:]
-    assert "went back: yes, and it serves again" in " ".join(failed.stdout.split())
+    assert "reverted: yes, and it serves again" in " ".join(failed.stdout.split())
     assert trial.hooks() == [f"drain {NODE}", f"{NODE} again"]
 
     # Forward and back, by type.
-    assert trial.play("rollout", attnkit_env={"ATTNKIT_LEVEL": "quick", "A": "1"}).returncode == 0
+    assert trial.play("rollout", attnkit_env={**ENVIRONMENT, "A": "1"}).returncode == 0
     other = trial.play("rollback", "-e", "attnkit_only_type=h100")
     assert other.returncode != 0 and "no node is recorded as h100; known: cpu" in " ".join(other.stdout.split())
     shown = trial.play("rollback", "--check")
@@ -151,7 +155,7 @@ def test_hooks_secrets_and_the_way_back(trial: Trial) -> None:
     back = trial.play("rollback", "-vvv", "-e", "attnkit_only_type=cpu")
     assert back.returncode == 0, back.stdout[-4000:]
     record = trial.record()
-    assert (record["release"]["env"], record["previous"]["env"].get("A")) == ({"ATTNKIT_LEVEL": "quick"}, "1")
+    assert (record["release"]["env"], record["previous"]["env"].get("A")) == (ENVIRONMENT, "1")
     assert trial.on("docker", "exec", "trial", "printenv", "HF_TOKEN") == SECRET
 
     for done in (first, failed, back):

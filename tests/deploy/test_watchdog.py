@@ -1,4 +1,4 @@
-"""A node's own way back: the watchdog as a process of its own, on real files, and what the modules of a rollout tell it.
+"""A node's watchdog as a process of its own, on real files, and what the modules of a rollout tell it.
 
 The engine here is a small one in memory behind a real socket; `test_on_a_real_engine` and the lab's scenarios have a real one.
 """
@@ -20,17 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from ansible_collections.attnkit.fleet.plugins.module_utils import pending
 from ansible_collections.attnkit.fleet.plugins.module_utils.docker_api import Docker, DockerError
 from ansible_collections.attnkit.fleet.plugins.module_utils.watchdog import Watchdog
 from ansible_collections.attnkit.fleet.plugins.modules.attnkit_watch import like, watch, write_program
 
-from .conftest import ROOT, UnixServer
+from images.builder import base, platforms
 
-sys.path.insert(0, str(ROOT / "images"))
-import base
-import platforms
+from .conftest import UnixServer
 
 OLD, NEW = "registry:5000/attnkit/cpu@sha256:" + "0" * 64, "registry:5000/attnkit/cpu@sha256:" + "1" * 64
 POLICY = {"Name": "unless-stopped", "MaximumRetryCount": 0}
@@ -360,7 +357,7 @@ def test_what_the_node_goes_back_to_is_never_removed_under_it(node: Node, monkey
     pending.write(str(node.folder), "pending.json", {**change, "state": "going back", "reason": "silence"})
     monkeypatch.setattr(pending, "GOING_SECONDS", 0.1)
     before = node.names()
-    with pytest.raises(DockerError, match="going back by itself"):
+    with pytest.raises(DockerError, match="reverting by itself"):
         watch(Docker(node.socket), node.parameters)
     assert node.names() == before and "svc-before" in before
     assert (pending.read(str(node.folder)) or {})["kept"] == change["kept"]
