@@ -102,7 +102,7 @@ def play(playbook: str, hosts: Path, log: str, *options: str) -> tuple[int, str]
 
 
 def show(line: str) -> None:
-    """The lines of a playbook that tell a person where it is."""
+    """The lines of a playbook that show its progress."""
     heading = re.match(r"^(PLAY|TASK) \[(.*?)\]", line)
     if heading and heading[1] == "PLAY":
         console.print(f"   [bold]{heading[2]}[/]", highlight=False)
@@ -198,7 +198,7 @@ def prepare(progress: Progress) -> tuple[list[Node], str]:
 
 
 def demo() -> int:
-    """The whole chain; 0 where three nodes pass and answer."""
+    """The whole chain; 0 if three nodes pass and answer."""
     progress = Progress()
     nodes, image = prepare(progress)
     progress.step("the rollout: detect, preflight, canary, the rest")
@@ -223,7 +223,7 @@ def demo() -> int:
 
 
 def rehearse(fault: str) -> int:
-    """A rollout that must fail, and must leave the fleet as it was; 0 where it did both."""
+    """A rollout that must fail, and must leave the fleet as it was; 0 if it did both."""
     from attnkit.selftest import FAULTS
 
     if fault not in FAULTS:

@@ -41,7 +41,7 @@ RESOURCES: dict[str, dict[str, int]] = {
     "ipex": {},
     "cpu": {},
 }
-"""What each platform's pod asks of its vendor's device plugin. A TPU host's chips can only be asked for together."""
+"""What each platform's pod requests from its vendor's device plugin. A TPU host's chips can only be requested together."""
 VENDORS = {ids.NVIDIA: "nvidia", ids.AMD: "amd", ids.INTEL: "intel", ids.GOOGLE: "google"}
 CLASSES = ["0300", "0302", "0380", "1200"]
 LABEL_PLATFORM, LABEL_TYPE = "attnkit.io/platform", "attnkit.io/node-type"
@@ -252,7 +252,7 @@ def main() -> int:
         "--variables", type=Path, default=EXAMPLE, help="group variables of an inventory (default: the example's)"
     )
     parser.add_argument("--out", type=Path, default=HERE, help="where to write (default: beside this program)")
-    parser.add_argument("--check", action="store_true", help="write nothing; end with 1 where a file is stale")
+    parser.add_argument("--check", action="store_true", help="write nothing; end with 1 if a file is stale")
     options = parser.parse_args()
     variables = yaml.safe_load(options.variables.read_text(encoding="utf-8"))
     # An inventory of your own needs no image for platforms that you do not have.

@@ -1,4 +1,4 @@
-"""The faults that a rollout must bear, each with its end state, which is asked of the nodes themselves.
+"""The faults that a rollout must tolerate, each with its end state, which is read from the nodes themselves.
 
 Every scenario starts from a fleet that serves one release, the old one, and rolls another, the new one.
 """
@@ -19,26 +19,26 @@ from deploy.lab.testbed import FILLER, Testbed
 
 HEAVY = "heavy"
 SMALL_DISK = "node-03"
-"""The node whose engine has a small disk."""
+"""The node whose Docker has a small disk."""
 HEAVY_PLATFORM = "cuda-ampere"
 """Its platform, for which there is a heavy release."""
 OLD_DRIVER = "535.104.05"
 WRONG = {"attnkit_env": {**ENVIRONMENT, "ATTNKIT_PLANTED_ANSWER": "wrong"}}
-"""Of a node whose device answers wrong: every backend fails its self-test there."""
+"""Of a node whose simulated device computes wrong results: every backend fails its self-test there."""
 SCENARIOS, scenario = catalogue()
 
 
 def _fails_on(testbed: Testbed, case: Case, node: str, done: list[str], rest: list[str]) -> None:
-    """A rollout in which one node's self-test fails: those before it are done, it goes back, the rest is untouched."""
+    """A rollout in which one node's self-test fails: those before it are done, it is reverted, the rest is untouched."""
     before = testbed.probe()
     run = testbed.roll(testbed.new, hosts={node: WRONG})
     after = testbed.probe()
     case.check("the rollout ends with an error", run.code != 0, run.code)
     case.check("the operator sees which node and why", run.says(f"{node}: the self-test failed"), run.text)
-    case.check("the operator sees that it went back", run.says("went back: yes, and it serves again"), run.text)
+    case.check("the operator sees that it was reverted", run.says("reverted: yes, and it serves again"), run.text)
     case.serve(after, done, testbed.new)
     case.serve(after, [node], testbed.old)
-    case.check(f"{node} was started anew and proven again", before[node].began != after[node].began)
+    case.check(f"{node} was recreated and validated again", before[node].began != after[node].began)
     case.untouched(before, after, rest)
     case.nothing_lost(after)
     case.end(after)
@@ -46,7 +46,7 @@ def _fails_on(testbed: Testbed, case: Case, node: str, done: list[str], rest: li
 
 @scenario(
     "canary", "the self-test fails on the canary",
-    "the canary goes back to the old release and is proven again; all others are untouched",
+    "the canary is reverted to the old release and validated again; all others are untouched",
 )  # fmt: skip
 def _canary(testbed: Testbed, case: Case) -> None:
     first, *rest = testbed.names
@@ -55,7 +55,7 @@ def _canary(testbed: Testbed, case: Case) -> None:
 
 @scenario(
     "seventh", "the self-test fails on the 7th of 20 (the last of seven canaries)",
-    "nodes 01–06 serve the new release, node 07 is back on the old one, nodes 08–20 are untouched", nodes=20,
+    "nodes 01–06 serve the new release, node 07 is reverted to the old one, nodes 08–20 are untouched", nodes=20,
 )  # fmt: skip
 def _seventh(testbed: Testbed, case: Case) -> None:
     names = testbed.names
@@ -64,7 +64,7 @@ def _seventh(testbed: Testbed, case: Case) -> None:
 
 @scenario(
     "batch", "the self-test fails on one of a batch of six, the 11th of 20",
-    "the batch is finished: its other nodes serve the new release, node 11 is back on the old one; nodes 15–20 are untouched",
+    "the batch is finished: its other nodes serve the new release, node 11 is reverted; nodes 15–20 are untouched",
     nodes=20,
 )  # fmt: skip
 def _batch(testbed: Testbed, case: Case) -> None:
@@ -73,8 +73,8 @@ def _batch(testbed: Testbed, case: Case) -> None:
 
 
 @scenario(
-    "registry", "the registry dies in mid-roll, after the first node",
-    "node 01 serves the new release, the rest is untouched, the next one included. Run again with a registry: all on the new",
+    "registry", "the registry dies during the rollout, after the first node",
+    "node 01 serves the new release, the rest is untouched, including the next one. Run again with a registry: all on the new",
 )  # fmt: skip
 def _registry(testbed: Testbed, case: Case) -> None:
     names = testbed.names
@@ -83,7 +83,7 @@ def _registry(testbed: Testbed, case: Case) -> None:
     run = testbed.roll(testbed.new, moments=[dies])
     after = testbed.probe()
     testbed.registry(running=True)
-    case.check("the registry died on the way", dies.came)
+    case.check("the registry died during the rollout", dies.came)
     case.check("the rollout ends with an error", run.code != 0, run.code)
     case.serve(after, names[:1], testbed.new)
     case.untouched(before, after, names[1:])
@@ -93,7 +93,7 @@ def _registry(testbed: Testbed, case: Case) -> None:
 
 
 def _again(testbed: Testbed, case: Case, release: str) -> None:
-    """The same rollout again, with nothing in its way: all nodes serve the release, nobody holds one."""
+    """The same rollout again, without a fault: all nodes serve the release, and none is locked."""
     run = testbed.roll(release)
     states = testbed.probe()
     case.check("run again, it ends without an error", run.code == 0, run.text)
@@ -104,7 +104,7 @@ def _again(testbed: Testbed, case: Case, release: str) -> None:
 
 
 @scenario(
-    "frozen", "a node stops answering in mid-roll (frozen while its new service boots)",
+    "frozen", "a node stops answering during the rollout (frozen while its new service boots)",
     "the rollout stops; node 01 serves the new release, node 03 is untouched. Once node 02 answers, run again: all on the new",
 )  # fmt: skip
 def _frozen(testbed: Testbed, case: Case) -> None:
@@ -115,7 +115,7 @@ def _frozen(testbed: Testbed, case: Case) -> None:
     run = testbed.roll(testbed.new, moments=[freezes])
     after = testbed.probe()
     testbed.thaw(ill)
-    case.check("the node froze on the way", freezes.came)
+    case.check("the node froze during the rollout", freezes.came)
     case.check("the rollout ends with an error", run.code != 0, run.code)
     case.serve(after, names[:1], testbed.new)
     case.untouched(before, after, names[2:])
@@ -125,7 +125,7 @@ def _frozen(testbed: Testbed, case: Case) -> None:
 
 
 @scenario(
-    "power", "a node loses power in mid-roll (while its new service boots), and comes back",
+    "power", "a node loses power during the rollout (while its new service boots), and comes back",
     "the rollout stops, node 03 is untouched; switched on, node 02 serves one of the two by itself; run again: all on the new",
 )  # fmt: skip
 def _power(testbed: Testbed, case: Case) -> None:
@@ -135,7 +135,7 @@ def _power(testbed: Testbed, case: Case) -> None:
     dies = Moment("Run the service", ill, lambda _: testbed.power_off(ill))
     run = testbed.roll(testbed.new, moments=[dies])
     after = testbed.probe()
-    case.check("the node lost power on the way", dies.came)
+    case.check("the node lost power during the rollout", dies.came)
     case.check("the rollout ends with an error", run.code != 0, run.code)
     case.serve(after, names[:1], testbed.new)
     case.untouched(before, after, names[2:])
@@ -150,7 +150,7 @@ def _power(testbed: Testbed, case: Case) -> None:
 
 
 @scenario(
-    "reboot", "a node reboots while nobody rolls",
+    "reboot", "a node reboots while no rollout runs",
     "service and verdict come back by themselves: same image, same record, a new boot report; verify.yml passes",
 )  # fmt: skip
 def _reboot(testbed: Testbed, case: Case) -> None:
@@ -184,7 +184,7 @@ def _preflight_disk(testbed: Testbed, case: Case) -> None:
 
 
 @scenario(
-    "disk", "the disk of a node fills up in mid-roll (the pull of a 96 MB layer ends with no space left)",
+    "disk", "the disk of a node fills up during the rollout (the pull of a 96 MB layer ends with no space left)",
     "the node keeps its service, untouched; with space again, the same rollout passes",
 )  # fmt: skip
 def _disk(testbed: Testbed, case: Case) -> None:
@@ -204,7 +204,7 @@ def _disk(testbed: Testbed, case: Case) -> None:
 
 @scenario(
     "crash-loop", "the engine crash-loops while it starts",
-    "the canary goes back to the old release and is proven again; the others are untouched",
+    "the canary is reverted to the old release and validated again; the others are untouched",
 )  # fmt: skip
 def _crash_loop(testbed: Testbed, case: Case) -> None:
     _dies(testbed, case, after=0.0)
@@ -212,7 +212,7 @@ def _crash_loop(testbed: Testbed, case: Case) -> None:
 
 @scenario(
     "crash-late", "the engine crash-loops, each time shortly after it was ready",
-    "the same: ready for a moment is not enough",
+    "the same: being ready for a moment is not enough",
 )  # fmt: skip
 def _crash_late(testbed: Testbed, case: Case) -> None:
     _dies(testbed, case, after=3.0)
@@ -256,7 +256,7 @@ def _driver(testbed: Testbed, case: Case) -> None:
 
 
 @scenario(
-    "digest", "the registry delivers something else than the digest says (the stored image was altered)",
+    "digest", "the registry delivers an image whose digest does not match (the stored image was altered)",
     "the pull fails on the first node, which keeps its service; no node is touched",
 )  # fmt: skip
 def _digest(testbed: Testbed, case: Case) -> None:
@@ -273,7 +273,7 @@ def _digest(testbed: Testbed, case: Case) -> None:
 
 @scenario(
     "two", "two operators at once: while one rolls the new release, another starts rollouts of a third, over and over",
-    "every run of the other is refused with the first one's name; all nodes serve the new release",
+    "every run of the other is refused and names the first; all nodes serve the new release",
 )  # fmt: skip
 def _two(testbed: Testbed, case: Case) -> None:
     others: list[Future[list[controller.Run]]] = []
@@ -287,7 +287,7 @@ def _two(testbed: Testbed, case: Case) -> None:
             return runs
 
         starts = Moment("Run the service", testbed.names[0], lambda _: others.append(pool.submit(meanwhile)))
-        # No new try from here on: one that looked after the first rollout's end would be right to go on.
+        # No new attempt from here on: one that starts after the first rollout's end may go on.
         ends = Moment("Lock the node for this run", testbed.names[-1], lambda _: ending.set())
         first = testbed.roll(testbed.new, user="alice", moments=[starts, ends])
         ending.set()
@@ -298,7 +298,9 @@ def _two(testbed: Testbed, case: Case) -> None:
     case.check("the other tried at least twice", len(runs) >= 2, len(runs))
     passed = [run.text[-300:] for run in runs if run.code == 0]
     case.check("none of the other's rollouts passed", not passed, passed)
-    case.check("each says who holds the node", all(run.says("lock: alice") for run in runs), [run.text[-300:] for run in runs])
+    case.check(
+        "each says who has locked the node", all(run.says("lock: alice") for run in runs), [run.text[-300:] for run in runs]
+    )
     case.serve(states, testbed.names, testbed.new)
     case.nothing_lost(states)
     case.end(states, f"{len(runs)} rollouts of the other, {len(runs) - len(passed)} refused")
@@ -306,7 +308,7 @@ def _two(testbed: Testbed, case: Case) -> None:
 
 @scenario(
     "kill", "the controller is killed (kill -9) while the second node's new service boots, and run again",
-    "nothing is lost in between; run again, nobody has to free a lock, and all nodes serve the new release",
+    "nothing is lost in between; run again, no lock has to be removed by hand, and all nodes serve the new release",
 )  # fmt: skip
 def _kill(testbed: Testbed, case: Case) -> None:
     names = testbed.names
@@ -325,8 +327,8 @@ def _kill(testbed: Testbed, case: Case) -> None:
 
 @scenario(
     "kill-bad", "the controller is killed while a release that fails is at the gate, and run again",
-    "the node goes back to the old release by itself, with nobody at a controller, to a service that a rollout of the old "
-    "release finds nothing to change at; the rest is untouched. Run again, the bad release is refused as any other",
+    "the watchdog reverts the node to the old release without a controller, to a service at which a rollout of the old "
+    "release finds nothing to change; the rest is untouched. Run again, the bad release is refused as usual",
 )  # fmt: skip
 def _kill_bad(testbed: Testbed, case: Case) -> None:
     names = testbed.names
@@ -334,7 +336,7 @@ def _kill_bad(testbed: Testbed, case: Case) -> None:
     _killed_at_the_gate(testbed, case)
     _by_itself(testbed, case, before)
     drift = testbed.part(1).play("drift", testbed.old)
-    case.check("drift.yml says that the node decided by itself", drift.code != 0 and drift.says("went back"), drift.text)
+    case.check("drift.yml says that the watchdog decided", drift.code != 0 and drift.says("went back"), drift.text)
     same = testbed.part(1).roll(testbed.old)
     case.check("a rollout of the old release has nothing to change there", same.changed == {names[0]: 0}, same.changed)
     run = testbed.roll(testbed.new, hosts={names[0]: WRONG})
@@ -347,8 +349,8 @@ def _kill_bad(testbed: Testbed, case: Case) -> None:
 
 
 @scenario(
-    "kill-bad-power", "the controller is killed while a release that fails is at the gate, and that node loses power, too",
-    "switched on, the node goes back to the old release by itself; the rest is untouched",
+    "kill-bad-power", "the controller is killed while a release that fails is at the gate, and that node loses power",
+    "switched on, the watchdog reverts the node to the old release; the rest is untouched",
 )  # fmt: skip
 def _kill_bad_power(testbed: Testbed, case: Case) -> None:
     ill = testbed.names[0]
@@ -368,7 +370,7 @@ def _killed_at_the_gate(testbed: Testbed, case: Case) -> None:
 
 
 def _by_itself(testbed: Testbed, case: Case, before: Mapping[str, State]) -> None:
-    """The first node serves the old release again, and nobody did it."""
+    """The first node serves the old release again, without a controller."""
     ill, *rest = testbed.names
     began = time.monotonic()
     back = testbed.until_it_works(ill, CONFIRM_SECONDS + 240)

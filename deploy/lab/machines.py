@@ -1,4 +1,4 @@
-"""The lab's machines: nodes of unlike hardware, each with an engine of its own and a recorded tree of sys, proc and dev."""
+"""The lab's machines: nodes of different hardware, each with its own Docker and a recorded tree of sys, proc and dev."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class LabNode:
     Args:
         name: in the inventory.
         kind: its node type.
-        small_disk: whether its engine's images lie on a small file system in memory (for a disk that fills up).
+        small_disk: whether its Docker keeps images on a small file system in memory (for a disk that fills up).
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What the lab's nodes serve, asked of the nodes: the engine's word, the report's, and an answer over the network."""
+"""What the lab's nodes serve, read from the nodes: what Docker says, what the report says, and an answer over the network."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class State:
 
     @property
     def recorded(self) -> str | None:
-        """The image that is recorded as proven."""
+        """The image that is recorded as validated."""
         return self.raw.get("recorded")
 
     @property
@@ -57,13 +57,13 @@ class State:
 
     @property
     def works(self) -> bool:
-        """Whether the service is proven (as far as a planted answer goes), ready, and answers."""
+        """Whether the service passed its self-test on the simulated device, is ready, and answers."""
         return (
             bool(self.container.get("running")) and bool(self.raw.get("ready")) and self.report.get("verdict") == "planted"
         ) and self.answers
 
     def serves(self, release: str) -> bool:
-        """Whether it works, from the image of this release, by a digest that the engine knows it by, and is recorded so."""
+        """Whether it works, from the image of this release, by a digest that Docker knows it by, and is recorded so."""
         image = self.container.get("image")
         return self.works and self.release == release and image in self.container["digests"] and self.recorded == image
 

@@ -56,7 +56,7 @@ def faults(found: list[tuple[Scenario, Case]], command: str, nodes: int) -> dict
     """The report of a run of scenarios."""
     return {
         **header("faults", command, nodes),
-        "stand_ins": "no kernel ran: every image is a stand-in with a planted device answer, every verdict is 'planted'",
+        "stand_ins": "no kernel ran: every image is a stand-in with a simulated device, every verdict is 'planted'",
         "scenarios": [case.as_json(scenario) for scenario, case in found],
     }
 

@@ -1,4 +1,4 @@
-"""What a rollout does where nothing goes wrong: the right thing for every node type, and nothing the second time.
+"""What a rollout does without a fault: the right thing for every node type, and nothing the second time.
 
 Every scenario starts from a fleet that serves the old release.
 """
@@ -39,7 +39,7 @@ class Given:
 
 
 NVIDIA_NODES = ("nvidia0", "nvidia-uvm", "nvidiactl")
-# Written down here and not read from the profiles: this is what they are held against.
+# Written down here and not read from the profiles, which are compared with it.
 GIVEN = {
     "rtx-2080-ti": Given("cuda-turing", "sm_75", gpu=True, sees=NVIDIA_NODES),
     "a100": Given("cuda-ampere", "sm_80", gpu=True, sees=NVIDIA_NODES),
@@ -88,15 +88,15 @@ def _unlike(testbed: Testbed, case: Case) -> None:
 
 
 @scenario(
-    "no-rehearsal", "the same images where the inventory does not say that it is a rehearsal",
-    "refused at the gate: no kernel ran; the canary goes back to the old release",
+    "no-rehearsal", "the same images with an inventory that does not say that it is a rehearsal",
+    "refused at the gate: no kernel ran; the canary is reverted to the old release",
 )  # fmt: skip
 def _no_rehearsal(testbed: Testbed, case: Case) -> None:
     one = testbed.part(1)
     hosts = {one.names[0]: {"attnkit_env": {"ATTNKIT_ROOT": "/recorded", "ATTNKIT_PLANTED_ANSWER": "right"}}}
     run = one.roll(testbed.new, attnkit_accept_planted=False, hosts=hosts)
     case.check("the rollout ends with an error", run.code != 0, run.code)
-    case.check("the operator sees why", run.says("no kernel ran: the device's answer 'right' was planted"), run.text)
+    case.check("the operator sees why", run.says("no kernel ran: the device was simulated (answer 'right')"), run.text)
     states = testbed.probe()
     case.check(
         "the old release runs again, as it was recorded", states[one.names[0]].serves(testbed.old), states[one.names[0]].words()
@@ -104,7 +104,7 @@ def _no_rehearsal(testbed: Testbed, case: Case) -> None:
     case.end(states)
 
 
-@scenario("idempotent", "the same rollout twice", "the second run changes nothing: 0 changed, no service started anew")
+@scenario("idempotent", "the same rollout twice", "the second run changes nothing: 0 changed, no service recreated")
 def _idempotent(testbed: Testbed, case: Case) -> None:
     before = testbed.probe()
     run = testbed.roll(testbed.old)
@@ -118,10 +118,10 @@ def _idempotent(testbed: Testbed, case: Case) -> None:
 
 @scenario(
     "check", "every playbook with --check",
-    "each ends without an error and touches nothing; those that would change something say so",
+    "each ends without an error and changes nothing; those that would change something say so",
 )  # fmt: skip
 def _check(testbed: Testbed, case: Case) -> None:
-    # An update first, so that there is something to go back to.
+    # An update first, so that there is something to roll back to.
     case.check("an update passes first", testbed.roll(testbed.new).code == 0)
     before = testbed.probe()
     plays = [("rollout", testbed.new), ("rollout", testbed.old)]

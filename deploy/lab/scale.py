@@ -1,4 +1,4 @@
-"""What a rollout costs: time, CPU and memory of the controller, beside plain Ansible that does the same steps (by_hand.yml)."""
+"""What a rollout costs: time, CPU and memory of the controller, compared with plain Ansible (by_hand.yml)."""
 
 from __future__ import annotations
 

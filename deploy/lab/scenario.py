@@ -58,7 +58,7 @@ class Case:
             return
         wrong = {name: states[name].words() for name in wanted if not states[name].serves(release)}
         word = self.called.get(release, release)
-        self.check(f"{span(wanted)}: the {word} release, recorded, proven, answers", not wrong, wrong)
+        self.check(f"{span(wanted)}: the {word} release, recorded, validated, answers", not wrong, wrong)
 
     def untouched(self, before: Mapping[str, State], after: Mapping[str, State], names: Iterable[str]) -> None:
         """On these nodes it is still the same start of the same container, with the same record, and it works."""
@@ -121,12 +121,12 @@ class Scenario:
     act: Callable[[Testbed, Case], None]
 
     def run(self, testbed: Testbed) -> Case:
-        """Do it and take the time. What it did not foresee is a failure, too."""
+        """Run it and measure the time. An unexpected error is a failure, too."""
         called = {testbed.old: "old", testbed.new: "new", testbed.third: "third"}
         case, began = Case(self.name, called), time.monotonic()
         try:
             self.act(testbed, case)
-        except Exception as error:  # the report says so, and the next scenario starts from a mended fleet
+        except Exception as error:  # the report says so, and the next scenario starts from a restored fleet
             case.error = f"{type(error).__name__}: {error}"[-MAX_FOUND:]
         case.seconds = time.monotonic() - began
         return case

@@ -1,7 +1,7 @@
 """The lab's images: a slim stand-in for every platform's image, and the image of the machines.
 
-A stand-in runs the real `attnkit boot` on a recorded hardware tree. It has no torch and no kernels, so it plants the device's
-answer; it says so in its labels, and no boot of it ever passes.
+A stand-in runs the real `attnkit boot` on a recorded hardware tree. It has no torch and no kernels, so the device is
+simulated; its labels say so, and no boot of it ever passes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Write the tables of docs/fleet.md from the reports in docs/reports/fleet, or with --check say that they are stale.
 
-Between `<!-- NAME -->` and `<!-- end -->` stands what this script writes: the newest result of every scenario, and the newest
+Between `<!-- NAME -->` and `<!-- end -->` is what this program writes: the newest result of every scenario, and the newest
 measurement. The rest of the page is written by hand.
 """
 
@@ -58,7 +58,7 @@ def cell(text: str) -> str:
 
 
 def faults() -> list[str]:
-    """What befell the fleet, and how it ended."""
+    """Test results: every scenario and how it ended."""
     rows, reports = results()
     lines = ["| scenario | what happens | expected | measured | checks | s | |", "|---|---|---|---|---|---|---|"]
     for scenario in suite.ALL:
@@ -132,7 +132,7 @@ TABLES = {"faults": faults, "unlike": unlike, "scale": scale, "simulated": simul
 
 
 def page(text: str) -> str:
-    """The page with its tables anew."""
+    """The page with new tables."""
     for name, make in TABLES.items():
         head, tail = f"<!-- {name} -->\n", "<!-- end -->"
         pattern = re.compile(f"{re.escape(head)}.*?{re.escape(tail)}", re.DOTALL)

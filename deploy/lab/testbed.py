@@ -1,4 +1,4 @@
-"""What a scenario works with: the machines, the releases in the registry, rollouts, and a fleet that is mended in between."""
+"""What a scenario works with: the machines, the releases in the registry, rollouts, and a fleet that is restored in between."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FILLER = "/var/lib/docker/filler"
 
 
 class Testbed:
-    """The lab in the hands of a scenario.
+    """The lab as a scenario uses it.
 
     Args:
         nodes: every node of the lab.
@@ -93,11 +93,11 @@ class Testbed:
         return probe.all_of(self.hosts)
 
     def on(self, name: str, *command: str, check: bool = True) -> str:
-        """Run a command on a node, past SSH."""
+        """Run a command on a node, without SSH."""
         return fleet.docker("exec", LAB.container(name), *command, check=check)
 
     def outer(self, *command: str, check: bool = True) -> str:
-        """Run a command of the outer engine: what happens to machines."""
+        """Run a command of the outer Docker: what happens to machines."""
         return fleet.docker(*command, check=check)
 
     def power_off(self, name: str) -> None:
@@ -105,7 +105,7 @@ class Testbed:
         self.outer("kill", LAB.container(name))
 
     def power_on(self, name: str) -> None:
-        """It starts again; back once its engine answers."""
+        """It starts again; returns once its Docker answers."""
         self.outer("start", LAB.container(name))
         LAB.wait_for(self._host(name))
 
@@ -129,7 +129,7 @@ class Testbed:
         return self.probe()
 
     def fill(self, name: str, leave: int) -> None:
-        """Fill the disk of the node's engine until `leave` MB are free."""
+        """Fill the disk of the node's Docker until `leave` MB are free."""
         free = int(self.on(name, "df", "--output=avail", "-B1M", "/var/lib/docker").split()[-1])
         self.on(name, "fallocate", "-l", f"{max(1, free - leave)}M", FILLER)
 
@@ -157,7 +157,7 @@ class Testbed:
         return next(host for host in self.hosts if host.name == name)
 
     def restore(self) -> None:
-        """Whatever a scenario left: machines on, hardware as recorded, and what most nodes serve is the old release now."""
+        """Undo what a scenario left: machines on, hardware as recorded, and what most nodes serve is the old release now."""
         self.outer("start", LAB.registry, check=False)
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(self._restore_machine, self.nodes))
@@ -169,7 +169,7 @@ class Testbed:
         if ill:
             done = self.only(*ill).roll(self.old)
             if done.code != 0:
-                raise fleet.DemoError(f"the fleet could not be mended:\n{done.text[-3000:]}")
+                raise fleet.DemoError(f"the fleet could not be restored:\n{done.text[-3000:]}")
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(self._forget, self.names))
 
