@@ -41,19 +41,19 @@ bundle: venv ## one file for hosts without a network: image, playbooks, profiles
 	@$(VENV)/bin/python -m images.offline.bundle "$(PLATFORM)"
 
 demo: venv ## the whole chain on this machine: image, a fleet of three nodes, rollout, a completion from each
-	@$(VENV)/bin/python deploy/demo/demo.py
+	@$(VENV)/bin/python -m deploy.demo
 
 demo-fault: venv ## rehearse a node that fails its self-test: make demo-fault FAULT=scale
-	@$(VENV)/bin/python deploy/demo/demo.py --fault "$(FAULT)"
+	@$(VENV)/bin/python -m deploy.demo --fault "$(FAULT)"
 
 demo-down: venv ## remove everything that the demo made
-	@$(VENV)/bin/python deploy/demo/demo.py --down
+	@$(VENV)/bin/python -m deploy.demo --down
 
-lab: venv ## a fleet of unlike nodes (stand-in images) and what befalls it: every scenario of docs/fleet.md; takes an hour
-	@$(VENV)/bin/python deploy/lab/lab.py
+lab: venv ## fault injection on a heterogeneous fleet of stand-in images: every scenario of docs/fleet.md; takes an hour
+	@$(VENV)/bin/python -m deploy.lab
 
-lab-scale: venv ## a rollout of 20 nodes, measured, beside plain Ansible that does the same steps
-	@$(VENV)/bin/python deploy/lab/lab.py --scale
+lab-scale: venv ## a rollout of 20 nodes, measured and compared with plain Ansible that does the same steps
+	@$(VENV)/bin/python -m deploy.lab --scale
 
 lock: venv ## the hash-locked requirement files, from their .in files
 	@$(VENV)/bin/python -m images.builder.lock
@@ -96,7 +96,7 @@ contracts: test-venv ## the calls into every provider, checked against the packa
 	$(BIN)/python -m tools.contracts
 
 # A generated file has one owner: each of these writes its files, or says with --check that they are stale.
-GENERATORS = tools.docs.generate deploy.kubernetes.generate images.inspect.document deploy.lab.tables
+GENERATORS = tools.docs.generate deploy.kubernetes.generate images.inspect.document deploy.lab.tables deploy.roles
 
 generate: test-venv ## the generated files: tables of backends, reference pages, schemas, evidence, Kubernetes manifests, images
 	@for module in $(GENERATORS); do $(BIN)/python -m $$module || exit 1; done

@@ -1,7 +1,7 @@
 """The lab's images: a slim stand-in for every platform's image, and the image of the machines.
 
-A stand-in runs the real `attnkit boot` on a recorded hardware tree. It has no torch and no kernels, so it plants the device's
-answer; it says so in its labels, and no boot of it ever passes.
+A stand-in runs the real `attnkit boot` on a recorded hardware tree. It has no torch and no kernels, so the device is
+simulated; its labels say so, and no boot of it ever passes.
 """
 
 from __future__ import annotations
@@ -16,13 +16,10 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
-import fleet  # puts the checkout on the path
-
-# isort: split
 from packaging.requirements import Requirement
 
-from images.builder import base, build, platforms
-from images.builder import container_engine as engine
+from deploy.demo import fleet
+from images.builder import base, build, container_engine, platforms
 
 HERE = Path(__file__).resolve().parent
 STAGE = fleet.ROOT / ".cache" / "lab-images"
@@ -133,7 +130,7 @@ def one_stand_in(platform: platforms.Platform, release: str, *, ballast: bool = 
         return tag
     # Of random bytes, so that no registry and no engine makes it smaller.
     heavy = f"USER 0\nRUN head -c {BALLAST} /dev/urandom > /opt/ballast\nUSER 10001:0\n" if ballast else ""
-    command = [engine.client(), "build", "-q", "-t", tag, "-"]
+    command = [container_engine.client(), "build", "-q", "-t", tag, "-"]
     for key, value in wanted.items():
         command += ["--label", f"{key}={value}"]
     environment = {**os.environ, "DOCKER_BUILDKIT": "1"}
