@@ -1,4 +1,4 @@
-"""Write the tables of docs/fleet.md from the reports in docs/reports/fleet, or with --check say that they are stale.
+"""Write the tables of docs/reports/fleet.md from the reports in docs/reports/fleet, or with --check say that they are stale.
 
 Between `<!-- NAME -->` and `<!-- end -->` stands what this script writes: the newest result of every scenario, and the newest
 measurement. The rest of the page is written by hand.
@@ -17,7 +17,7 @@ import lab
 import plan
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "fleet.md"
+PAGE = ROOT / "docs" / "reports" / "fleet.md"
 REPORTS = ROOT / "docs" / "reports" / "fleet"
 ASSUMED_CPU_SECONDS = 10.0
 """Of the controller for a node, where there is no measurement."""
@@ -26,7 +26,7 @@ ASSUMED_CPU_SECONDS = 10.0
 def newest(kind: str) -> tuple[str, dict[str, Any]]:
     """The newest report of a kind: its path beside the page, and the report."""
     path = sorted(REPORTS.glob(f"{kind}-*.json"))[-1]
-    return path.relative_to(ROOT / "docs").as_posix(), json.loads(path.read_text(encoding="utf-8"))
+    return path.relative_to(PAGE.parent).as_posix(), json.loads(path.read_text(encoding="utf-8"))
 
 
 def results() -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
@@ -34,7 +34,7 @@ def results() -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     rows: dict[str, tuple[str, dict[str, Any]]] = {}
     reports = {}
     for path in sorted(REPORTS.glob("faults-*.json")):
-        name = path.relative_to(ROOT / "docs").as_posix()
+        name = path.relative_to(PAGE.parent).as_posix()
         reports[name] = json.loads(path.read_text(encoding="utf-8"))
         for row in reports[name]["scenarios"]:
             rows[row["name"]] = (name, row)

@@ -49,10 +49,12 @@ def options() -> dict[str, tuple[str, str]]:
     found: dict[str, tuple[str, str]] = {}
     for name, command in cli.commands():
         for parameter in command.params:
-            if getattr(parameter, "envvar", None):
-                text = found.get(parameter.envvar, ("", parameter.help or ""))[1]
-                used = found.get(parameter.envvar, ("", ""))[0]
-                found[str(parameter.envvar)] = (f"{used}, `{name} {parameter.opts[0]}`".lstrip(", "), text)
+            first, *older = cli.variables(parameter)
+            if not first:
+                continue
+            used, text = found.get(first, ("", parameter.help or ""))
+            found[first] = (f"{used}, `{name} {parameter.opts[0]}`".lstrip(", "), text)
+            found |= {old: ("", f"older name of `{first}`") for old in older}
     return found
 
 
