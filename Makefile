@@ -109,7 +109,7 @@ docs-venv:
 	@echo '*' > $(DOCS)/.gitignore
 
 docs: generate docs-venv ## the generated files and the documentation site, in site/; a dead link is an error
-	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 
 changelog: docs-venv ## the notes of the next release, from changelog.d
 	@$(DOCS)/bin/towncrier build --draft

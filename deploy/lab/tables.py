@@ -1,4 +1,4 @@
-"""Write the tables of docs/fleet.md from the reports in docs/reports/fleet, or with --check say that they are stale.
+"""Write the tables of docs/reports/fleet.md from the reports in docs/reports/fleet, or with --check say that they are stale.
 
 Between `<!-- NAME -->` and `<!-- end -->` is what this program writes: the newest result of every scenario, and the newest
 measurement. The rest of the page is written by hand.
@@ -16,7 +16,7 @@ from typing import Any
 from deploy.lab import estimate, suite
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "fleet.md"
+PAGE = ROOT / "docs" / "reports" / "fleet.md"
 REPORTS = ROOT / "docs" / "reports" / "fleet"
 ASSUMED_CPU_SECONDS = 10.0
 """Of the controller for a node, where there is no measurement."""
@@ -25,7 +25,7 @@ ASSUMED_CPU_SECONDS = 10.0
 def newest(kind: str) -> tuple[str, dict[str, Any]]:
     """The newest report of a kind: its path beside the page, and the report."""
     path = sorted(REPORTS.glob(f"{kind}-*.json"))[-1]
-    return path.relative_to(ROOT / "docs").as_posix(), json.loads(path.read_text(encoding="utf-8"))
+    return path.relative_to(PAGE.parent).as_posix(), json.loads(path.read_text(encoding="utf-8"))
 
 
 def results() -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
@@ -33,7 +33,7 @@ def results() -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     rows: dict[str, tuple[str, dict[str, Any]]] = {}
     reports = {}
     for path in sorted(REPORTS.glob("faults-*.json")):
-        name = path.relative_to(ROOT / "docs").as_posix()
+        name = path.relative_to(PAGE.parent).as_posix()
         reports[name] = json.loads(path.read_text(encoding="utf-8"))
         for row in reports[name]["scenarios"]:
             rows[row["name"]] = (name, row)

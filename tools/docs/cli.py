@@ -21,8 +21,14 @@ EXIT_CODES = {
     errors.EXIT_INCONCLUSIVE: "inconclusive: nothing was shown to be wrong, and nothing to be right",
 }
 
-LISTED_ELSEWHERE = {"node", "workload", "model"}
-"""Choices whose lists are in node-types.md."""
+
+LISTED = {
+    "node": "[List](node-types.md).",
+    "workload": "[List](node-types.md#workloads).",
+    "fault": "[List](self-test.md#faults).",
+    "model": "[Presets](#model-presets).",
+}
+"""Where long lists of allowed values are."""
 
 
 def commands() -> Iterator[tuple[str, Any]]:
@@ -38,6 +44,12 @@ def commands() -> Iterator[tuple[str, Any]]:
     return walk("attnkit", typer.main.get_command(main))
 
 
+def variables(parameter: Any) -> tuple[str, ...]:
+    """The environment variables that set a parameter, the present name first; one empty name where there is none."""
+    found = getattr(parameter, "envvar", None) or ""
+    return (found,) if isinstance(found, str) else tuple(found)
+
+
 def markdown() -> str:
     """The whole page."""
     lines = [
@@ -49,16 +61,16 @@ def markdown() -> str:
         *table(("code", "meaning"), ((str(code), text) for code, text in EXIT_CODES.items())),
         "",
         "What to do about each of them: [My node failed](../guides/node-failed.md).",
-        "",
-        "Old option names still work, with a note on stderr: "
-        + ", ".join(f"`--{old}` (now `--{new}`)" for old, new in sorted(RENAMED.items()))
-        + ".",
     ]
     for name, command in commands():
         lines += ["", f"## {name}", "", " ".join((command.help or "").split()), "", "```", _usage(name, command), "```"]
-        rows = [_row(parameter) for parameter in command.params if parameter.name != "help"]
+        shown = (p for p in command.params if p.name != "help" and not getattr(p, "hidden", False))
+        rows = [_row(parameter) for parameter in shown]
         if rows:
             lines += ["", *table(("option", "variable", "default", "meaning"), rows)]
+    lines += ["", "## Model presets", "", ", ".join(f"`{name}`" for name in CHOICES["model"][1]())]
+    lines += ["", "## Older option names", "", "They still work, and say so once on stderr.", ""]
+    lines += table(("older name", "present name"), ((f"`--{old}`", f"`--{new}`") for old, new in RENAMED.items()))
     return page("Command line", *lines)
 
 
@@ -72,20 +84,19 @@ def _usage(name: str, command: Any) -> str:
 
 
 def _row(parameter: Any) -> tuple[str, ...]:
-    meaning = cell(parameter.help or "")
-    if parameter.name in CHOICES and parameter.name not in LISTED_ELSEWHERE:
-        _, names = CHOICES[parameter.name]
-        meaning += f" Allowed: {', '.join(f'`{name}`' for name in names())}."
     if parameter.param_type_name == "argument":
-        return f"`{str(parameter.name).upper()}`", "", "", meaning
-    options = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
-    return options, ", ".join(f"`{name}`" for name in variables(parameter)), _default(parameter), meaning
+        return f"`{str(parameter.name).upper()}`", "", "", cell(parameter.help or "")
+    names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
+    variable = ", ".join(f"`{found}`" for found in variables(parameter) if found)
+    return names, variable, _default(parameter), cell(f"{parameter.help or ''}{_allowed(parameter.name)}")
 
 
-def variables(parameter: Any) -> tuple[str, ...]:
-    """The environment variables that set an option, the best name first."""
-    given = getattr(parameter, "envvar", None) or ()
-    return (given,) if isinstance(given, str) else tuple(given)
+def _allowed(name: str) -> str:
+    """The values that an option may have: a short list, or a link to the page that has the long one."""
+    if name in LISTED:
+        return f" {LISTED[name]}"
+    known = tuple(CHOICES[name][1]()) if name in CHOICES else ()
+    return f" Allowed: {', '.join(f'`{value}`' for value in known)}." if known else ""
 
 
 def _default(parameter: Any) -> str:

@@ -21,7 +21,7 @@ RUNTIME = {
     "ATTNKIT_KERNELS": "directory of precompiled kernels (`attnkit kernels build`); set in every image that has some",
     "ATTNKIT_PALLAS_INTERPRET": "1: run PALLAS kernels in the JAX interpreter, without a TPU",
     "ATTNKIT_PLATFORM": "the platform that an image was built for; set in every image, so that boot can name a wrong device",
-    "ATTNKIT_PROFILES": "folders with `nodes/` and `workloads/` of your own; they add to the [profiles](profiles.md)",
+    "ATTNKIT_PROFILES": "a folder with `nodes/` and `workloads/`; profiles there are used (see [profiles](profiles.md))",
     "ATTNKIT_VLLM_BACKEND": "attnkit's backend that computes attention inside vLLM ([Serving engines](../guides/engines.md))",
     "ATTNKIT_VLLM_TURING": "1: tensor cores for vLLM's own Triton kernels on Turing ([Turing](../guides/turing.md))",
 }
@@ -49,9 +49,12 @@ def options() -> dict[str, tuple[str, str]]:
     found: dict[str, tuple[str, str]] = {}
     for name, command in cli.commands():
         for parameter in command.params:
-            for variable in cli.variables(parameter):
-                used, text = found.get(variable, ("", parameter.help or ""))
-                found[variable] = (f"{used}, `{name} {parameter.opts[0]}`".lstrip(", "), text)
+            first, *older = cli.variables(parameter)
+            if not first:
+                continue
+            used, text = found.get(first, ("", parameter.help or ""))
+            found[first] = (f"{used}, `{name} {parameter.opts[0]}`".lstrip(", "), text)
+            found |= dict.fromkeys(older, ("", f"older name of `{first}`"))
     return found
 
 

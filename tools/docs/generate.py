@@ -16,7 +16,7 @@ from pathlib import Path
 
 from attnkit.boot import report
 from attnkit.select import evidence
-from tools.docs import backends, cli, environment, metrics, node_types, performance, rooms, schemas, vllm_table
+from tools.docs import backends, cli, environment, metrics, node_types, performance, rooms, schemas, self_test, vllm_table
 from tools.docs.evidence import collect, dump
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +37,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "docs/reference/node-types.md": node_types.markdown,
     "docs/reference/profiles.md": schemas.profiles_markdown,
     "docs/reference/report.md": schemas.report_markdown,
+    "docs/reference/self-test.md": self_test.markdown,
     "docs/reference/vllm-names.md": vllm_table.markdown,
     "docs/report.schema.json": report.schema_text,
     "docs/reports/performance.md": performance.markdown,

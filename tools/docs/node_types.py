@@ -17,8 +17,8 @@ def markdown() -> str:
         "Node types and workloads",
         "A node type is a profile: which devices it describes, which image family runs on it, and which backends are tried, in",
         "order. The first backend of the table is what `attnkit select --node NAME --assume-installed` chooses for a usual decoder",
-        "(32 heads of 128, 8 key/value heads). Evidence is the strongest [level](backends.md) on that architecture. Fields are",
-        "explained in the [profile schema](profiles.md); to add a type, see [Add a node type](../how-to/add-a-node-type.md).",
+        "(32 heads of 128, 8 key/value heads). Evidence is the strongest [level](backends.md) for that provider on that",
+        "architecture. Fields are explained in the [profile schema](profiles.md); to add a type, see [Add a node type](../how-to/add-a-node-type.md).",
         "",
         *table(
             ("node type", "devices", "architecture", "image", "first backend", "evidence", "then", "dtype"),
@@ -29,7 +29,10 @@ def markdown() -> str:
         "",
         "A workload changes settings of the node type. Select one with `--workload NAME` or `ATTNKIT_WORKLOAD`.",
         "",
-        *table(("workload", "for", "operation", "backends", "self-test", "model preset", "engine arguments"), map(_work_row, workloads)),
+        *table(
+            ("workload", "for", "operation", "backends", "self-test", "model preset", "engine arguments"),
+            map(_work_row, workloads),
+        ),
     )
 
 
@@ -38,9 +41,6 @@ def _node_row(node: NodeProfile) -> tuple[str, ...]:
     chosen = make_plan(where, assume_installed=True).decision.chosen
     if chosen is None:
         raise ValueError(f"node type {node.name}: no backend of its chain can serve a usual decoder")
-    arch = where.device.arch
-    words = {evidence.word(chosen.backend, name) for name in (arch, *node.match.arch)}
-    word = min(words, key=evidence.WORDS.index)
     first = f"[{chosen.backend}](backends.md#{chosen.backend.lower()}) ({chosen.provider})"
     rest = [name for name in node.backends if name != chosen.backend]
     return (
@@ -49,10 +49,20 @@ def _node_row(node: NodeProfile) -> tuple[str, ...]:
         ", ".join(node.match.arch),
         f"[{node.platform}](images.md)",
         first,
-        word,
+        _evidence(chosen.backend, chosen.provider, (where.device.arch, *node.match.arch)),
         ", ".join(rest),
         node.dtype,
     )
+
+
+def _evidence(backend: str, provider: str, archs: tuple[str, ...]) -> str:
+    """The strongest evidence for this provider: on one of the architectures, or against the provider's real package."""
+    items = [e for e in evidence.load() if (e.backend, e.provider) == (backend, provider)]
+    items = [e for e in items if e.target in archs or e.word == "contract"]
+    if not items:
+        return "none"
+    best = min(items, key=lambda e: (evidence.WORDS.index(e.word), e.subject, e.target))
+    return f"{best.word} ({best.target if best.word == 'contract' else best.subject})"
 
 
 def _work_row(work: WorkloadProfile) -> tuple[str, ...]:

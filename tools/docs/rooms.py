@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import ast
-import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # the generators run on the Python of the locked environments, 3.11 and newer
-    raise ImportError("tools.docs needs Python 3.11 or newer")
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH, LEFT, RIGHT, ROW, GAP = 940, 20, 70, 54, 12
@@ -19,6 +14,7 @@ WIDTH, LEFT, RIGHT, ROW, GAP = 940, 20, 70, 54, 12
 
 def layers() -> list[list[str]]:
     """Rows of packages, the importing ones first."""
+    tomllib = import_module("tomllib")  # of Python 3.11 and newer, as the locked environments are; typed as for 3.10
     document = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     contracts: list[dict[str, Any]] = document["tool"]["importlinter"]["contracts"]
     contract = next(c for c in contracts if c["type"] == "layers")

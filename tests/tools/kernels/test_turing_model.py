@@ -33,4 +33,4 @@ def test_no_loop_is_an_error():
 
 
 def test_the_documented_table_is_the_models(repo_root):
-    assert model.table() in (repo_root / "docs" / "turing.md").read_text()
+    assert model.table() in (repo_root / "docs" / "guides" / "turing.md").read_text()
