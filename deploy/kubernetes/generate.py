@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from attnkit.outputs import RUN_DIRECTORY
 
 from attnkit import profiles
 from attnkit.hardware import ids
 from attnkit.hardware.device import Detection, Device
+from attnkit.jsonio import RUN_DIRECTORY
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
