@@ -49,7 +49,7 @@ demo-fault: venv ## rehearse a node that fails its self-test: make demo-fault FA
 demo-down: venv ## remove everything that the demo made
 	@$(VENV)/bin/python -m deploy.demo --down
 
-lab: venv ## fault injection on a heterogeneous fleet of stand-in images: every scenario of docs/fleet.md; takes an hour
+lab: venv ## fault injection on a heterogeneous fleet of stand-in images: every scenario of docs/reports/fleet.md; takes an hour
 	@$(VENV)/bin/python -m deploy.lab
 
 lab-scale: venv ## a rollout of 20 nodes, measured and compared with plain Ansible that does the same steps

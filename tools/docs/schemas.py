@@ -12,7 +12,8 @@ from attnkit.boot import report
 from tools.docs.markdown import cell, page, table
 
 Schema = Mapping[str, Any]
-MEANINGS = {
+PROFILE_FIELDS = {
+    "Product.name": "Regular expression, searched in the device's name without regard to case",
     "name": "The profile's name, as in its file name",
     "title": "What people call it",
     "backends": "Names to try, first choice first",
@@ -21,6 +22,16 @@ MEANINGS = {
     "block_size": "Tokens in a block of the cache",
     "level": "How thorough the self-test is",
     "engine": "What the engine is started with",
+    "vendor": "nvidia, amd, intel, google or cpu",
+    "arch": "Patterns of architectures (sm_75, gfx942)",
+    "platform": "The image family it runs",
+    "pci_ids": "vendor:device, lower case",
+    "any_feature": "At least one of these device features must be there",
+    "families": "Families of node types that share everything but their devices",
+}
+"""Fields of profiles whose class has no description, by name, or by object and name."""
+
+REPORT_FIELDS = {
     "BootReport.schema_version": "Version of this format",
     "BootReport.attnkit_version": "The version that wrote it",
     "BootReport.host": "Host name, kernel release, operating system",
@@ -87,7 +98,7 @@ MEANINGS = {
     "SpecReport.phases": "Prefill, decode, mixed batches",
     "SpecReport.features": "Features of the softmax that the model needs",
 }
-"""Fields whose class has no description of its own: by name for profiles, by object and name for the report."""
+"""Fields of the report whose class has no description, by object and name."""
 
 
 def profile_schema_text() -> str:
@@ -110,7 +121,7 @@ def profiles_markdown() -> str:
         "[Node types and workloads](node-types.md).",
     ]
     for name in order:
-        lines += ["", f"## {titles.get(name, name)}", "", *_object("", definitions[name], definitions)]
+        lines += ["", f"## {titles.get(name, name)}", "", *_object(name, definitions[name], definitions, PROFILE_FIELDS)]
     return page("Profile schema", *lines)
 
 
@@ -127,24 +138,25 @@ def report_markdown() -> str:
         "",
         "## BootReport",
         "",
-        *_object("BootReport.", schema, definitions),
+        *_object("BootReport", schema, definitions, REPORT_FIELDS),
     ]
     for name in definitions:
-        lines += ["", f"## {name}", "", *_object(f"{name}.", definitions[name], definitions)]
+        lines += ["", f"## {name}", "", *_object(name, definitions[name], definitions, REPORT_FIELDS)]
     return page("Boot report", *lines)
 
 
-def _object(prefix: str, schema: Schema, definitions: Schema) -> Iterable[str]:
+def _object(owner: str, schema: Schema, definitions: Schema, known: Mapping[str, str]) -> Iterable[str]:
     summary, arguments = _described(str(schema.get("description", "")))
     required = set(schema.get("required", ()))
     rows = []
     for name, field in schema.get("properties", {}).items():
-        text = str(field.get("description") or arguments.get(name) or MEANINGS.get(prefix + name, ""))
+        text = str(field.get("description") or arguments.get(name) or known.get(f"{owner}.{name}", known.get(name, "")))
         if not text:
-            raise ValueError(f"describe {prefix}{name}: a Field(description=…) in its class, or MEANINGS in {__file__}")
-        text = text[:1].upper() + text[1:].rstrip(".")
+            raise ValueError(f"describe {owner}.{name} with Field(description=…) in its class, or in {__file__}")
+        if text.split(maxsplit=1)[0].isalpha():  # a sentence, and no name or list of values
+            text = text[:1].upper() + text[1:]
         default = "required" if name in required else _default(field)
-        rows.append((f"`{name}`", _type(field, definitions), default, cell(text)))
+        rows.append((f"`{name}`", _type(field, definitions), default, cell(text).rstrip(".")))
     return [*([summary, ""] if summary else []), *table(("field", "type", "default", "meaning"), rows)]
 
 
