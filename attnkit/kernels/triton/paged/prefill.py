@@ -1,12 +1,8 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """Paged (or packed, uncached) attention for prefill, chunked prefill and mixed batches.
 
-One program computes BLOCK_M query rows of one key/value head. A row is a (query token, query head of the group) pair, tokens
-outermost, so that all heads that share keys share the tile: row r of a sequence is token r // GROUP, head r % GROUP.
-
-The grid depends on host integers alone, cdiv-free upper bound num_tokens * GROUP // BLOCK_M + num_seqs tiles; sequence b owns
-the tiles from query_start_loc[b] * GROUP // BLOCK_M + b on, found by binary search. Tiles run backwards, so that the long rows
-of a causal batch start first.
+One program computes BLOCK_M query rows of one key/value head (rows.py). The grid depends on host integers alone: num_tokens *
+GROUP // BLOCK_M + num_seqs tiles, an upper bound without a rounding up.
 """
 
 from __future__ import annotations
@@ -14,21 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from attnkit.kernels.triton.tiles import LN2, LOG2E, attend, visible_range
-
-
-@triton.jit
-def find_sequence(tile, query_start_loc, num_seqs, GROUP: tl.constexpr, BLOCK_M: tl.constexpr):
-    """The last sequence whose first tile is <= `tile`."""
-    low = 0
-    high = num_seqs
-    while low < high:
-        middle = (low + high) // 2
-        if tl.load(query_start_loc + middle) * GROUP // BLOCK_M + middle <= tile:
-            low = middle + 1
-        else:
-            high = middle
-    return low - 1
+from attnkit.kernels.triton.rows import find_rows, find_tile, load_queries, share_of, write_lse, write_rows
+from attnkit.kernels.triton.tiles import LOG2E, Form, Keys, Mask, Scores, attend, visible_range
 
 
 @triton.jit(
@@ -49,12 +32,8 @@ def paged_prefill(
 
     Sequences with fewer than `shortest` new tokens are left alone: the decode kernel computes them.
     """
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    seq, query_start, query_len, first_row = find_tile(query_start_loc, num_seqs, GROUP, BLOCK_M)
     kv_head = tl.program_id(1)
-    seq = find_sequence(tile, query_start_loc, num_seqs, GROUP, BLOCK_M)
-    query_start = tl.load(query_start_loc + seq)
-    query_len = tl.load(query_start_loc + seq + 1) - query_start
-    first_row = (tile - (query_start * GROUP // BLOCK_M + seq)) * BLOCK_M
     if first_row >= query_len * GROUP or query_len < shortest:
         return
 
@@ -65,49 +44,33 @@ def paged_prefill(
     else:
         key_start = tl.load(key_start_loc + seq)
         seq_len = tl.load(key_start_loc + seq + 1) - key_start
-    context = seq_len - query_len
 
-    row = first_row + tl.arange(0, BLOCK_M)
-    real = row < query_len * GROUP
-    node = row // GROUP
-    position = context + node
-    head = kv_head * GROUP + row % GROUP
-    token = (query_start + node).to(tl.int64)
-    d = tl.arange(0, BLOCK_D)
-    q = tl.load(
-        query + token[:, None] * stride_q_token + head[:, None] * stride_q_head + d[None, :],
-        mask=real[:, None] & (d[None, :] < HEAD_DIM),
-        other=0.0,
-    )
-    slope = tl.load(alibi_slopes + head) if ALIBI else 0.0
+    rows = find_rows(first_row, query_start, query_len, seq_len - query_len, kv_head, GROUP, BLOCK_M)
+    q = load_queries(query, rows, stride_q_token, stride_q_head, HEAD_DIM, BLOCK_D)
+    slope = tl.load(alibi_slopes + rows.head) if ALIBI else 0.0
     if SINKS:
-        m = tl.load(sinks + head).to(tl.float32) * LOG2E
+        m = tl.load(sinks + rows.head).to(tl.float32) * LOG2E
         total = tl.full([BLOCK_M], 1.0, tl.float32)
     else:
         m = tl.full([BLOCK_M], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
 
-    lowest = context + first_row // GROUP
-    highest = context + tl.minimum((first_row + BLOCK_M - 1) // GROUP, query_len - 1)
-    first, limit = visible_range(lowest, highest, seq_len, window_left, window_right, HAS_LEFT, HAS_RIGHT)
+    first, limit = visible_range(rows, seq_len, window_left, window_right, HAS_LEFT, HAS_RIGHT)
     acc, total, m = attend(
-        q, acc, total, m,
-        key + kv_head.to(tl.int64) * stride_k_head, value + kv_head.to(tl.int64) * stride_v_head, table, key_start,
-        position, lowest, highest, node, context, tree_mask, num_nodes, slope,
-        scale, softcap, window_left, window_right, first, limit,
-        stride_k_block, stride_k_token, stride_v_block, stride_v_token,
-        HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_SIZE, BLOCK_N, PAGED, SAME_STRIDES,
-        HAS_LEFT, HAS_RIGHT, SOFTCAP, ALIBI, TREE, FP8,
+        q, acc, total, m, rows,
+        Keys(
+            key + kv_head.to(tl.int64) * stride_k_head, value + kv_head.to(tl.int64) * stride_v_head, table, key_start,
+            stride_k_block, stride_k_token, stride_v_block, stride_v_token,
+        ),
+        Scores(scale, softcap, slope),
+        Mask(window_left, window_right, tree_mask, num_nodes, first, limit),
+        Form(
+            HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_SIZE, BLOCK_N, PAGED, SAME_STRIDES,
+            HAS_LEFT, HAS_RIGHT, SOFTCAP, ALIBI, TREE, FP8,
+        ),
     )  # fmt: skip
 
-    # A row that sees no key at all (possible with a window) is zero, its log-sum-exp minus infinity.
-    acc = acc * (v_scale / tl.where(total == 0.0, 1.0, total))[:, None]
-    dv = tl.arange(0, BLOCK_DV)
-    tl.store(
-        out + token[:, None] * stride_o_token + head[:, None] * stride_o_head + dv[None, :],
-        acc.to(out.dtype.element_ty),
-        mask=real[:, None] & (dv[None, :] < HEAD_DIM_V),
-    )
-    if RETURN_LSE:
-        tl.store(lse + token * (tl.num_programs(1) * GROUP) + head, (m + tl.log2(total)) * LN2, mask=real)
+    acc = acc * share_of(total, v_scale)[:, None]
+    write_rows(out, acc, rows, stride_o_token, stride_o_head, HEAD_DIM_V, BLOCK_DV)
+    write_lse(lse, m, total, rows, tl.num_programs(1) * GROUP, 1, RETURN_LSE)
