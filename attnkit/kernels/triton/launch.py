@@ -15,7 +15,7 @@ import torch
 
 from attnkit.errors import UnsupportedError
 from attnkit.kernels.triton import tiles
-from attnkit.kernels.triton.keys import settle
+from attnkit.kernels.triton.keys import hash_callees_first
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,12 +45,12 @@ class Launch:
 
     def run(self) -> None:
         """Launch it on the current stream."""
-        settle(self.kernel)
+        hash_callees_first(self.kernel)
         self.kernel[self.grid](**self.args, num_warps=self.num_warps, num_stages=self.num_stages, **self.options)
 
     def warmup(self) -> Any:
         """Compile it for the active target without running it; tensors may be `triton.runtime.jit.MockTensor`."""
-        settle(self.kernel)
+        hash_callees_first(self.kernel)
         return self.kernel.warmup(
             **self.args, grid=self.grid, num_warps=self.num_warps, num_stages=self.num_stages, **self.options
         )

@@ -11,7 +11,7 @@ import torch
 
 from attnkit.errors import UnsupportedError
 from attnkit.kernels.triton import tile_sizes
-from attnkit.kernels.triton.dual_chunk import composed as composed_plan
+from attnkit.kernels.triton.dual_chunk import composed_plan
 from attnkit.kernels.triton.dual_chunk.kernel import dual_chunk_attention
 from attnkit.kernels.triton.launch import Launch, cache_args, cache_of, outputs, padded, require_rows, run_all, target_of
 from attnkit.kernels.triton.merge_splits import part_outputs, with_merge
@@ -75,9 +75,9 @@ def plan(
     kv_heads = key.data.shape[2]
     group = heads // kv_heads
     if composed is None:
-        composed = composed_plan.pays(call, target)
+        composed = composed_plan.is_faster(call, target)
     if composed:
-        if not composed_plan.takes(call):
+        if not composed_plan.supports(call):
             raise UnsupportedError("composed dual chunk attention is causal, of 16-bit queries, and needs room for its copy")
         launches, name = composed_plan.plan(call, out, lse, key, value, period, arch=arch)
         return out, lse, launches, name

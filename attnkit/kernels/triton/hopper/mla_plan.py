@@ -26,7 +26,7 @@ MERGE_TILES = 6
 """What a second launch costs, in tiles."""
 
 
-def takes(arch: str, call: MlaDecode) -> bool:
+def supports(arch: str, call: MlaDecode) -> bool:
     """Whether the kernel computes this call."""
     query, cache = call.query, call.kv_cache
     size = cache.shape[1]
@@ -66,11 +66,11 @@ def choose_splits(programs: int, units: int, max_seq_len: int) -> int:
 def plan(
     call: MlaDecode, out: Tensor, lse: Tensor | None, units: int, splits: int | None
 ) -> tuple[Tensor, Tensor | None, list[Launch], str]:
-    """The launches for a call that `takes` accepts; see `mla_decode.plan`."""
+    """The launches for a call that `supports` accepts; see mla/plan.py."""
     from triton.experimental.gluon.language import NVMMASharedLayout
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-    from attnkit.kernels.triton.hopper.mla import hopper_mla_decode
+    from attnkit.kernels.triton.hopper.mla_kernel import hopper_mla_decode
     from attnkit.kernels.triton.tiles import LOG2E
 
     query, cache = call.query, call.kv_cache

@@ -55,7 +55,7 @@ def plan(
     target = target_of(query, arch)
     cache = cache_of(call.kv_cache, target)
     require_rows(query=query, out=out, kv_cache=cache.data)
-    if tile is None and mla_plan.takes(target.arch, call):
+    if tile is None and mla_plan.supports(target.arch, call):
         return mla_plan.plan(call, out, lse, target.units, splits)
     tile = tile or tile_sizes.tile("mla", target.arch, latent, query.element_size(), interpret=target.interpret)
     row_tiles = -(-call.max_query_len * heads // tile.block_m)

@@ -24,10 +24,10 @@ from attnkit.kernels.triton.launch import (
     target_of,
 )
 from attnkit.kernels.triton.merge_splits import part_outputs, with_merge
-from attnkit.kernels.triton.paged.decode import paged_decode
-from attnkit.kernels.triton.paged.prefill import paged_prefill
+from attnkit.kernels.triton.paged.decode_kernel import paged_decode
+from attnkit.kernels.triton.paged.prefill_kernel import paged_prefill
 from attnkit.kernels.triton.paged.route import HOPPER, MAX_DECODE_ROWS, Route, Shape, is_crowded, route
-from attnkit.kernels.triton.paged.warp_decode import warp_decode
+from attnkit.kernels.triton.paged.warp_decode_kernel import warp_decode
 from attnkit.kernels.triton.tile_sizes import Tile
 from attnkit.spec import PagedAttention, Softmax, VarlenAttention
 
@@ -166,7 +166,7 @@ def plan_paged(
         paired=None not in pairs,
         tree=tree_mask is not None,
         # Not asked of a decode of one token, whose launch is what it waits for.
-        tma=(call.max_query_len > 1 or group > MAX_DECODE_ROWS) and prefill_plan.takes(target.arch, common),
+        tma=(call.max_query_len > 1 or group > MAX_DECODE_ROWS) and prefill_plan.supports(target.arch, common),
     )
 
     def routed(target: Target, splits: int | None, crowded: bool | None) -> Route:
@@ -230,7 +230,7 @@ def plan_varlen(
         "FP8": 0,
     }
     tile: Tile | str | None = prefill_tile
-    if tile is None and prefill_plan.takes(target.arch, common):
+    if tile is None and prefill_plan.supports(target.arch, common):
         tile = HOPPER
     if tile is None:
         width = padded(max(head_dim, head_dim_v))

@@ -19,7 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from attnkit.kernels.triton.dual_chunk.parts import dual_chunk_gather, dual_chunk_join, dual_chunk_queries, dual_chunk_segments
+from attnkit.kernels.triton.dual_chunk.composed_kernels import (
+    dual_chunk_gather,
+    dual_chunk_join,
+    dual_chunk_queries,
+    dual_chunk_segments,
+)
 from attnkit.kernels.triton.launch import Cache, Launch, Target, padded
 from attnkit.kernels.triton.paged import plan as paged_plan
 from attnkit.spec import DualChunkAttention, Softmax, VarlenAttention
@@ -48,12 +53,12 @@ def bytes_a_head(call: DualChunkAttention) -> int:
     return int(2 * paged.seq_lens.shape[0] * paged.max_seq_len * paged.query.shape[2] * paged.query.element_size())
 
 
-def pays(call: DualChunkAttention, target: Target) -> bool:
+def is_faster(call: DualChunkAttention, target: Target) -> bool:
     """Whether this way is faster than the dual chunk kernel, from what the host knows."""
-    return target.arch in ARCHS and call.paged.max_query_len >= COMPOSE_FROM and takes(call)
+    return target.arch in ARCHS and call.paged.max_query_len >= COMPOSE_FROM and supports(call)
 
 
-def takes(call: DualChunkAttention) -> bool:
+def supports(call: DualChunkAttention) -> bool:
     """Whether this way computes `call`: causal, 16-bit queries, and room for the copy of one key head at least."""
     paged = call.paged
     fits = bytes_a_head(call) <= MOST_BYTES and paged.seq_lens.shape[0] * paged.max_seq_len < 1 << 31
@@ -70,7 +75,7 @@ def plan(
     *,
     arch: str | None = None,
 ) -> tuple[list[Launch], str]:
-    """The launches that write `out` and `lse`; the caller has asked `takes` and checked strides and rope tables."""
+    """The launches that write `out` and `lse`; the caller has asked `supports` and checked strides and rope tables."""
     paged = call.paged
     query = paged.query
     tokens, heads, head_dim = query.shape
