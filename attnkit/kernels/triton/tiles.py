@@ -215,6 +215,21 @@ def bend_scores(s, scale, softcap, slope, position, n, SOFTCAP: tl.constexpr, AL
 
 
 @triton.jit
+def visible_keys(n, position, node, context, mask, form):
+    """Which keys `n` the rows of this position and node see; the three broadcast."""
+    visible = (n >= mask.first) & (n < mask.limit)
+    if form.HAS_LEFT:
+        visible &= n >= position - mask.window_left
+    if form.HAS_RIGHT:
+        visible &= n <= position + mask.window_right
+    if form.TREE:
+        drafted = (n >= context) & (n - context < mask.num_nodes)
+        edge = tl.load(mask.tree + node * mask.num_nodes + (n - context), mask=drafted & (node < mask.num_nodes), other=0)
+        visible &= (n < context) | (edge != 0)
+    return visible
+
+
+@triton.jit
 def attend_tile(q, acc, total, m, start, pages, rows, keys, scores, mask, form, MASKED: tl.constexpr):
     """One step of the online softmax: keys start .. start + BLOCK_N - 1, of which [first, limit) exist for this tile."""
     DTYPE: tl.constexpr = q.dtype
@@ -233,19 +248,7 @@ def attend_tile(q, acc, total, m, start, pages, rows, keys, scores, mask, form, 
     if BENT:
         s = bend_scores(s, scale, scores.softcap, scores.slope, rows.position, n, form.SOFTCAP, form.ALIBI)
     if MASKED:
-        visible = (n[None, :] >= first) & (n[None, :] < limit)
-        if form.HAS_LEFT:
-            visible &= n[None, :] >= rows.position[:, None] - mask.window_left
-        if form.HAS_RIGHT:
-            visible &= n[None, :] <= rows.position[:, None] + mask.window_right
-        if form.TREE:
-            drafted = (n >= rows.context) & (n - rows.context < mask.num_nodes)
-            edge = tl.load(
-                mask.tree + rows.node[:, None] * mask.num_nodes + (n - rows.context)[None, :],
-                mask=drafted[None, :] & (rows.node[:, None] < mask.num_nodes),
-                other=0,
-            )
-            visible &= (n[None, :] < rows.context) | (edge != 0)
+        visible = visible_keys(n[None, :], rows.position[:, None], rows.node[:, None], rows.context, mask, form)
         s = tl.where(visible, s, float("-inf"))
 
     if BENT:

@@ -25,7 +25,7 @@ from attnkit.kernels.triton.dual_chunk.composed_kernels import (
     dual_chunk_queries,
     dual_chunk_segments,
 )
-from attnkit.kernels.triton.launch import Cache, Launch, Target, padded
+from attnkit.kernels.triton.launch import Cache, Launch, Target, batch_args, padded, query_args, result_args
 from attnkit.kernels.triton.paged import plan as paged_plan
 from attnkit.spec import DualChunkAttention, Softmax, VarlenAttention
 
@@ -108,13 +108,11 @@ def plan(
     turned = {
         "own": own,
         "before": before,
-        "query": query,
+        **query_args(query),
         **where,
         **rope,
         "chunk_size": call.chunk_size,
         "original_max_position": float(call.original_max_position or 1),
-        "stride_q_token": query.stride(0),
-        "stride_q_head": query.stride(1),
         "HEADS": heads,
         "HEADS_PADDED": 1 << (heads - 1).bit_length(),
         "HALF": head_dim // 2,
@@ -134,9 +132,7 @@ def plan(
             "values": copy[1],
             "key": key.data[:, :, here],
             "value": value.data[:, :, here],
-            "table": paged.block_table,
-            "seq_lens": paged.seq_lens,
-            "query_start_loc": paged.query_start_loc,
+            **batch_args(paged),
             **rope,
             "period": period,
             "longest": longest,
@@ -148,7 +144,6 @@ def plan(
             "stride_v_head": value.data.stride(2),
             "stride_to_head": copy.stride(1),
             "stride_to_token": copy.stride(2),
-            "stride_table": paged.block_table.stride(0),
             "HEADS": kv,
             "HEAD_DIM": head_dim,
             "BLOCK_SIZE": key.data.shape[1],
@@ -177,13 +172,10 @@ def plan(
             launches.extend(more)
             names.append(ran)
         join = {
-            "out": out[:, taken],
-            "lse": None if lse is None else lse[:, taken],
+            **result_args(out[:, taken], None if lse is None else lse[:, taken]),
             **parts,
             **where,
             "v_scale": float(paged.v_scale),
-            "stride_o_token": out.stride(0),
-            "stride_o_head": out.stride(1),
             "stride_lse": 0 if lse is None else lse.stride(0),
             "HEADS": kv * group,
             "HEADS_PADDED": padded(kv * group),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from attnkit.kernels.triton.launch import Launch
+from attnkit.kernels.triton.launch import Launch, result_args
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,8 +128,7 @@ def plan(
     )  # fmt: skip
     args = {
         **{name: common[name] for name in same},
-        "out": out,
-        "lse": lse,
+        **result_args(out, lse),
         "key_start_loc": None if paged else common["key_start_loc"],
         "key_map": key_map,
         "value_map": value_map,
@@ -146,8 +145,6 @@ def plan(
         "value_block_rows": values.block_rows if paged else 1,
         "value_head_rows": values.head_rows,
         "value_head_columns": values.head_columns,
-        "stride_o_token": out.stride(0),
-        "stride_o_head": out.stride(1),
         "D": common["HEAD_DIM"],
         "BLOCK_N": BLOCK_N,
         "CHUNK": chunk,

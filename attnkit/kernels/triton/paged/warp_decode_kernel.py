@@ -41,6 +41,7 @@ from attnkit.kernels.triton.tiles import (
     Mask,
     Scores,
     dequantise,
+    visible_keys,
     visible_range,
     whole_tiles,
 )
@@ -201,20 +202,8 @@ def warp_tile(
     if form.ALIBI:
         s += scores.slope[None, :, None] * LOG2E * (n - rows.position[None, :, None]).to(tl.float32)
     if MASKED:
-        visible = (n >= first) & (n < limit)
-        if form.HAS_LEFT:
-            visible &= n >= rows.position[None, :, None] - mask.window_left
-        if form.HAS_RIGHT:
-            visible &= n <= rows.position[None, :, None] + mask.window_right
-        if form.TREE:
-            drafted = (n >= rows.context) & (n - rows.context < mask.num_nodes)
-            edge = tl.load(
-                mask.tree + rows.node[None, :, None] * mask.num_nodes + (n - rows.context),
-                mask=drafted & (rows.node[None, :, None] < mask.num_nodes),
-                other=0,
-            )
-            visible &= (n < rows.context) | (edge != 0)
-        s = tl.where(visible, s, float("-inf"))
+        position, node = rows.position[None, :, None], rows.node[None, :, None]
+        s = tl.where(visible_keys(n, position, node, rows.context, mask, form), s, float("-inf"))
 
     highest = tl.max(s, 2)
     if not BENT:
