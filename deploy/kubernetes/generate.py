@@ -22,7 +22,7 @@ import yaml
 from attnkit import profiles
 from attnkit.hardware import ids
 from attnkit.hardware.device import Detection, Device
-from attnkit.outputs import RUN_DIRECTORY
+from attnkit.jsonio import RUN_DIRECTORY
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
