@@ -53,7 +53,14 @@ def pci_ids_by_type() -> dict[str, list[tuple[str, str, str | None]]]:
     for key, known in ids.known_ids().items():
         vendor, device, *detail = key.split(":")
         name = VENDORS[vendor]
-        card = Device(name, "tpu" if name == "google" else "gpu", known.name, known.arch, pci_id=f"{vendor}:{device}")  # type: ignore[arg-type]
+        card = Device(
+            name,
+            "tpu" if name == "google" else "gpu",
+            known.name,
+            known.arch,
+            pci_id=f"{vendor}:{device}",
+            features=known.features,
+        )  # type: ignore[arg-type]
         node = profiles.match_node(Detection(devices=(card,), probes=())).node
         if node is not None:
             # NFD knows the subsystem, which tells TPUs apart, and not the revision.

@@ -146,7 +146,7 @@ def test_nodes_get_the_type_that_attnkit_detects(pci_id: str) -> None:
     known = ids.known_ids()[pci_id]
     vendor, device = pci_id.split(":")
     kind = "tpu" if vendor == ids.GOOGLE else "gpu"
-    card = Device(generate.VENDORS[vendor], kind, known.name, known.arch, pci_id=pci_id)
+    card = Device(generate.VENDORS[vendor], kind, known.name, known.arch, pci_id=pci_id, features=known.features)
     node = profiles.match_node(Detection(devices=(card,), probes=())).node
     labels = _matched([{"vendor": vendor, "device": device, "class": "0302"}], XEON)
     if node is not None:
