@@ -61,5 +61,5 @@ def test_console_script_tells_the_version() -> None:
 
 def test_vllm_plugin_is_announced() -> None:
     points = [point for point in metadata.entry_points(group="vllm.general_plugins") if point.name == "attnkit"]
-    assert [point.value for point in points] == ["attnkit.engines.vllm.plugin:register"]
+    assert [point.value for point in points] == ["attnkit.engines.vllm_plugin:register"]
     assert callable(points[0].load())
