@@ -102,7 +102,7 @@ generate: test-venv ## the generated files: tables of backends, reference pages,
 	@for module in $(GENERATORS); do $(BIN)/python -m $$module || exit 1; done
 
 check-generated:
-	@for module in $(GENERATORS) tests.data.trees.make_trees; do $(BIN)/python -m $$module --check || exit 1; done
+	@for module in $(GENERATORS) tests.data.trees.make_trees tools.hardware.pci_ids; do $(BIN)/python -m $$module --check || exit 1; done
 
 docs-venv:
 	@$(PYTHON) -m images.builder.venv $(DOCS) docs/requirements.txt
