@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from attnkit.selftest.baseline import bases
-from attnkit.selftest.reference import inner, reference
+from attnkit.selftest.reference import reference
 from attnkit.selftest.tolerance import judge
 from attnkit.spec import (
     AttentionOutput,
@@ -50,7 +50,7 @@ class Judge:
     def __init__(self, call: Call) -> None:
         self._spec = call.spec()
         self._rows = sampled_rows(call)
-        if is_plain(call) and inner(call).query.is_cuda:
+        if is_plain(call) and call.batch.query.is_cuda:
             self._heads, self._exact, bases_of = on_device(call, self._rows)
             self._bases: tuple[AttentionOutput, ...] = (AttentionOutput(bases_of, None, "eager"),)
         else:
@@ -75,8 +75,8 @@ def is_plain(call: Call) -> bool:
     """Softmax of scaled products over the visible keys, and nothing else."""
     if isinstance(call, DualChunkAttention | DifferentialAttention):
         return False
-    batch = inner(call)
-    return isinstance(batch, MlaDecode) or replace(batch.softmax, causal=True) == Softmax(batch.softmax.softmax_scale)
+    softmax = call.batch.softmax
+    return replace(softmax, causal=True) == Softmax(softmax.softmax_scale)
 
 
 def on_device(call: Call, rows: list[tuple[int, int, int]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,11 +84,11 @@ def on_device(call: Call, rows: list[tuple[int, int, int]]) -> tuple[Tensor, Ten
 
     The formulas are those of `attnkit.selftest.reference.reference` and `attnkit.selftest.baseline.eager`.
     """
-    batch = inner(call)
+    batch = call.batch
     begins = batch.query_start_loc.tolist()
     kv_heads, heads, out_heads = _heads(call, MOST_KV_HEADS)
     dtype = batch.query.dtype
-    scale = batch.softmax_scale if isinstance(batch, MlaDecode) else batch.softmax.softmax_scale
+    scale = batch.softmax.softmax_scale
     scales = (batch.k_scale, batch.v_scale) if isinstance(batch, PagedAttention) else (1.0, 1.0)
     if isinstance(batch, MlaDecode):
         scales = (batch.kv_scale, batch.kv_scale)
@@ -112,7 +112,7 @@ def _product(equation: str, left: Tensor, right: Tensor) -> Tensor:
 
 def sampled_rows(call: Call) -> list[tuple[int, int, int]]:
     """(sequence, row of the output, node within the sequence): ends and a third of the first, middle and last sequence."""
-    batch = inner(call)
+    batch = call.batch
     begins = batch.query_start_loc.tolist()
     count = len(begins) - 1
     rows = []
@@ -124,7 +124,7 @@ def sampled_rows(call: Call) -> list[tuple[int, int, int]]:
 
 def cut(call: Call, rows: list[tuple[int, int, int]]) -> tuple[Tensor, Call]:
     """The output heads that are compared, and a small call on the CPU whose sequences are `rows`."""
-    batch = inner(call)
+    batch = call.batch
     begins = batch.query_start_loc.tolist()
     keys_a_head = len(rows) * batch.max_seq_len
     kv_heads, heads, out_heads = _heads(call, max(2, min(MOST_KV_HEADS, MOST_KEYS // keys_a_head)))
@@ -191,7 +191,7 @@ def _heads(call: Call, most: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _visible(call: Call, seq: int, node: int, query_len: int, kv_heads: Tensor) -> tuple[Tensor, Tensor]:
     """The keys and values [length, heads, width] that the new token `node` of `seq` sees, in the dtype of the cache."""
-    batch = inner(call)
+    batch = call.batch
     if isinstance(batch, VarlenAttention):
         begin, end = batch.key_start_loc[seq : seq + 2].tolist()
         heads = kv_heads.to(batch.key.device)

@@ -23,10 +23,11 @@ from attnkit.select.choose import no_backend_text
 from attnkit.select.node import place
 from attnkit.select.plan import Plan, make_plan
 from attnkit.selftest import FAULTS
-from attnkit.selftest.results import Level, Proof, Verdict, check_level
+from attnkit.selftest.results import Level, Outcome, Proof, Verdict, check_level, roll_up
 from attnkit.spec import AttentionSpec
 
 TIMEOUT_SECONDS = 3600.0
+_EXITS: dict[Outcome, int] = {"pass": EXIT_OK, "fail": EXIT_CHECK_FAILED, "inconclusive": EXIT_INCONCLUSIVE}
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,7 @@ def run_checks(
         if options.json_file is None:
             show_verdicts(found)
     _write(options.json_file, {**_head("selftest", plan), "verdicts": to_plain(verdicts)})
-    outcomes = {verdict.outcome for verdict in verdicts}
-    if "fail" in outcomes:
-        return EXIT_CHECK_FAILED
-    return EXIT_OK if outcomes == {"pass"} else EXIT_INCONCLUSIVE
+    return _EXITS[roll_up(verdict.outcome for verdict in verdicts)]
 
 
 def _candidates(plan: Plan, explicit: str | None) -> tuple[Accepted, ...]:

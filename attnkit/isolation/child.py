@@ -11,24 +11,13 @@ from dataclasses import replace
 from typing import Any
 
 from attnkit.backends.base import Backend
+from attnkit.backends.torch_device import torch_devices
 from attnkit.errors import AttnkitError
 from attnkit.hardware.device import Device
 from attnkit.isolation.messages import REQUEST, Request
 from attnkit.jsonio import to_plain
 from attnkit.selftest.results import CaseResult, Verdict
 from attnkit.spec import AttentionSpec
-
-
-def _torch_devices(device: Device) -> list[str | None]:
-    """torch's names of every visible device of this vendor; [None] where torch does not run it or sees none."""
-    if device.kind == "cpu":
-        return ["cpu"]
-    if device.vendor == "google":
-        return [None]
-    import torch
-
-    kind, count = ("xpu", torch.xpu.device_count()) if device.vendor == "intel" else ("cuda", torch.cuda.device_count())
-    return [f"{kind}:{index}" for index in range(count)] or [None]
 
 
 def _watches_triton(device: Device) -> bool:
@@ -78,7 +67,7 @@ def _prove(request: Request, send: Callable[[str, Any], None]) -> None:
 
 
 def _work(request: Request, send: Callable[[str, Any], None]) -> None:
-    names = _torch_devices(request.device)
+    names = torch_devices(request.device)
     for index, name in enumerate(names):
         device = replace(request.device, index=index) if len(names) > 1 else request.device
         for spec in request.specs or (None,):

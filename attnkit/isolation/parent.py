@@ -22,7 +22,7 @@ from typing import Any
 from attnkit.errors import AttnkitError, UsageError, describe_exit
 from attnkit.isolation.messages import CASE, PROOF, VERDICT, Request
 from attnkit.jsonio import to_plain
-from attnkit.selftest.results import CaseResult, Outcome, Proof, Verdict
+from attnkit.selftest.results import CaseResult, Outcome, Proof, Verdict, roll_up
 
 CRASH_SIGNALS = {4: "SIGILL", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE", 11: "SIGSEGV"}
 
@@ -82,7 +82,7 @@ def run_isolated(
                 provider=request.provider or "",
                 device=f"{request.device.name} ({request.device.arch})",
                 level=request.level,
-                outcome="fail" if outcome == "fail" or any(c.outcome == "fail" for c in cases) else outcome,
+                outcome=roll_up((outcome, *(case.outcome for case in cases))),
                 cases=(*cases, broken),
                 seconds=time.monotonic() - started,
                 fault=request.fault,

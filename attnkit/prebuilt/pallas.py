@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from attnkit.backends.pallas import Pallas
+from attnkit.backends.pallas import CAPABILITY, signature
 from attnkit.errors import UsageError, unknown_name
 from attnkit.kernels.pallas import ahead
 from attnkit.prebuilt.needs import LEVEL, needs
@@ -38,17 +38,16 @@ def covers(targets: Sequence[str]) -> bool:
 
 def signatures(targets: Sequence[str]) -> tuple[ahead.Signature, ...]:
     """Of every call that the self-test of a boot on these targets makes."""
-    capability = Pallas.providers[0].capability
     found: dict[ahead.Signature, None] = {}
     for target in targets:
         device = place(arch=target).device
         for need in needs(target):
-            if capability.reject(need, device):
+            if CAPABILITY.reject(need, device):
                 continue
-            for case in cases(LEVEL, capability, device, need):
+            for case in cases(LEVEL, CAPABILITY, device, need):
                 call = build_call(case)
                 if isinstance(call, PagedAttention):
-                    found[Pallas.signature(call)] = None
+                    found[signature(call)] = None
     return tuple(found)
 
 

@@ -7,9 +7,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from attnkit.backends.registry import plugin_findings
 from attnkit.errors import UsageError
 from attnkit.hardware import detect
-from attnkit.hardware.device import Detection, Device, pretend
+from attnkit.hardware.device import Detection, Device, ProbeResult, pretend
 from attnkit.jsonio import to_plain
 from attnkit.profiles.files import all_nodes, load_node
 from attnkit.profiles.match import NodeMatch, match_node
@@ -51,8 +52,10 @@ class Place:
 
 
 def inspect_box(root: Path | str = "/") -> Box:
-    """What is in the box whose sys and proc lie under `root`."""
+    """What is in the box whose sys and proc lie under `root`; backend plugins that are not used are errors among its probes."""
     detection = detect(root)
+    unused = (ProbeResult("backend-plugins", error=str(finding)) for finding in plugin_findings())
+    detection = replace(detection, probes=(*detection.probes, *unused))
     return Box(detection, match_node(detection))
 
 

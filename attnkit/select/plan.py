@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from attnkit.backends.base import Installed
 from attnkit.backends.installed import assumed_installed, installed_versions
+from attnkit.backends.registry import plugin_findings
+from attnkit.backends.versions import Installed
 from attnkit.errors import unknown_name
 from attnkit.hardware.device import Device
 from attnkit.jsonio import to_plain
@@ -99,7 +100,9 @@ def make_plan(
         )
         for spec in need.specs
     ]
-    return Plan(where, settings, need, combine(decisions), source)
+    decision = combine(decisions)
+    unused = tuple(map(str, plugin_findings()))
+    return Plan(where, settings, need, replace(decision, warnings=(*decision.warnings, *unused)), source)
 
 
 def _need(device: Device, settings: Settings, model: str | None, overrides: dict[str, Any]) -> Need:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import pad
 
-from attnkit.selftest.reference import difference, inner, paired, products, sequences, shaped, softmax_of, weighted
+from attnkit.selftest.reference import difference, paired, products, sequences, shaped, weighted
 from attnkit.spec import AttentionOutput, Call, DifferentialAttention
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def bases(call: Call) -> tuple[AttentionOutput, ...]:
     Sixteen-bit rounding swamps the order of a sum. In float32 the order is all there is: one draw can be lucky by a factor of
     ten, and a backend that sums in another order is not wrong for that.
     """
-    batch = inner(call)
+    batch = call.batch
     if batch.query.dtype != torch.float32:
         return (eager(call),)
     tokens, heads, _ = batch.query.shape
@@ -79,7 +79,8 @@ def eager(call: Call, draw: torch.Generator | None = None, *, plain: bool = Fals
     Returns:
         out in the dtype of the query on the CPU; lse float32 of the rounded scores, or None where not asked for.
     """
-    batch, spec, softmax = inner(call), call.spec(), softmax_of(call)
+    batch, spec = call.batch, call.spec()
+    softmax = batch.softmax
     dtype = batch.query.dtype
     tokens = batch.query.shape[0]
     differential = isinstance(call, DifferentialAttention)

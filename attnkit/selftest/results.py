@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from attnkit.errors import (
-    unknown_name,
-)
+from attnkit.errors import unknown_name
 
 Level: TypeAlias = Literal["quick", "standard", "extended"]
 LEVELS: tuple[Level, ...] = ("quick", "standard", "extended")
 
 Outcome: TypeAlias = Literal["pass", "fail", "inconclusive", "skipped"]
 OUTCOMES: tuple[Outcome, ...] = ("pass", "fail", "inconclusive", "skipped")
+
+
+def roll_up(outcomes: Iterable[Outcome]) -> Outcome:
+    """What several outcomes come to: fail over inconclusive over pass. What was skipped counts for nothing beside a pass; where
+    nothing but skipped is there, or nothing at all, nobody can tell: inconclusive."""
+    found = set(outcomes)
+    ranked: tuple[Outcome, ...] = ("fail", "inconclusive", "pass")
+    return next((outcome for outcome in ranked if outcome in found), "inconclusive")
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from attnkit.backends.base import Backend, Capability, Provider
 from attnkit.backends.installed import first_provider
 from attnkit.errors import UnsupportedError
 from attnkit.hardware.device import Device
+from attnkit.hardware.torch_names import torch_name
 from attnkit.selftest.cases import Case, cases
-from attnkit.selftest.faults import FAULTS, NOISE, Planted, find_fault
-from attnkit.selftest.results import CaseResult, Level, Outcome, Speed, Verdict
+from attnkit.selftest.faults import FAULTS, NOISE, find_fault, with_fault
+from attnkit.selftest.results import CaseResult, Level, Speed, Verdict, roll_up
 from attnkit.spec import AttentionOutput, AttentionSpec, Call
 
 if TYPE_CHECKING:
@@ -86,8 +87,8 @@ def run_selftest(
         find_fault(fault)
     chosen = _provider(backend, device, provider)
     name, capability = chosen.name, chosen.capability
-    where = torch_device or default_torch_device(device)
-    tested = backend if fault is None else Planted(backend, fault)
+    where = torch_device or torch_name(device)
+    tested = backend if fault is None else with_fault(backend, fault)
     results: list[CaseResult] = []
 
     def record(result: CaseResult) -> None:
@@ -104,7 +105,7 @@ def run_selftest(
             record(CaseResult("need", "what the model asks for", "skipped", reason.message))
     for case in cases(level, capability, device, spec):
         record(_run_case(tested, name, capability, case, where))
-    outcome = _outcome(results)
+    outcome = roll_up(result.outcome for result in results)
     if refused and outcome == "pass":
         outcome = "inconclusive"  # what passed is not what the model needs
     speed: tuple[Speed, ...] = ()
@@ -132,7 +133,7 @@ def prove(
     """
     chosen = _provider(backend, device, provider)
     name, capability = chosen.name, chosen.capability
-    where = torch_device or default_torch_device(device)
+    where = torch_device or torch_name(device)
     by_dtype: dict[str, list[Case]] = {}
     for case in cases(level, capability, device, spec):
         if max(total for _, total in case.seqs) <= 2048:
@@ -144,17 +145,10 @@ def prove(
         for fault_name, fault in FAULTS.items():
             able = [q for q in sound if fault.applies(q.call)]
             if able and (capability.deterministic or fault_name != NOISE):
-                planted = Planted(backend, fault_name)
+                planted = with_fault(backend, fault_name)
                 by = next((q.case.name for q in able if _examine(planted, name, capability, q, where).outcome == "fail"), None)
                 results.append(ProofResult(fault_name, by is not None, by, dtype))
     return tuple(results)
-
-
-def default_torch_device(device: Device) -> str:
-    """torch's name for a device."""
-    if device.vendor in ("nvidia", "amd"):
-        return f"cuda:{device.index}"
-    return f"xpu:{device.index}" if device.vendor == "intel" else "cpu"
 
 
 def _provider(backend: Backend, device: Device, provider: str | None) -> Provider:
@@ -341,33 +335,27 @@ def _replay(backend: Backend, provider: str, call: Call) -> AttentionOutput:
     """The answer of a captured graph, with the output filled with NaN between capture and replay."""
     import torch
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        backend.run(call, provider)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = backend.run(call, provider)
-    result.out.fill_(math.nan)
-    graph.replay()
-    torch.cuda.synchronize()
+    device = call.batch.query.device
+    with torch.cuda.device(device):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            backend.run(call, provider)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=side):  # torch's own capture stream is of the device that captured first
+            result = backend.run(call, provider)
+        result.out.fill_(math.nan)
+        graph.replay()
+        torch.cuda.synchronize()
     return result
 
 
 def _fresh(call: Call) -> Call:
     """The call with an output buffer of its own, full of NaN."""
-    paged = getattr(call, "paged", None)
-    batch: Any = call if paged is None else paged
-    out = batch.out.new_full(batch.out.shape, math.nan)
-    return replace(call, out=out) if paged is None else replace(call, paged=replace(paged, out=out))
-
-
-def _outcome(results: list[CaseResult]) -> Outcome:
-    outcomes = {result.outcome for result in results}
-    if "fail" in outcomes:
-        return "fail"
-    return "pass" if "pass" in outcomes and "inconclusive" not in outcomes else "inconclusive"
+    out = call.batch.out
+    assert out is not None
+    return call.with_batch(out=out.new_full(out.shape, math.nan))
 
 
 def _words(device: Device) -> str:

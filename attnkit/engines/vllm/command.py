@@ -15,8 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from attnkit.backends.installed import find_version
 from attnkit.backends.registry import canonical
+from attnkit.backends.versions import find_version
 from attnkit.engines.vllm.names import Resolution, resolve
 from attnkit.engines.vllm.plugin import PLACES
 from attnkit.engines.vllm.plugin import VARIABLE as PLUGIN_VARIABLE
