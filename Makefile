@@ -4,61 +4,64 @@ PLATFORM ?= cpu
 FAULT ?= scale
 VENV := .venv
 TESTS := .venv-test
+DOCS := .venv-docs
+OLDEST := .cache/venv-oldest
 BIN := $(TESTS)/bin
 PYTEST := $(BIN)/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv engine image images images-test kernels-test bundle demo demo-fault demo-down lab lab-scale lock test-venv test lint docs
+.PHONY: help venv engine image images images-test kernels-test bundle demo demo-fault demo-down lab lab-scale lock test-venv docs-venv \
+	test test-python test-docker test-oldest lint generate check-generated docs changelog dist contracts
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: ## .venv with the locked tools that build images and run playbooks
-	@$(PYTHON) images/venv.py $(VENV) deploy/requirements.txt
+	@$(PYTHON) -m images.builder.venv $(VENV) deploy/requirements.txt
 
-engine: ## a running container engine (Debian, Ubuntu as root: installed and started where none answers)
-	@$(PYTHON) images/engine.py ensure
+engine: ## a running Docker (on Debian and Ubuntu as root: installed and started where none answers)
+	@$(PYTHON) -m images.builder.container_engine
 
 image: venv ## the image of one platform: make image PLATFORM=cpu
-	@$(VENV)/bin/python images/build.py "$(PLATFORM)"
+	@$(VENV)/bin/python -m images.builder.build "$(PLATFORM)"
 
 images: venv ## every image that can be built today
-	@$(VENV)/bin/python images/build.py --all
+	@$(VENV)/bin/python -m images.builder.build --all
 
-images-test: test-venv ## builds every image and looks into each (30 GB of disk, hours); reports in docs/reports/images
-	@$(VENV)/bin/python images/build.py --all
-	@$(VENV)/bin/python images/examine.py --rebuild cpu
-	@$(VENV)/bin/python images/examine.py ipex tpu cuda-turing cuda-ampere
+images-test: test-venv ## builds and inspects every image (30 GB of disk, hours); reports in docs/reports/images
+	@$(VENV)/bin/python -m images.builder.build --all
+	@$(VENV)/bin/python -m images.inspect.examine --rebuild cpu
+	@$(VENV)/bin/python -m images.inspect.examine ipex tpu cuda-turing cuda-ampere
 	$(PYTEST) -m on_demand tests/images
 
 kernels-test: test-venv ## compiles every kernel for every architecture (half an hour)
-	$(PYTEST) -m on_demand -n auto --maxprocesses 4 --dist loadgroup tests/kernels tests/kernels_aot
+	$(PYTEST) -m on_demand -n auto --maxprocesses 4 --dist loadgroup tests/kernels tests/prebuilt tests/tools/kernels
 
 bundle: venv ## one file for hosts without a network: image, playbooks, profiles, wheels, checksums: make bundle PLATFORM=cpu
-	@$(VENV)/bin/python images/bundle.py "$(PLATFORM)"
+	@$(VENV)/bin/python -m images.offline.bundle "$(PLATFORM)"
 
 demo: venv ## the whole chain on this machine: image, a fleet of three nodes, rollout, a completion from each
-	@$(VENV)/bin/python deploy/demo/demo.py
+	@$(VENV)/bin/python -m deploy.demo
 
 demo-fault: venv ## rehearse a node that fails its self-test: make demo-fault FAULT=scale
-	@$(VENV)/bin/python deploy/demo/demo.py --fault "$(FAULT)"
+	@$(VENV)/bin/python -m deploy.demo --fault "$(FAULT)"
 
 demo-down: venv ## remove everything that the demo made
-	@$(VENV)/bin/python deploy/demo/demo.py --down
+	@$(VENV)/bin/python -m deploy.demo --down
 
-lab: venv ## a fleet of unlike nodes (stand-in images) and what befalls it: every scenario of docs/fleet.md; takes an hour
-	@$(VENV)/bin/python deploy/lab/lab.py
+lab: venv ## fault injection on a heterogeneous fleet of stand-in images: every scenario of docs/fleet.md; takes an hour
+	@$(VENV)/bin/python -m deploy.lab
 
-lab-scale: venv ## a rollout of 20 nodes, measured, beside plain Ansible that does the same steps
-	@$(VENV)/bin/python deploy/lab/lab.py --scale
+lab-scale: venv ## a rollout of 20 nodes, measured and compared with plain Ansible that does the same steps
+	@$(VENV)/bin/python -m deploy.lab --scale
 
 lock: venv ## the hash-locked requirement files, from their .in files
-	@$(VENV)/bin/python images/lock.py
+	@$(VENV)/bin/python -m images.builder.lock
 
 test-venv: venv
 	@rm -rf .cache/test-wheel
 	@$(VENV)/bin/python -m hatchling build -t wheel -d .cache/test-wheel >/dev/null
-	@$(PYTHON) images/venv.py $(TESTS) tests/requirements.txt .cache/test-wheel/attnkit-*.whl
+	@$(PYTHON) -m images.builder.venv $(TESTS) tests/requirements.txt .cache/test-wheel/attnkit-*.whl
 	@echo '*' > $(TESTS)/.gitignore
 
 lint: test-venv ## style, types, layers, YAML, Dockerfiles, playbooks, generated files
@@ -68,24 +71,48 @@ lint: test-venv ## style, types, layers, YAML, Dockerfiles, playbooks, generated
 	$(BIN)/lint-imports
 	git ls-files '*.yml' '*.yaml' | xargs $(BIN)/yamllint --strict
 	git ls-files '*Dockerfile' | xargs $(BIN)/hadolint
-	$(BIN)/python docs/generate.py --check
-	$(BIN)/python deploy/kubernetes/generate.py --check
-	$(BIN)/python images/document.py --check
-	$(BIN)/python deploy/lab/tables.py --check
-	$(BIN)/python tests/data/trees/make_trees.py --check
+	@$(MAKE) --no-print-directory check-generated
 	$(BIN)/python tests/packaging/machine_words.py
 	cd deploy && PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ANSIBLE_HOME="$(CURDIR)/.cache/ansible" ansible-lint
 
-# tests/deploy has a run of its own: Ansible changes the interpreter (sys.intern) in a way that torch's compiler does not bear.
-test: lint ## everything that this machine can run, against the installed wheel (ATTNKIT_REQUIRE_DOCKER=1: no skipped docker tests)
-	$(PYTEST) -m 'not docker' --ignore=tests/kernels --ignore=tests/kernels_aot --ignore=tests/deploy --durations=10
+test: lint test-python test-docker ## everything that this machine can run, against the installed wheel (ATTNKIT_REQUIRE_DOCKER=1: no skipped docker tests)
+
+# tests/deploy has a run of its own: Ansible changes the interpreter (sys.intern) in a way that torch's compiler does not tolerate.
+test-python: test-venv ## the tests that need no container runtime
+	$(PYTEST) -m 'not docker' --ignore=tests/kernels --ignore=tests/prebuilt --ignore=tests/tools/kernels --ignore=tests/deploy --durations=10
 	$(PYTEST) -m 'not docker' tests/deploy --durations=5
-	$(PYTEST) -m 'not docker and not on_demand' -n auto --maxprocesses 4 --dist loadgroup tests/kernels tests/kernels_aot --durations=10
-	@$(PYTHON) images/engine.py ensure || test "$$ATTNKIT_REQUIRE_DOCKER" != 1
+	$(PYTEST) -m 'not docker and not on_demand' -n auto --maxprocesses 4 --dist loadgroup tests/kernels tests/prebuilt tests/tools/kernels --durations=10
+
+test-docker: test-venv ## the tests that need a container runtime
+	@$(PYTHON) -m images.builder.container_engine || test "$$ATTNKIT_REQUIRE_DOCKER" != 1
 	$(PYTEST) -m 'docker and not on_demand' tests/images tests/deploy --durations=10
 
-docs: test-venv ## the generated files: tables of backends, schemas, evidence, Kubernetes manifests, images
-	@$(BIN)/python docs/generate.py
-	@$(BIN)/python deploy/kubernetes/generate.py
-	@$(BIN)/python images/document.py
-	@$(BIN)/python deploy/lab/tables.py
+test-oldest: ## the package on the oldest Python that it supports, dependencies not locked: make test-oldest PYTHON=python3.10
+	@rm -rf $(OLDEST) && $(PYTHON) -m venv $(OLDEST)
+	@$(OLDEST)/bin/python -m pip install -qq ".[cpu]" hypothesis jsonschema pytest pytest-timeout safetensors tokenizers
+	$(OLDEST)/bin/pytest -m 'not docker and not on_demand and not slow' tests/hardware tests/profiles tests/select tests/selftest
+
+contracts: test-venv ## the calls into every provider, checked against the packages that the index serves today (downloads gigabytes)
+	$(BIN)/python -m tools.contracts
+
+# A generated file has one owner: each of these writes its files, or says with --check that they are stale.
+GENERATORS = tools.docs.generate deploy.kubernetes.generate images.inspect.document deploy.lab.tables deploy.roles
+
+generate: test-venv ## the generated files: tables of backends, reference pages, schemas, evidence, Kubernetes manifests, images
+	@for module in $(GENERATORS); do $(BIN)/python -m $$module || exit 1; done
+
+check-generated:
+	@for module in $(GENERATORS) tests.data.trees.make_trees; do $(BIN)/python -m $$module --check || exit 1; done
+
+docs-venv:
+	@$(PYTHON) -m images.builder.venv $(DOCS) docs/requirements.txt
+	@echo '*' > $(DOCS)/.gitignore
+
+docs: generate docs-venv ## the generated files and the documentation site, in site/; a dead link is an error
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
+changelog: docs-venv ## the notes of the next release, from changelog.d
+	@$(DOCS)/bin/towncrier build --draft
+
+dist: venv ## wheel, source distribution, collection and their checksums, in dist/
+	@rm -rf dist && ANSIBLE_HOME="$(CURDIR)/.cache/ansible" $(VENV)/bin/python -m tools.dist

@@ -1,4 +1,4 @@
-"""The errors attnkit raises on purpose, each with the exit code of the command-line contract."""
+"""The errors attnkit raises deliberately, each with the exit code of the command-line contract."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def require_packages(command: str, *packages: str) -> None:
     """A UsageError naming what of `packages` cannot be imported here; nothing is imported."""
     absent = [name for name in packages if find_spec(name) is None]
     if absent:
-        raise UsageError(f"{command} needs {' and '.join(absent)}, not installed here")
+        raise UsageError(
+            f"{command} needs {' and '.join(absent)}, not installed here: install it, or run this in the platform's image"
+        )
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> UsageError:
@@ -49,7 +51,7 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UsageError:
     names = sorted(known)
     by_folded = {n.casefold(): n for n in names}
     near = [by_folded[n] for n in get_close_matches(name.casefold(), list(by_folded), n=3, cutoff=0.5)]
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    hint = f" Did you mean {', '.join(near[:-1])}{' or ' if near[1:] else ''}{near[-1]}?" if near else ""
     return UsageError(f"unknown {what} {name!r}.{hint} Known: {', '.join(names)}")
 
 

@@ -1,7 +1,7 @@
-"""What the boot wrote, shown to the outside: Prometheus text over HTTP, and labels for Kubernetes' Node Feature Discovery.
+"""Publishes what the boot wrote: Prometheus metrics over HTTP, and labels for Kubernetes Node Feature Discovery.
 
 `python -m attnkit.publish --directory /run/attnkit --port 9400 --features FILE` runs beside the service, from the same image
-and with the same folder. It only reads that folder; it proves and decides nothing.
+and with the same folder. It only reads that folder; it validates and decides nothing.
 
 Sources: the exposition format is prometheus.io/docs/instrumenting/exposition_formats, the feature file is the "local" source of
 kubernetes-sigs/node-feature-discovery (docs/usage/customization-guide.md).
@@ -27,7 +27,7 @@ from attnkit.errors import UsageError
 from attnkit.jsonio import RUN_DIRECTORY, write_atomically
 
 EXPIRES = timedelta(minutes=5)
-"""Labels that nobody renews go away after this."""
+"""Labels that are not renewed expire after this."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -52,20 +52,20 @@ def metrics_text(directory: Path, now: datetime) -> str:
         text = ""
     registry = CollectorRegistry()
     readiness = Gauge(
-        "attnkit_readiness", "What the readiness file says now: 1 for the state that holds.", ("state",), registry=registry
+        "attnkit_readiness", "Present state in the readiness file: 1 for the state that holds.", ("state",), registry=registry
     )
     readiness.labels(str(read_json(directory / "ready.json").get("state") or "none")).set(1)
     created = read_json(directory / "report.json").get("created")
     if isinstance(created, str):
         age = now - datetime.fromisoformat(created.replace("Z", "+00:00"))
-        Gauge("attnkit_report_age_seconds", "Since the self-test of this service began.", registry=registry).set(
+        Gauge("attnkit_report_age_seconds", "Age of the boot report of this service.", registry=registry).set(
             round(age.total_seconds())
         )
     return text + generate_latest(registry).decode()
 
 
 def node_labels(directory: Path) -> dict[str, str]:
-    """attnkit.io/backend, /verdict and /ready, as the values of Kubernetes labels; what is not known is "none"."""
+    """attnkit.io/backend, /verdict and /ready, as the values of Kubernetes labels; what is unknown is "none"."""
     report, ready = read_json(directory / "report.json"), read_json(directory / "ready.json")
     values = {
         "backend": report.get("backend") or "none",
@@ -81,7 +81,7 @@ def label_value(text: str) -> str:
 
 
 def features_text(directory: Path, now: datetime) -> str:
-    """The feature file: an expiry first, so that a service that is gone leaves no label behind."""
+    """The feature file: an expiry first, so that a service that has ended leaves no label behind."""
     until = (now + EXPIRES).astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     return "\n".join([f"# +expiry-time={until}", *(f"{k}={v}" for k, v in node_labels(directory).items())]) + "\n"
 
@@ -145,10 +145,12 @@ def publish(directory: Path, *, port: int | None, features: Path | None, every: 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; ends with 0 on SIGTERM and SIGINT, with 2 on wrong usage."""
     parser = argparse.ArgumentParser(prog="python -m attnkit.publish", description=__doc__.partition("\n")[0])
-    parser.add_argument("--directory", type=Path, default=RUN_DIRECTORY, help="where the boot writes (default: %(default)s)")
+    parser.add_argument(
+        "--directory", type=Path, default=RUN_DIRECTORY, help="directory the boot writes to (default: %(default)s)"
+    )
     parser.add_argument("--port", type=int, help="serve /metrics and /ready on this port")
     parser.add_argument("--features", type=Path, help="keep this Node Feature Discovery file up to date")
-    parser.add_argument("--every", type=float, default=15.0, help="seconds between two writes of it (default: %(default)s)")
+    parser.add_argument("--every", type=float, default=15.0, help="seconds between updates of that file (default: %(default)s)")
     options = parser.parse_args(arguments)
     if options.port is None and options.features is None:
         parser.error("nothing to do: give --port, --features or both")

@@ -1,16 +1,11 @@
-"""Numbers, specs and reasons in words: terminal, events and page share it."""
+"""Numbers, specs and reasons as text, for the terminal, the events and the HTML page."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "skipped": "·", "planted": "◌"}
-
-
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "skipped": "dim", "planted": "magenta"}
 
 
@@ -25,7 +20,7 @@ def number(value: float | None) -> str:
 
 
 def spec_text(spec: Any) -> str:
-    """A need in one line: paged bfloat16 32/8 heads of 128, blocks of 16."""
+    """A spec in one line: paged bfloat16 32/8 heads of 128, blocks of 16."""
     value_dim = f"/{spec.head_dim_v}" if spec.head_dim_v not in (None, spec.head_dim) else ""
     parts = [f"{spec.op} {spec.dtype}, {spec.num_heads}/{spec.num_kv_heads} heads of {spec.head_dim}{value_dim}"]
     if spec.block_size is not None:

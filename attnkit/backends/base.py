@@ -86,6 +86,7 @@ class Capability:
         num_heads: query head counts it has kernels for, None for any.
         graphs: safe under CUDA/HIP graph capture.
         deterministic: same input, same bits.
+        tensor_cores: runs on tensor cores alone; refused on the cards of an architecture that are made without them.
     """
 
     ops: frozenset[Op]
@@ -105,6 +106,7 @@ class Capability:
     num_heads: frozenset[int] | None = None
     graphs: bool = False
     deterministic: bool = False
+    tensor_cores: bool = False
 
     def reject(self, spec: AttentionSpec, device: Device) -> tuple[Reason, ...]:
         """Every reason why this cannot serve `spec` on `device`; empty where it can."""
@@ -112,10 +114,14 @@ class Capability:
 
     def device_reasons(self, device: Device) -> list[Reason]:
         """Why this does not run on `device` at all; empty where it does."""
+        if device.obstacle is not None:
+            return [Reason("device", device.obstacle)]
         if device.vendor not in self.archs:
             return [Reason("device", f"runs on {', '.join(sorted(self.archs))}, not on {device.vendor} ({device.name})")]
         if not arch_matches(device, self.archs):
             return [Reason("arch", f"needs {arch_words(self.archs[device.vendor])}; {device.name} is {device.arch}")]
+        if self.tensor_cores and not device.tensor_cores:
+            return [Reason("arch", f"needs tensor cores; {device.name} is {device.arch} made without them")]
         return []
 
     def _spec_reasons(self, spec: AttentionSpec, device: Device) -> list[Reason]:
@@ -294,6 +300,8 @@ class Backend:
 
     def evaluate(self, spec: AttentionSpec, device: Device, installed: Installed) -> Accepted | Rejected:
         """The first provider that can serve `spec` on `device` with what is `installed`, or all reasons against."""
+        if device.obstacle is not None:
+            return Rejected(self.name, (Reason("device", device.obstacle),))
         # Where some provider is made for this vendor, nobody wants to read that the others are not.
         candidates = [p for p in self.providers if device.vendor in p.capability.archs] or list(self.providers)
         reasons: list[Reason] = []

@@ -20,6 +20,7 @@ CAPABILITY = Capability(
     features=frozenset({"non_causal", "window", "softcap", "alibi", "sinks", "lse"}),
     graphs=True,
     deterministic=True,
+    tensor_cores=True,
 )
 
 

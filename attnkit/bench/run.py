@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from attnkit import __version__
-from attnkit.bench import show, work
+from attnkit.bench import GROUPS, show, work
 from attnkit.bench.judging import Judge
 from attnkit.bench.peers import ON_CPU, OURS, PEERS, Peer, Unsupported
 from attnkit.bench.results import Report, Row
 from attnkit.bench.timing import microseconds
-from attnkit.bench.work import GROUPS, Work
+from attnkit.bench.work import Work
 from attnkit.spec import Call
 
 FILE = "peers.json"

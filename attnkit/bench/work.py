@@ -16,8 +16,6 @@ from attnkit.bench import workloads
 from attnkit.bench.workloads import MLA, Shape
 from attnkit.spec import Call
 
-GROUPS = ("decode", "prefill", "paged", "mixed", "mla", "fp8", "tree", "dual_chunk", "differential")
-
 ROTATE_BYTES = 200 << 20
 """Inputs rotate over at least this much memory, several times an L2 cache."""
 
@@ -29,7 +27,7 @@ class Work:
     """One workload.
 
     Args:
-        group, name: see `GROUPS`; names are unique.
+        group, name: see `attnkit.bench.GROUPS`; names are unique.
         flops: useful floating-point operations of one call.
         nbytes: bytes of keys and values that must be read at least once.
         make: (dtype, device) -> one call with random inputs of its own.

@@ -1,6 +1,6 @@
 """What boot tests, in order: for every accepted backend, the implementation that will compute in the engine.
 
-An engine has implementations of its own. Proving attnkit's TORCH_SDPA says nothing about the CPU_ATTN that vLLM runs for it, so
+An engine has its own implementations. Validating attnkit's TORCH_SDPA says nothing about the CPU_ATTN that vLLM runs for it, so
 where the engine is known the self-test drives the engine's own class, through the engine's own paged cache.
 """
 
@@ -21,7 +21,7 @@ from attnkit.select.plan import Plan
 
 @dataclass(frozen=True)
 class Candidate:
-    """One accepted backend and what computes when it is handed to the engine.
+    """One accepted backend, and what computes when the engine is told to use it.
 
     Args:
         backend: canonical name, as selection chose it.
@@ -65,13 +65,13 @@ def candidates(
         engine_check: False tests attnkit's own implementation whatever the engine runs (for an engine whose interface moved).
 
     Raises:
-        NoBackendError: no accepted backend can be handed to the engine; the message has a reason for each.
+        NoBackendError: no accepted backend can be selected in the engine; the message has a reason for each.
     """
     accepted = plan.decision.accepted
     version = vllm_command.engine_version() if command is not None else None
     platform = vllm_command.platform_of(plan.place.device)
-    if version is None or platform == "tpu":  # vLLM takes its one backend on a TPU, and attnkit has no driver for it
-        return Candidates(tuple(_own(candidate) for candidate in accepted))
+    if version is None or platform == "tpu":  # vLLM has one backend on a TPU, and attnkit has no driver for it
+        return Candidates(tuple(_attnkits_own(candidate) for candidate in accepted))
     plugin = environment.get(VARIABLE, "").strip() if platform in PLACES else ""
     kept: list[Candidate] = []
     refused: list[tuple[str, str]] = []
@@ -83,7 +83,7 @@ def candidates(
             continue
         runs = expected(found.now, platform, environment if through_plugin else {}, mla=_is_mla(plan), amx=_has_amx(plan))
         if runs is None or not engine_check:
-            kept.append(_own(candidate))
+            kept.append(_attnkits_own(candidate))
         elif any(earlier.test == runs.test and earlier.serves == runs.log for earlier in kept):
             refused.append((candidate.backend, f"vLLM {version} on {platform} runs {runs.log} for it too"))
         else:
@@ -91,11 +91,11 @@ def candidates(
             kept.append(Candidate(candidate.backend, None, runs.test, runs.log, by, runs))
     if not kept:
         lines = [f"  {backend}: {reason}" for backend, reason in refused]
-        raise NoBackendError("\n".join(["no backend that works here can be handed to the engine:", *lines]))
+        raise NoBackendError("\n".join(["no backend that is usable here can be selected in the engine:", *lines]))
     return Candidates(tuple(kept), tuple(refused))
 
 
-def _own(candidate: Accepted) -> Candidate:
+def _attnkits_own(candidate: Accepted) -> Candidate:
     name = candidate.backend
     return Candidate(name, candidate.provider, test=name, serves=name, by=candidate.provider)
 
@@ -105,7 +105,7 @@ def _refusal(backend: str, version: str, platform: str, note: str) -> str:
     if platform not in PLACES:
         return text
     if needs := lacking(get(backend)):
-        return f"{text} (nor can attnkit's plugin: vLLM's attention layers do not hand over {needs})"
+        return f"{text} (attnkit's plugin cannot either: vLLM's attention layers do not pass {needs})"
     return f"{text} (attnkit's plugin can compute it there: {VARIABLE}={backend})"
 
 

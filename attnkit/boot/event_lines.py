@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
 from attnkit.wording import MARKS, number, short_reasons
 
 
@@ -21,20 +21,19 @@ def event_text(fields: Mapping[str, Any]) -> str:
 
 
 def _wrapped(lines: Iterable[str]) -> list[str]:
-    import textwrap
-
     return [part for line in lines for part in textwrap.wrap(line, width=68, subsequent_indent="  ") or [""]]
 
 
 def _boot(f: Mapping[str, Any]) -> list[str]:
-    fault = [f"FAULT PLANTED ON PURPOSE: {f['planted_fault']}"] if "planted_fault" in f else []
-    answer = [f"NO KERNEL RUNS, THE DEVICE'S ANSWER IS PLANTED: {f['planted_answer']}"] if "planted_answer" in f else []
+    fault = [f"INJECTED FAULT: {f['planted_fault']}"] if "planted_fault" in f else []
+    answer = [f"SIMULATED DEVICE, NO KERNEL RUNS: {f['planted_answer']}"] if "planted_answer" in f else []
     return [f"attnkit {f['attnkit_version']} on {f['host']}", *fault, *answer]
 
 
 def _detect(f: Mapping[str, Any]) -> list[str]:
     errors = [f"probe {name}: {error}" for name, error in f["probe_errors"].items()]
-    devices = [f"{d['name']} ({d['arch']})" for d in f["devices"]]
+    counts = Counter(f"{d['name']} ({d['arch']})" for d in f["devices"])
+    devices = [f"{count} × {device}" if count > 1 else device for device, count in counts.items()]
     return [f"{f['node_type'] or 'unknown node type'} ({f['why']})", *devices, *errors]
 
 
@@ -68,15 +67,13 @@ def _completion(f: Mapping[str, Any]) -> list[str]:
 def _running(f: Mapping[str, Any]) -> list[str]:
     if f["problem"]:
         return [f"{MARKS['fail' if f['running'] else 'inconclusive']} {f['problem']}"]
-    return [f"{MARKS['pass']} the engine runs {f['running']}, as proven"]
+    return [f"{MARKS['pass']} the engine runs {f['running']}, as validated"]
 
 
 def _ready(f: Mapping[str, Any]) -> list[str]:
-    own = (
-        f"attention by the engine's own {f['engine_backend']}, {f['backend']} is proven"
-        if f["engine_backend"]
-        else f["backend"]
-    )
+    own = f["backend"]
+    if f["engine_backend"]:
+        own = f"the engine uses its own {f['engine_backend']}, only {own} was validated"
     return [f"after {f['seconds']:.1f} s: {f['why']}; {own}"]
 
 

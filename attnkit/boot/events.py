@@ -1,4 +1,4 @@
-"""What boot says while it works: one JSON line an event on stdout, or a human form where stdout is a terminal.
+"""Boot's events: one JSON line each, or the lines for people that a renderer makes of them.
 
 Event names are a contract: boot, detect, select, selftest.case, selftest.verdict, fallback, report, engine.start,
 engine.healthy, engine.completion, engine.backend, ready, engine.exit, error. The engine's own output goes to stderr.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Literal, TextIO, TypeAlias
 
 import structlog
@@ -38,18 +38,19 @@ class Events:
 
     Args:
         stream: where to write; stdout where None.
-        human: force the human form or the JSON form; None: human where the stream is a terminal.
+        render: makes the text of an event; None: one line of JSON.
     """
 
-    def __init__(self, stream: TextIO | None = None, human: bool | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, render: Callable[[Mapping[str, Any]], str] | None = None) -> None:
         self._stream = sys.stdout if stream is None else stream
         self._lock = threading.Lock()
         self._closed = False
-        as_human = self._stream.isatty() if human is None else human
         processors: list[Any] = [
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
             _ordered,
-            _human if as_human else structlog.processors.JSONRenderer(ensure_ascii=False),
+            (lambda _logger, _method, fields: render(fields))
+            if render
+            else structlog.processors.JSONRenderer(ensure_ascii=False),
         ]
         self._log: Any = structlog.wrap_logger(
             _Line(self._write), processors=processors, wrapper_class=structlog.BoundLoggerBase
@@ -57,7 +58,7 @@ class Events:
         self._always: dict[str, Any] = {}
 
     def bind(self, **fields: Any) -> None:
-        """Fields that every later event carries (a planted fault)."""
+        """Fields that every later event carries (an injected fault)."""
         self._always.update({key: to_plain(value) for key, value in fields.items()})
 
     def emit(self, name: Name, **fields: Any) -> None:
@@ -87,9 +88,3 @@ def _ordered(_logger: Any, _method: str, fields: MutableMapping[str, Any]) -> Mu
     """Event and time first, so that a person can read the raw lines too."""
     head = {"event": fields.pop("event"), "time": fields.pop("time")}
     return {**head, **fields}
-
-
-def _human(_logger: Any, _method: str, fields: MutableMapping[str, Any]) -> str:
-    from attnkit.boot.event_lines import event_text
-
-    return event_text(fields)

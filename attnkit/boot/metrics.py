@@ -24,10 +24,8 @@ def render_metrics(report: BootReport, *, ready: bool = False) -> str:
     for outcome in OUTCOMES:
         verdict.labels(outcome).set(report.verdict == outcome)
     gauge("attnkit_ready", "1 while the engine serves.").set(ready)
-    gauge("attnkit_planted_fault", "1 where a fault was planted on purpose.").set(report.planted_fault is not None)
-    gauge("attnkit_planted_answer", "1 where the device's answer was planted: no kernel ran.").set(
-        report.planted_answer is not None
-    )
+    gauge("attnkit_planted_fault", "1 where a fault was injected for debugging.").set(report.planted_fault is not None)
+    gauge("attnkit_planted_answer", "1 where the device was simulated: no kernel ran.").set(report.planted_answer is not None)
     gauge("attnkit_fallbacks", "Backends that were tried before the one that serves.").set(len(report.fallbacks))
     gauge("attnkit_backend_info", "The backend that serves.", ("backend", "provider", "node_type", "arch", "version")).labels(
         report.backend or "",
@@ -79,6 +77,6 @@ def _engine(report: BootReport, registry: CollectorRegistry) -> None:
         )
     completion = report.engine.completion
     if completion is not None and completion.tokens_per_s is not None:
-        Gauge("attnkit_engine_completion_tokens_per_second", "Of the one completion asked at boot.", registry=registry).set(
+        Gauge("attnkit_engine_completion_tokens_per_second", "Of the one completion requested at boot.", registry=registry).set(
             completion.tokens_per_s
         )

@@ -1,4 +1,4 @@
-"""Where boot leaves its results: the report, the readiness file and the Prometheus text."""
+"""Where boot writes its results: the report, the readiness file and the Prometheus text."""
 
 from __future__ import annotations
 
@@ -32,43 +32,43 @@ class Outputs:
     begun: bool = False
 
     def begin(self) -> None:
-        """Make sure that all three can be written, and that nothing of an earlier boot counts any more.
+        """Make sure that all three can be written, and that nothing from an earlier boot is mistaken for this one's.
 
-        An engine that starts a failed container again would wipe out why it failed before anyone looked, so the earlier
-        report (or what there is of it) is kept beside as `*.previous.json`.
+        A container runtime that restarts a failed container would wipe out why it failed before anyone looked, so the earlier
+        report (as far as it was written) is kept as `*.previous.json`.
 
         Raises:
-            UsageError: one cannot be written; the message names it and the option that moves it.
+            UsageError: one cannot be written; the message names it and the option that changes it.
         """
         for path, option in ((self.ready, "ready"), (self.report, "report"), (self.metrics, "metrics")):
             try:
                 check_writable(path)
             except UsageError as error:
-                raise UsageError(f"{error} (--{option} or ATTNKIT_{option.upper()} moves it)") from None
+                raise UsageError(f"{error} (set --{option} or ATTNKIT_{option.upper()} to change it)") from None
         earlier = next((path for path in (self.report, self.partial) if path.exists()), None)
         if earlier is not None:
             earlier.replace(self.previous)
         for path in (self.report, self.partial, self.metrics):
             path.unlink(missing_ok=True)
         self.begun = True
-        self.state("starting")
+        self.write_ready_file("starting")
 
-    def state(self, state: State, verdict: BootVerdict | None = None, backend: str | None = None) -> None:
+    def write_ready_file(self, state: State, verdict: BootVerdict | None = None, backend: str | None = None) -> None:
         """Write the readiness file."""
         write_atomically(self.ready, Readiness(state=state, verdict=verdict, backend=backend, since=now()).text())
 
-    def gone(self) -> None:
+    def remove_ready_file(self) -> None:
         """Remove the readiness file: nothing serves, and nothing failed."""
         self.ready.unlink(missing_ok=True)
 
     @property
     def partial(self) -> Path:
-        """Where the report grows until its verdict is known: the report itself is never seen without one."""
+        """The report before its verdict is known; the report itself is never seen without one."""
         return self.report.with_suffix(".partial.json")
 
     @property
     def previous(self) -> Path:
-        """The report of the boot before this one, as far as it came."""
+        """The report of the boot before this one, as far as it was written."""
         return self.report.with_suffix(".previous.json")
 
     def save_partial(self, report: BootReport) -> None:

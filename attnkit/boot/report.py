@@ -22,7 +22,7 @@ from attnkit.spec import AttentionSpec, Dtype, Feature, KvCacheDtype, Op, Phase
 
 SCHEMA_VERSION: Literal[1] = 1
 BootVerdict: TypeAlias = Outcome | Literal["planted"]
-"""The boot's verdict: an outcome of the self-test, or "planted" where the device's answer was planted and no kernel ran."""
+"""The boot's verdict: an outcome of the self-test, or "planted" where the device was simulated and no kernel ran."""
 State = Literal["starting", "selftest", "engine-starting", "ready", "failed"]
 
 
@@ -31,7 +31,7 @@ class _Model(BaseModel):
 
 
 class SpecReport(_Model):
-    """One need: an `attnkit.spec.AttentionSpec`, sets as sorted lists."""
+    """One requirement: an `attnkit.spec.AttentionSpec`, sets as sorted lists."""
 
     op: Op
     dtype: Dtype
@@ -45,7 +45,7 @@ class SpecReport(_Model):
     features: list[Feature]
 
     @classmethod
-    def of(cls, spec: AttentionSpec) -> SpecReport:
+    def from_spec(cls, spec: AttentionSpec) -> SpecReport:
         """The report's form of `spec`."""
         return cls.model_validate(to_plain(spec))
 
@@ -72,7 +72,7 @@ class DecisionReport(_Model):
     warnings: list[str] = []
 
     @classmethod
-    def of(cls, decision: Decision, installed_source: str) -> DecisionReport:
+    def from_decision(cls, decision: Decision, installed_source: str) -> DecisionReport:
         """The report's form of `decision`."""
         return cls(
             device=decision.device,
@@ -98,14 +98,14 @@ class Fallback(_Model):
 
 
 class KernelCounts(_Model):
-    """How many kernels came from the image's bake, and how many the self-test had to compile. null where unknown."""
+    """How many kernels were precompiled in the image, and how many the self-test had to compile. null where unknown."""
 
     baked: int | None = None
     jit_compiles: int | None = None
 
 
 class Completion(_Model):
-    """The one completion asked of the engine before it counts as ready."""
+    """The one completion requested from the engine before it counts as ready."""
 
     prompt_tokens: int | None
     completion_tokens: int | None
@@ -114,7 +114,7 @@ class Completion(_Model):
 
 
 class EngineReport(_Model):
-    """The engine under supervision."""
+    """The supervised engine."""
 
     command: list[str] = Field(description="As it was given.")
     argv: list[str] = Field(description="As it was started.")
@@ -123,7 +123,7 @@ class EngineReport(_Model):
     version: str | None = None
     backend_flag: list[str] = Field(default=[], description="The arguments or NAME=VALUE that carry the backend's choice.")
     own_backend: str | None = Field(
-        default=None, description="The engine's own attention backend where it cannot be told to use the proven one."
+        default=None, description="The engine's own attention backend where it cannot be told to use the validated one."
     )
     running_backend: str | None = Field(
         default=None, description="The attention backend that the engine's own log names; null where it was not checked."
@@ -167,9 +167,9 @@ class BootReport(_Model):
     kernels: KernelCounts = KernelCounts()
     engine: EngineReport | None = None
     boot_seconds: BootSeconds = BootSeconds()
-    planted_fault: str | None = Field(default=None, description="A fault planted on purpose through the debug switch.")
+    planted_fault: str | None = Field(default=None, description="A fault injected through the debug switch.")
     planted_answer: str | None = Field(
-        default=None, description="What the device was made to answer through the debug switch; no kernel ran."
+        default=None, description="The simulated device's behavior, set through the debug switch; no kernel ran."
     )
     error: str | None = Field(default=None, description="Why the boot ended, where it did.")
     exit_code: int | None = Field(default=None, description="null while the boot is not over and while the engine serves.")
@@ -202,15 +202,21 @@ def load_report(path: Path) -> BootReport:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UsageError(f"cannot read report {path}: {reason}") from None
+        raise UsageError(f"cannot read report {path}: {reason}. `attnkit boot` writes it where --report says") from None
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
         raise UsageError(f"{path}:{error.lineno}: not JSON: {error.msg} (column {error.colno})") from None
     if not isinstance(data, dict) or "schema_version" not in data or "attnkit_version" not in data:
-        raise UsageError(f"{path}: not an attnkit boot report: it has no schema_version and attnkit_version at its top")
+        raise UsageError(
+            f"{path}: not an attnkit boot report: it has no schema_version and attnkit_version. "
+            "`attnkit boot` writes one where --report says"
+        )
     if data["schema_version"] != SCHEMA_VERSION:
-        raise UsageError(f"{path}: schema_version is {data['schema_version']!r}; this attnkit reads {SCHEMA_VERSION}")
+        version = data["schema_version"]
+        raise UsageError(
+            f"{path}: schema_version is {version!r}; this attnkit reads {SCHEMA_VERSION}: use the one that wrote it"
+        )
     try:
         return BootReport.model_validate(data)
     except ValidationError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +20,9 @@ from typing import Any, NoReturn
 
 from attnkit import __version__
 from attnkit.boot.candidates import Candidate, candidates
+from attnkit.boot.event_lines import event_text
 from attnkit.boot.events import Events
-from attnkit.boot.image import require_device
+from attnkit.boot.image_guard import require_device
 from attnkit.boot.outputs import Outputs
 from attnkit.boot.report import BootReport, BootVerdict, DecisionReport, Fallback, KernelCounts, NeedReport, SpecReport
 from attnkit.boot.serving import EngineSettings, Serving
@@ -57,17 +59,17 @@ _SERVES: tuple[BootVerdict, ...] = ("pass", "planted")
 
 @dataclass(frozen=True)
 class BootOptions:
-    """What `attnkit boot` was asked.
+    """What `attnkit boot` was asked for.
 
     Args:
-        command: the engine's command line; empty: prove and report only.
+        command: the engine's command line; empty: validate and report only.
         report, ready, metrics: the files to write.
-        node, workload, backend, model, level, fault, planted_answer: as on the command line; None where not given.
-        root: another / to read sys and proc from.
+        node, workload, backend, model, level, fault, simulated_device: as on the command line; None where not given.
+        root: alternative root for /sys and /proc.
         health_url, health_timeout: see `EngineSettings`.
-        selftest_timeout: seconds one candidate's self-test may take.
-        engine_check: prove the engine's own implementation and hold its log against it; False for an engine whose interface
-            is not known yet: then attnkit's implementation is proven, and the report says that the engine's is not.
+        selftest_timeout: seconds allowed for each candidate's self-test.
+        engine_check: validate the engine's own implementation and check its log; False for an engine whose interface is not
+            known yet: then attnkit's implementation is validated, and the report says that the engine's is not.
     """
 
     report: Path
@@ -80,7 +82,7 @@ class BootOptions:
     model: str | None = None
     level: str | None = None
     fault: str | None = None
-    planted_answer: str | None = None
+    simulated_device: str | None = None
     root: Path = Path("/")
     health_url: str | None = None
     health_timeout: float = 600.0
@@ -102,7 +104,9 @@ def boot(options: BootOptions, events: Events | None = None) -> int:
     Raises:
         AttnkitError: wrong usage (exit code 2), or no usable backend (3). Report and readiness file say the same.
     """
-    return _Boot(options, events or Events()).run()
+    if events is None:
+        events = Events(render=event_text if sys.stdout.isatty() else None)
+    return _Boot(options, events).run()
 
 
 class _Boot:
@@ -119,12 +123,12 @@ class _Boot:
     def run(self) -> int:
         with _signals_stop():
             try:
-                proven, plan = self._until_proven()
-                if proven is None:
+                validated, plan = self._until_validated()
+                if validated is None:
                     return _EXIT_BY_VERDICT[self._report.verdict]
                 if self.options.command:
-                    return self._serve(plan, proven)
-                self.outputs.gone()
+                    return self._serve(plan, validated)
+                self.outputs.remove_ready_file()
                 return _EXIT_BY_VERDICT[self._report.verdict]
             except AttnkitError as error:
                 self._failed(str(error), error.exit_code)
@@ -139,12 +143,12 @@ class _Boot:
             raise RuntimeError("no report before detection")
         return self.report
 
-    def _until_proven(self) -> tuple[Candidate | None, Plan]:
+    def _until_validated(self) -> tuple[Candidate | None, Plan]:
         options = self.options
         if options.fault is not None:
             self.events.bind(planted_fault=options.fault)
-        if options.planted_answer is not None:
-            self.events.bind(planted_answer=options.planted_answer)
+        if options.simulated_device is not None:
+            self.events.bind(planted_answer=options.simulated_device)
         try:
             self.outputs.begin()
         except UsageError as error:
@@ -152,22 +156,22 @@ class _Boot:
             raise
         level = check_level(options.level)
         _check_fault(options.fault)
-        _check_planted(options)
+        _check_simulated(options)
         self.events.emit("boot", attnkit_version=__version__, host=platform.node(), command=options.command)
         explicit = options.backend
         if self.vllm is not None:
             explicit = vllm_command.explicit_backend(options.backend, self.vllm, os.environ)
         where = self._detect()
         plan = self._select(where, explicit)
-        proven = self._prove(plan, level or plan.settings.level, explicit)
+        validated = self._validate(plan, level or plan.settings.level, explicit)
         self._conclude()
-        return proven, plan
+        return validated, plan
 
     def _detect(self) -> Place:
         with self._timed("detect"):
             where = place(root=self.options.root, node=self.options.node)
         if not where.here or where.detection is None:
-            raise UsageError(f"--node {self.options.node}: {where.why}; attnkit detect shows what is here")
+            raise UsageError(f"--node {self.options.node}: {where.why}; `attnkit detect` shows the devices of this machine")
         detection = where.detection
         self.report = BootReport(
             attnkit_version=__version__,
@@ -178,7 +182,7 @@ class _Boot:
             node_type_why=where.why,
             detection=detection,
             planted_fault=self.options.fault,
-            planted_answer=self.options.planted_answer,
+            planted_answer=self.options.simulated_device,
         )
         self.report.boot_seconds.detect = self.seconds["detect"]
         self.outputs.save_partial(self.report)
@@ -192,7 +196,7 @@ class _Boot:
             probe_errors={p.probe: p.error for p in detection.probes if p.error},
             seconds=self.seconds["detect"],
         )
-        if self.options.planted_answer is None:
+        if self.options.simulated_device is None:
             require_device(detection, os.environ)
         return where
 
@@ -210,12 +214,14 @@ class _Boot:
                 model=model,
                 workload=options.workload,
                 explicit=explicit,
-                assume_installed=options.planted_answer is not None,
+                assume_installed=options.simulated_device is not None,
                 overrides=overrides,
             )
         need = plan.need
-        report.need = NeedReport(source=need.source, specs=[SpecReport.of(spec) for spec in need.specs], notes=list(need.notes))
-        report.decision = DecisionReport.of(plan.decision, plan.installed_source)
+        report.need = NeedReport(
+            source=need.source, specs=[SpecReport.from_spec(spec) for spec in need.specs], notes=list(need.notes)
+        )
+        report.decision = DecisionReport.from_decision(plan.decision, plan.installed_source)
         report.boot_seconds.select = self.seconds["select"]
         self.outputs.save_partial(report)
         self.events.emit(
@@ -236,16 +242,16 @@ class _Boot:
             raise NoBackendError(no_backend_text(plan.decision.rejected, where.device.name, explicit))
         return plan
 
-    def _prove(self, plan: Plan, level: Level, explicit: str | None) -> Candidate | None:
+    def _validate(self, plan: Plan, level: Level, explicit: str | None) -> Candidate | None:
         """Test candidates in order until one passes."""
         report = self._report
         candidates = self._candidates(plan, explicit)
-        self.outputs.state("selftest")
+        self.outputs.write_ready_file("selftest")
         with self._timed("selftest"):
             for position, candidate in enumerate(candidates):
                 verdicts = self._test(candidate, plan, level)
                 report.selftest.extend(verdicts)
-                report.verdict = self._comes_to(verdicts)
+                report.verdict = self._verdict(verdicts)
                 if report.verdict in _SERVES:
                     report.backend, report.provider = candidate.serves, candidate.by
                     report.boot_seconds.selftest = self._since("selftest")
@@ -255,20 +261,20 @@ class _Boot:
                 self.outputs.save_partial(report)
                 if following is None:
                     break
-        report.verdict = self._comes_to(report.selftest)
+        report.verdict = self._verdict(report.selftest)
         report.boot_seconds.selftest = self.seconds["selftest"]
         return None
 
-    def _comes_to(self, verdicts: list[Verdict] | tuple[Verdict, ...]) -> BootVerdict:
-        """What the verdicts come to; a planted answer that is right is never a pass."""
-        if self.options.planted_answer is not None and all(verdict.outcome == "skipped" for verdict in verdicts):
+    def _verdict(self, verdicts: list[Verdict] | tuple[Verdict, ...]) -> BootVerdict:
+        """The roll-up of several verdicts; a simulated device that is right is never a pass."""
+        if self.options.simulated_device is not None and all(verdict.outcome == "skipped" for verdict in verdicts):
             return "planted"
         return roll_up(verdict.outcome for verdict in verdicts)
 
     def _candidates(self, plan: Plan, explicit: str | None) -> tuple[Candidate, ...]:
-        """What is tested; what the engine cannot be told to use is a step in the report."""
+        """What is tested; a backend that the engine cannot be told to use is a fallback step in the report."""
         environment = {**plan.settings.engine_env, **os.environ}
-        asked = self.options.engine_check and self.options.planted_answer is None  # a planted answer is of a backend of ours
+        asked = self.options.engine_check and self.options.simulated_device is None  # what is simulated is a backend of ours
         found = candidates(plan, self.vllm, environment, engine_check=asked)
         names = [accepted.backend for accepted in plan.decision.accepted]
         for backend, reason in found.refused:
@@ -284,7 +290,7 @@ class _Boot:
             specs=plan.need.specs,
             level=level,
             fault=self.options.fault,
-            planted_answer=self.options.planted_answer,
+            planted_answer=self.options.simulated_device,
         )
 
         def on_case(case: CaseResult) -> None:
@@ -335,16 +341,16 @@ class _Boot:
             warnings=report.decision.warnings if report.decision else [],
         )
         if not serves:
-            self.outputs.state("failed", report.verdict, None)
+            self.outputs.write_ready_file("failed", report.verdict, None)
             self.events.emit("error", message=report.error)
 
-    def _serve(self, plan: Plan, proven: Candidate) -> int:
+    def _serve(self, plan: Plan, validated: Candidate) -> int:
         settings = EngineSettings(self.options.command, self.options.health_url, self.options.health_timeout)
         serving = Serving(settings, self._report, self.outputs, self.events, self.started)
-        return serving.run(plan.place.device, plan.settings, proven)
+        return serving.run(plan.place.device, plan.settings, validated)
 
     def _failed(self, message: str, code: int) -> None:
-        """Put an end that is no verdict where people look for it; an output that cannot be written is not tried again."""
+        """Report an end that is no verdict; an output that cannot be written is not tried again."""
         if not self.outputs.begun:
             return
         self.events.emit("error", message=message)
@@ -352,7 +358,9 @@ class _Boot:
             self.report.error, self.report.exit_code = message, code
             self.report.boot_seconds.total = self._since_start()
             self.outputs.save(self.report)
-        self.outputs.state("failed", self.report.verdict if self.report else None, self.report.backend if self.report else None)
+        self.outputs.write_ready_file(
+            "failed", self.report.verdict if self.report else None, self.report.backend if self.report else None
+        )
 
     @contextmanager
     def _timed(self, step: str) -> Iterator[None]:
@@ -384,12 +392,14 @@ def _check_fault(fault: str | None) -> None:
         raise unknown_name("fault", fault, FAULTS)
 
 
-def _check_planted(options: BootOptions) -> None:
-    if options.planted_answer is None:
+def _check_simulated(options: BootOptions) -> None:
+    if options.simulated_device is None:
         return
-    simulated.parse(options.planted_answer)
+    simulated.parse(options.simulated_device)
     if options.fault is not None:
-        raise UsageError("a fault and a device's answer cannot both be planted; give --fault or --planted-answer")
+        raise UsageError(
+            "a fault cannot be injected into a simulated device, which runs no kernel: give --fault or --simulated-device"
+        )
 
 
 def _fields(case: CaseResult) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The engine's life under boot: started, watched until it answers, waited for, its end explained."""
+"""The engine under boot: started, watched until it answers, waited for, its end explained."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ class Serving:
         self._problem: str | None = None
         self._ready = False
 
-    def run(self, device: Device, settings: Settings, proven: Candidate) -> int:
-        """Start the engine on what was proven, wait for its end and return what boot exits with."""
+    def run(self, device: Device, settings: Settings, validated: Candidate) -> int:
+        """Start the engine on the validated backend, wait for its end and return what boot exits with."""
         environment = dict(os.environ)
-        engine = self._prepare(device, settings, proven, environment)
+        engine = self._prepare(device, settings, validated, environment)
         self._report.engine = engine
-        self._expected = proven.expected
-        supervisor = Supervisor(engine.argv, environment, keep=vllm_log.matters if proven.expected else None)
+        self._expected = validated.expected
+        supervisor = Supervisor(engine.argv, environment, keep=vllm_log.matters if validated.expected else None)
         self._events.emit(
             "engine.start",
             argv=engine.argv,
@@ -75,7 +75,7 @@ class Serving:
             notes=engine.notes,
             health_url=engine.health_url,
         )
-        self._outputs.state("engine-starting", self._report.verdict, self._report.backend)
+        self._outputs.write_ready_file("engine-starting", self._report.verdict, self._report.backend)
         self._outputs.save(self._report)
         started = time.monotonic()
         supervisor.start()
@@ -85,7 +85,7 @@ class Serving:
         watch.join(timeout=STOP_SECONDS)
         return self._ended(supervisor, engine, code, time.monotonic() - started)
 
-    def _prepare(self, device: Device, settings: Settings, proven: Candidate, environment: dict[str, str]) -> EngineReport:
+    def _prepare(self, device: Device, settings: Settings, validated: Candidate, environment: dict[str, str]) -> EngineReport:
         command = self._settings.command
         if self._vllm is None:
             return EngineReport(
@@ -93,11 +93,11 @@ class Serving:
                 argv=list(command),
                 env={},
                 health_url=self._settings.health_url,
-                notes=[f"not a command that attnkit knows: it is started as given, {self._report.backend} is not handed over"],
+                notes=[f"not a command that attnkit knows: started as given, without being told to use {self._report.backend}"],
             )
         launch = vllm_command.prepare(
             self._vllm,
-            backend=proven.backend,
+            backend=validated.backend,
             device=device,
             args=settings.engine_args,
             env=settings.engine_env,
@@ -114,7 +114,7 @@ class Serving:
             name="vllm",
             version=launch.version,
             backend_flag=list(launch.backend_flag),
-            own_backend=None if proven.serves == launch.own_backend else launch.own_backend,
+            own_backend=None if validated.serves == launch.own_backend else launch.own_backend,
             notes=list(launch.notes),
             health_url=self._settings.health_url or self._vllm.health_url,
         )
@@ -129,7 +129,7 @@ class Serving:
             self._report.boot_seconds.engine = round(now - started, 3)
             self._report.boot_seconds.total = round(now - self._boot_started, 3)
             self._outputs.save(self._report, ready=True)
-            self._outputs.state("ready", self._report.verdict, self._report.backend)
+            self._outputs.write_ready_file("ready", self._report.verdict, self._report.backend)
             self._ready = True
             self._events.emit(
                 "ready",
@@ -161,7 +161,7 @@ class Serving:
         except NoSuchApiError as error:
             if self._vllm is not None:
                 raise
-            return f"healthy; no completion was asked: {error}"
+            return f"healthy; no completion was requested: {error}"
         speed = answer.tokens_per_s
         engine.completion = Completion(
             prompt_tokens=answer.prompt_tokens,
@@ -171,19 +171,19 @@ class Serving:
         )
         self._events.emit("engine.completion", model=answer.model, **engine.completion.model_dump())
         running = self._check_backend(supervisor, engine)
-        return f"healthy, one completion came back, {running}"
+        return f"healthy, one completion returned, {running}"
 
     def _check_backend(self, supervisor: Supervisor, engine: EngineReport) -> str:
-        """Hold the engine's own log against what was proven.
+        """Check the engine's log against the validated backend.
 
         Returns:
             What was found, in words.
 
         Raises:
-            AttnkitError: it runs another backend: what serves is not what was proven.
+            AttnkitError: it runs another backend than the validated one.
         """
         if self._expected is None or engine.version is None:
-            unchecked = "which backend the engine runs is not checked"
+            unchecked = "the backend that the engine runs was not checked"
             engine.notes.append(unchecked)
             return unchecked
         running = vllm_log.read_log(supervisor.kept, engine.version)
@@ -196,7 +196,7 @@ class Serving:
             return f"and its log says {running.backend}"
         if running.backend is not None:
             raise AttnkitError(problem)
-        engine.notes.append(problem)  # a log that says nothing is no proof of another backend
+        engine.notes.append(problem)  # a log that says nothing does not mean another backend
         return problem
 
     def _ended(self, supervisor: Supervisor, engine: EngineReport, code: int, seconds: float) -> int:
@@ -220,9 +220,9 @@ class Serving:
             last_output=engine.last_output,
         )
         if failed:
-            self._outputs.state("failed", self._report.verdict, self._report.backend)
+            self._outputs.write_ready_file("failed", self._report.verdict, self._report.backend)
         else:
-            self._outputs.gone()
+            self._outputs.remove_ready_file()
         self._outputs.save(self._report)
         return result
 

@@ -14,17 +14,17 @@ import typer
 
 from attnkit import __version__
 from attnkit.cli import bench, boot, inspect, kernels, report, selftest
-from attnkit.cli.group import Group
+from attnkit.cli.group import Command, Group, current_name
 
 main = typer.Typer(
     name="attnkit",
     cls=Group,
-    help="The right attention backend on every accelerator, proven at boot on the very card.",
+    help="Select and validate LLM attention backends on heterogeneous accelerators.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": current_name},
 )
 
 
@@ -36,7 +36,9 @@ def _version(wanted: bool) -> None:
 
 @main.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     pass
 
@@ -53,8 +55,10 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     report.tiny_model,
 )
 for _command in COMMANDS:
-    # what follows boot's first word that is no option belongs to the engine's command
-    main.command(_command.__name__.replace("_", "-"), context_settings={"allow_interspersed_args": _command is not boot.boot})(
-        _command
-    )
+    main.command(
+        _command.__name__.replace("_", "-"),
+        cls=Command,
+        # what follows boot's first word that is no option belongs to the engine's command
+        context_settings={"allow_interspersed_args": _command is not boot.boot},
+    )(_command)
 main.add_typer(kernels.kernels, name="kernels")

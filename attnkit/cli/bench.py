@@ -8,43 +8,53 @@ from typing import Annotated
 
 import typer
 
-from attnkit.errors import require_packages, unknown_name
+from attnkit.bench import GROUPS
+from attnkit.cli.choices import check_choice
+from attnkit.errors import UsageError, require_packages
 
 
 def bench(
     group: Annotated[
         list[str] | None,
-        typer.Argument(help="decode, prefill, paged, mixed, mla, fp8, tree, dual_chunk, differential, all (default); or cpu."),
+        typer.Argument(help="Groups of workloads to run (default: all); cpu: our C++ kernels."),
     ] = None,
-    peers: Annotated[bool, typer.Option("--peers", help="Beside ours, every peer that is installed.")] = False,
-    out: Annotated[Path, typer.Option("--out", help="Directory for peers.json and roofline.png, or cpu.json.")] = Path(),
-    only: Annotated[str, typer.Option("--only", help="Only workloads with this in their name.")] = "",
+    peers: Annotated[bool, typer.Option("--peers", help="Compare with every installed peer.")] = False,
+    out: Annotated[Path, typer.Option("--out", help="Output directory for peers.json and roofline.png, or cpu.json.")] = Path(),
+    only: Annotated[str, typer.Option("--only", help="Run only workloads whose name contains this.")] = "",
     implementation: Annotated[
-        list[str] | None, typer.Option("--implementation", help="Only implementations with this in their name; repeatable.")
+        list[str] | None,
+        typer.Option("--implementation", help="Run only implementations whose name contains this; repeatable."),
     ] = None,
     without: Annotated[
-        list[str] | None, typer.Option("--without", help="No implementation with this in its name; repeatable.")
+        list[str] | None, typer.Option("--without", help="Skip implementations whose name contains this; repeatable.")
     ] = None,
     limit_seconds: Annotated[
-        float | None, typer.Option("--limit-seconds", help="Begin no new workload after this many seconds.", min=1)
+        float | None, typer.Option("--limit-seconds", help="Start no new workload after this many seconds.", min=1)
     ] = None,
     rank: Annotated[
-        int | None, typer.Option("--rank", help="Only workloads up to this rank (0: one of everything).", min=0)
+        int | None, typer.Option("--rank", help="Run only workloads up to this rank (0: one of each kind).", min=0)
     ] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="bfloat16 or float16.")] = "bfloat16",
+    dtype: Annotated[str, typer.Option("--dtype", help="Data type of the inputs.")] = "bfloat16",
     submit: Annotated[
-        Path | None, typer.Option("--submit", help="Everything worth sending back, as one file; four minutes on a Turing card.")
+        Path | None, typer.Option("--submit", help="Write a submission report to this file (4 min on a Turing GPU).")
     ] = None,
 ) -> None:
-    """Our kernels on this GPU, with --peers beside every other implementation that is installed: the card's ceilings first,
-    then each workload, every answer checked before it is timed. `cpu`: our C++ kernels beside vLLM's CPU_ATTN.
+    """Benchmark attention kernels, optionally against peers.
+
+    The GPU's limits are measured first, then each workload; every result is checked before it is timed. cpu compares our C++
+    kernels with vLLM's CPU_ATTN.
     """
+    for name in group or ():
+        check_choice("group", name)
+    check_choice("dtype", dtype)
     if group == ["cpu"]:
         require_packages("attnkit bench cpu", "torch", "vllm")
         from attnkit.bench import cpu
 
         cpu.main(out)
         return
+    if group and "cpu" in group:
+        raise UsageError("cpu is a benchmark of its own and takes no other group beside it: run `attnkit bench cpu`")
     require_packages("attnkit bench", "torch", "triton")
     if submit is not None:
         from attnkit.bench.submission import write
@@ -52,19 +62,12 @@ def bench(
         write(submit)
         return
     from attnkit.bench import run as benchmark
-    from attnkit.bench.work import GROUPS
 
-    groups = [name for name in group or ["all"] if name != "all"]
-    for name in groups:
-        if name not in GROUPS:
-            raise unknown_name("benchmark", name, (*GROUPS, "all", "cpu"))
-    if dtype not in ("bfloat16", "float16"):
-        raise unknown_name("dtype", dtype, ("bfloat16", "float16"))
     benchmark.require_gpu()
     benchmark.main(
         benchmark.Options(
             out=out,
-            groups=groups or GROUPS,
+            groups=GROUPS if not group or "all" in group else group,
             peers=peers,
             only=only,
             implementations=implementation or (),

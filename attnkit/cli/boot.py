@@ -7,41 +7,50 @@ from typing import Annotated
 
 import typer
 
-from attnkit.cli.options import Explicit, Fault, LevelOption, Model, Node, Planted, Root, Workload
+from attnkit.cli.options import Explicit, Fault, LevelOption, Model, Node, Root, SimulatedDevice, Workload
 
 
 def boot(
-    command: Annotated[list[str] | None, typer.Argument(help="The engine's command, after --.", show_default=False)] = None,
+    command: Annotated[
+        list[str] | None, typer.Argument(help="Command that starts the engine, after --.", show_default=False)
+    ] = None,
     node: Node = None,
     report: Annotated[
         Path | None,
-        typer.Option("--report", envvar="ATTNKIT_REPORT", help="The boot report; default: /run/attnkit/report.json."),
+        typer.Option("--report", envvar="ATTNKIT_REPORT", help="Boot report file; default: /run/attnkit/report.json."),
     ] = None,
     ready: Annotated[
         Path | None,
-        typer.Option("--ready", envvar="ATTNKIT_READY", help="The readiness file; default: /run/attnkit/ready.json."),
+        typer.Option("--ready", envvar="ATTNKIT_READY", help="Readiness file; default: /run/attnkit/ready.json."),
     ] = None,
     metrics: Annotated[
-        Path | None, typer.Option("--metrics", envvar="ATTNKIT_METRICS", help="Prometheus text; default: beside the report.")
+        Path | None,
+        typer.Option("--metrics", envvar="ATTNKIT_METRICS", help="Prometheus metrics file; default: beside the report."),
     ] = None,
     workload: Workload = None,
     backend: Explicit = None,
     model: Model = None,
     level: LevelOption = None,
     fault: Fault = None,
-    planted_answer: Planted = None,
+    simulated_device: SimulatedDevice = None,
     root: Root = Path("/"),
     health_url: Annotated[
         str | None,
-        typer.Option("--health-url", envvar="ATTNKIT_HEALTH_URL", help="The engine's health endpoint; known for vllm serve."),
+        typer.Option("--health-url", envvar="ATTNKIT_HEALTH_URL", help="Engine's health endpoint; default: vllm serve's."),
     ] = None,
     health_timeout: Annotated[
-        float, typer.Option("--health-timeout", envvar="ATTNKIT_HEALTH_TIMEOUT", help="Seconds the engine may take.")
+        float,
+        typer.Option(
+            "--health-timeout", envvar="ATTNKIT_HEALTH_TIMEOUT", help="Seconds to wait for the engine to become healthy."
+        ),
     ] = 600.0,
     selftest_timeout: Annotated[
         float,
         typer.Option(
-            "--selftest-timeout", envvar="ATTNKIT_SELFTEST_TIMEOUT", min=1.0, help="Seconds one candidate's self-test may take."
+            "--selftest-timeout",
+            envvar="ATTNKIT_SELFTEST_TIMEOUT",
+            min=1.0,
+            help="Seconds allowed for each backend's self-test.",
         ),
     ] = 900.0,
     engine_check: Annotated[
@@ -49,11 +58,12 @@ def boot(
         typer.Option(
             "--engine-check/--no-engine-check",
             envvar="ATTNKIT_ENGINE_CHECK",
-            help="Prove vLLM's own implementation and hold its log against it; off only for a vLLM too new to be driven.",
+            help="Validate vLLM's own implementation and check its log; disable only for a vLLM version the validator does not "
+            "support.",
         ),
     ] = True,
 ) -> None:
-    """Detect, select, prove, report, then start and watch the engine: the images' entrypoint."""
+    """Validate a backend, then start and supervise the engine."""
     from attnkit.boot.outputs import default_directory
     from attnkit.boot.run import BootOptions
     from attnkit.boot.run import boot as run_boot
@@ -70,7 +80,7 @@ def boot(
         model=model,
         level=level,
         fault=fault,
-        planted_answer=planted_answer,
+        simulated_device=simulated_device,
         root=root,
         health_url=health_url,
         health_timeout=health_timeout,

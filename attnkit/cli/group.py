@@ -1,14 +1,19 @@
-"""A command group whose deliberate errors become a message and an exit code."""
+"""Commands whose help lists the allowed values, whose old option names still work, and whose errors are exit codes."""
 
 from __future__ import annotations
 
 import sys
+import textwrap
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
+from attnkit.cli.choices import CHOICES
 from attnkit.errors import EXIT_OK, AttnkitError
+
+SHORT_LIST = 48
+"""Longer lists of choices do not fit beside an option at 80 columns; they get a section of their own."""
 
 
 class Group(TyperGroup):
@@ -24,3 +29,39 @@ class Group(TyperGroup):
         except BrokenPipeError:
             sys.stderr.close()  # the reader of our stdout left (`| head`); nothing more can be said there
             ctx.exit(EXIT_OK)
+
+
+class Command(TyperCommand):
+    """Shows in its help what an option may be: `[quick|standard|extended]`, or a section where the list is long."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Arguments and options, then the long lists."""
+        sections: dict[str, tuple[str, ...]] = {}
+        for parameter in self.params:
+            if parameter.name not in CHOICES:
+                continue
+            what, names = CHOICES[parameter.name]
+            known = tuple(names())
+            if len("|".join(known)) <= SHORT_LIST:
+                parameter.metavar = f"[{'|'.join(known)}]"
+            else:
+                sections[f"{what.capitalize()}s"] = known
+        super().format_options(ctx, formatter)
+        for title, known in sections.items():
+            with formatter.section(title):
+                for line in textwrap.wrap(", ".join(known), formatter.width - 2, break_on_hyphens=False):
+                    formatter.write(f"  {line}\n")
+
+
+RENAMED = {"prove": "inject-faults", "planted-answer": "simulated-device"}
+"""Old option names that scripts may use, and the names they have now; the old ones are in no help text."""
+_said: set[str] = set()
+
+
+def current_name(name: str) -> str:
+    """The present name of an option, without dashes; an old name is taken, and the new one told once on stderr."""
+    new = RENAMED.get(name, name)
+    if new != name and name not in _said:
+        _said.add(name)
+        typer.echo(f"note: --{name} is now --{new}; the old name still works", err=True)
+    return new

@@ -12,20 +12,28 @@ from attnkit.errors import EXIT_CHECK_FAILED, EXIT_NO_BACKEND
 
 
 def detect(root: Root = Path("/"), json: Json = False) -> None:
-    """Devices in this box, and the node type they make it."""
+    """Show detected devices and the matching node type."""
     from attnkit.select.node import inspect_box
 
     box = inspect_box(root)
+    files = _profile_files(box.match.node)
     if json:
-        print_json(box.as_dict())
+        print_json(box.as_dict() | {"profile_files": files})
     else:
         from attnkit.cli import tables
 
-        tables.show_box(box)
+        tables.show_box(box, files)
+
+
+def _profile_files(node: str | None, workload: str | None = None) -> list[Path]:
+    """Where the profiles were read from: built-in ones can be replaced."""
+    from attnkit.profiles import node_file, workload_file
+
+    return [*([node_file(node)] if node else []), *([workload_file(workload)] if workload else [])]
 
 
 def backends(root: Root = Path("/"), json: Json = False) -> None:
-    """Every backend: aliases, providers with versions, usable here or why not, evidence."""
+    """List backends, their providers and levels of evidence."""
     from attnkit.select.catalog import catalog
 
     rows = catalog(root)
@@ -39,39 +47,42 @@ def backends(root: Root = Path("/"), json: Json = False) -> None:
 
 def select(
     node: Node = None,
-    device: Annotated[str | None, typer.Option("--device", help="Another architecture: sm_75, gfx942, xe-hpg …")] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="Select for this architecture instead: sm_75, gfx942 …")
+    ] = None,
     model: Model = None,
     workload: Workload = None,
     backend: Explicit = None,
     root: Root = Path("/"),
     assume_installed: Annotated[
-        bool, typer.Option("--assume-installed", help="Treat every library that the platform's image bakes as installed.")
+        bool, typer.Option("--assume-installed", help="Treat every library in the platform's image as installed.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Which backend, in which order, and every reason against the others."""
+    """Show which backend is selected, and why the others are not."""
     from attnkit.select.node import place
     from attnkit.select.plan import make_plan
 
     where = place(root=root, node=node, arch=device)
     plan = make_plan(where, model=model, workload=workload, explicit=backend, assume_installed=assume_installed)
+    files = _profile_files(where.profile.name if where.profile else None, workload)
     if json:
-        print_json(plan.as_dict())
+        print_json(plan.as_dict() | {"profile_files": files})
     else:
         from attnkit.cli import tables
 
-        tables.show_plan(plan)
+        tables.show_plan(plan, files)
     if plan.decision.chosen is None:
         raise typer.Exit(EXIT_NO_BACKEND)
 
 
 def resolve(
-    name: Annotated[str, typer.Argument(help="A backend's name, in any spelling.")],
-    vllm: Annotated[str, typer.Option("--vllm", help="The vLLM version, e.g. 0.33.0.")],
-    platform: Annotated[str, typer.Option("--platform", help="cuda, rocm, xpu, tpu or cpu.")] = "cuda",
+    name: Annotated[str, typer.Argument(help="Backend name, in any spelling.")],
+    vllm: Annotated[str, typer.Option("--vllm", help="vLLM version, e.g. 0.33.0.")],
+    platform: Annotated[str, typer.Option("--platform", help="vLLM platform.")] = "cuda",
     json: Json = False,
 ) -> None:
-    """The flag or variable that this vLLM version wants, or why it has none and what replaced it."""
+    """Show the vLLM flag or variable that selects a backend."""
     from attnkit.engines.vllm.names import resolve as resolve_name
 
     found = resolve_name(name, vllm, platform)

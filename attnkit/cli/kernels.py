@@ -11,7 +11,9 @@ from attnkit.cli.group import Group
 from attnkit.cli.options import Json, print_json
 from attnkit.errors import UsageError, require_packages
 
-kernels = typer.Typer(cls=Group, help="Kernels compiled ahead of time.", no_args_is_help=True, rich_markup_mode=None)
+kernels = typer.Typer(
+    cls=Group, help="Build, list and verify precompiled (AOT) kernels.", no_args_is_help=True, rich_markup_mode=None
+)
 
 Targets = Annotated[
     str | None, typer.Option("--target", help="Architectures, with commas between: sm_75,sm_80,gfx942.", show_default=False)
@@ -34,7 +36,7 @@ def _targets(text: str | None) -> list[str]:
 
 @kernels.command("list")
 def list_kernels(target: Targets = None, json: Json = False) -> None:
-    """The kernels that a target needs."""
+    """List the kernels that a target needs."""
     from attnkit.kernels.aot.manifest import Variant
     from attnkit.kernels.cpu import build as cpu
 
@@ -64,7 +66,10 @@ def build_kernels(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Compile kernels for targets that need not be here; `cpu`: our C++ kernels, with the C++ compiler found here."""
+    """Compile kernels for targets that need not be present.
+
+    Target cpu: the C++ kernels, with this machine's C++ compiler.
+    """
     from attnkit.kernels.cpu import build as cpu
 
     targets = _targets(target)
@@ -99,7 +104,10 @@ def build_kernels(
 
 @kernels.command("verify")
 def verify_kernels(directory: Bake, target: Targets = None, json: Json = False) -> None:
-    """Check that compiled kernels are whole and cover their targets; without --target, those that the directory names."""
+    """Verify precompiled kernels against their manifest.
+
+    Without --target: for the targets that the directory names.
+    """
     from attnkit.kernels.cpu import build as cpu
     from attnkit.kernels.pallas import ahead
 

@@ -7,32 +7,30 @@ from typing import Annotated, Any
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-Root = Annotated[Path, typer.Option("--root", envvar="ATTNKIT_ROOT", help="Another / to read sys and proc from.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Root = Annotated[Path, typer.Option("--root", envvar="ATTNKIT_ROOT", help="Alternative root for /sys and /proc.")]
 Node = Annotated[str | None, typer.Option("--node", envvar="ATTNKIT_NODE", help="Node type; default: detected.")]
-Workload = Annotated[str | None, typer.Option("--workload", envvar="ATTNKIT_WORKLOAD", help="Name of a workload profile.")]
+Workload = Annotated[str | None, typer.Option("--workload", envvar="ATTNKIT_WORKLOAD", help="Workload profile.")]
 Model = Annotated[
     str | None, typer.Option("--model", envvar="ATTNKIT_MODEL", help="A model's config.json or directory, or a preset.")
 ]
 Explicit = Annotated[
-    str | None, typer.Option("--backend", envvar="ATTNKIT_BACKEND", help="This backend or none; it never falls back.")
+    str | None,
+    typer.Option("--backend", envvar="ATTNKIT_BACKEND", help="Use exactly this backend; fail instead of falling back."),
 ]
 LevelOption = Annotated[
-    str | None, typer.Option("--level", envvar="ATTNKIT_LEVEL", help="quick, standard or extended; default: the profile's.")
+    str | None, typer.Option("--level", envvar="ATTNKIT_LEVEL", help="Self-test level; default: the profile's.")
 ]
 Fault = Annotated[
-    str | None,
-    typer.Option(
-        "--fault", envvar="ATTNKIT_FAULT", help="Debug switch: plant this fault in the self-test, to rehearse a failing node."
-    ),
+    str | None, typer.Option("--fault", envvar="ATTNKIT_FAULT", help="Debugging: inject this fault into the self-test.")
 ]
-Planted = Annotated[
+SimulatedDevice = Annotated[
     str | None,
     typer.Option(
-        "--planted-answer",
-        envvar="ATTNKIT_PLANTED_ANSWER",
-        help="Debug switch: run no kernel, take this for the device's answer (right, wrong, crash, hang; or wrong:BACKEND). "
-        "The verdict is then 'planted', never 'pass'.",
+        "--simulated-device",
+        envvar=["ATTNKIT_SIMULATED_DEVICE", "ATTNKIT_PLANTED_ANSWER"],
+        help="Debugging: run no kernel, simulate a device that is right, wrong, crash or hang (wrong:BACKEND: for that backend "
+        "only). The verdict is then 'planted', never 'pass'.",
     ),
 ]
 

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from attnkit.errors import UsageError
+from attnkit.jsonio import write_atomically
 
 
 def report(
-    file: Annotated[Path, typer.Argument(help="A boot report.")],
-    html: Annotated[Path | None, typer.Option("--html", help="Write one self-contained page here.")] = None,
+    file: Annotated[Path, typer.Argument(help="Boot report (JSON).")],
+    html: Annotated[Path | None, typer.Option("--html", help="Write a self-contained HTML page to this file.")] = None,
 ) -> None:
-    """Show a boot report, or make a page of it."""
+    """Show a boot report, or convert it to HTML."""
     from attnkit.boot.report import load_report
 
     loaded = load_report(file)
@@ -25,19 +25,16 @@ def report(
         return
     from attnkit.cli.report_page import render_html
 
-    try:
-        html.write_text(render_html(loaded), encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write {html}: {error.strerror}") from None
+    write_atomically(html, render_html(loaded))
     typer.echo(f"wrote {html}")
 
 
 def tiny_model(
-    directory: Annotated[Path, typer.Argument(help="Where to put it.")],
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the random weights.")] = 0,
+    directory: Annotated[Path, typer.Argument(help="Directory to create it in.")],
+    seed: Annotated[int, typer.Option("--seed", help="Seed for the random weights.")] = 0,
 ) -> None:
-    """Make a tiny Llama: random weights and a real tokenizer, trained on the spot."""
+    """Create a tiny Llama model with random weights, for tests."""
     from attnkit.engines.tiny_model import make_tiny_model
 
     made = make_tiny_model(directory, seed=seed)
-    typer.echo(f"{'made' if made else 'complete already:'} {directory}")
+    typer.echo(f"{'created' if made else 'already complete:'} {directory}")

@@ -11,23 +11,36 @@ from attnkit.cli.options import Fault, LevelOption, Model, Node, Root
 
 
 def selftest(
-    backend: Annotated[str, typer.Option("--backend", help="A name, or all; vllm:NAME is vLLM's own.")] = "all",
+    backend: Annotated[str, typer.Option("--backend", help="Backend name, or all; vllm:NAME tests vLLM's own.")] = "all",
     level: LevelOption = None,
-    prove: Annotated[bool, typer.Option("--prove", help="Plant every fault and show which case catches it.")] = False,
+    inject_faults: Annotated[
+        bool, typer.Option("--inject-faults", help="Inject each known fault and show which case detects it.")
+    ] = False,
     node: Node = None,
     model: Model = None,
     fault: Fault = None,
     root: Root = Path("/"),
-    json: Annotated[Path | None, typer.Option("--json", help="Write the verdicts to this file; - for stdout.")] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Write verdicts as JSON to this file; - for stdout.")] = None,
 ) -> None:
-    """Check backends on this very card against the float64 reference."""
+    """Validate backends against a float64 reference."""
     from attnkit.cli import tables
     from attnkit.isolation.check import CheckOptions, run_checks
+    from attnkit.jsonio import check_writable
+
+    if json is not None and str(json) != "-":
+        check_writable(json)  # before the minutes that the tests take
 
     raise typer.Exit(
         run_checks(
             CheckOptions(
-                backend=backend, level=level, prove=prove, node=node, model=model, fault=fault, root=root, json_file=json
+                backend=backend,
+                level=level,
+                prove=inject_faults,
+                node=node,
+                model=model,
+                fault=fault,
+                root=root,
+                json_file=json,
             ),
             tables.show_verdicts,
             tables.show_proofs,

@@ -1,8 +1,9 @@
-"""What people see in a terminal: tables and event lines that fit 80 columns. JSON is for programs."""
+"""Tables for the terminal that fit 80 columns. JSON is for programs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from attnkit.wording import COLOURS, MARKS, memory_text, number, short_reasons, 
 if TYPE_CHECKING:
     from attnkit.boot.report import BootReport
     from attnkit.engines.vllm.names import Resolution
+    from attnkit.hardware.device import Device
     from attnkit.select.catalog import BackendRow
     from attnkit.select.node import Box
     from attnkit.select.plan import Plan
@@ -36,23 +38,88 @@ def _table(*columns: str, **options: Any) -> Table:
     return table
 
 
-def show_box(box: Box) -> None:
-    """`attnkit detect`."""
+def show_box(box: Box, profile_files: Iterable[Path]) -> None:
+    """`attnkit detect`: equal devices in one line, and one line for each device that has something wrong."""
     out = console()
-    table = _table("device", "arch", "memory", "driver", "found by")
-    for device in box.detection.devices:
-        table.add_row(device.name, device.arch, memory_text(device.memory_bytes), device.driver or "", device.source)
-    out.print(table)
-    for device in box.detection.devices:
-        if device.features:
-            out.print(Text(f"{device.name}: {' '.join(device.features)}", style="dim"))
+    devices = box.detection.devices
+    for group in _equal_devices(devices):
+        first = group[0]
+        count = f"{len(group)} × " if len(group) > 1 else ""
+        state = "" if first.visible else ", hidden"
+        parts = [
+            _indices(group, bool(box.detection.visibility)),
+            memory_text(first.memory_bytes) + (" each" if len(group) > 1 and first.memory_bytes else ""),
+            f"driver {first.driver}" if first.driver else "",
+            _places(group),
+        ]
+        more = "".join(f" · {part}" for part in parts if part)
+        out.print(Text.assemble((f"{count}{first.name} ({first.arch}{state})", "bold" if first.usable else "red"), more))
+    out.print()
+    for text in dict.fromkeys(f"{d.name}: {' '.join(d.features)}" for d in devices if d.features and d.usable):
+        out.print(Text(text, style="dim"))
+    problems = {device.problem for device in devices if device.problem}
+    for device in devices:
+        if device.obstacle is not None:
+            out.print(Text.assemble(("✗ ", "red"), f"{device.vendor} {device.index}: {device.obstacle}"))
     for probe in box.detection.probes:
         if probe.error:
             out.print(Text(f"probe {probe.probe}: {probe.error}", style="yellow"))
         for note in probe.notes:
-            out.print(Text(f"probe {probe.probe}: {note}", style="dim"))
+            if note not in problems:
+                out.print(Text(f"probe {probe.probe}: {note}", style="dim"))
+    for name, value in box.detection.visibility.items():
+        out.print(Text(f"{name}={value}", style="dim"))
+    for note in box.detection.visibility_notes:
+        out.print(Text(f"visible devices: {note}", style="yellow"))
     out.print()
-    out.print(Text.assemble(("node type ", ""), (box.match.node or "unknown", "bold"), f": {box.match.why}"))
+    out.print(Text.assemble("node type  ", (box.match.node or "unknown", "bold"), f" ({box.match.why})"))
+    _show_files(out, profile_files)
+
+
+def _equal_devices(devices: Iterable[Device]) -> list[list[Device]]:
+    """Devices that differ in nothing that a person looks for, together; those with something wrong are not among the others."""
+    groups: dict[tuple[object, ...], list[Device]] = {}
+    for d in devices:
+        key = (d.vendor, d.name, d.arch, d.memory_bytes, d.driver, d.usable, d.visible, d.units, (d.part or "").split(" ")[0])
+        groups.setdefault(key, []).append(d)
+    return list(groups.values())
+
+
+def _indices(group: list[Device], numbered: bool) -> str:
+    """The devices' indices, and what a process calls them where a variable chooses: "1, 3 → 1, 0"."""
+    if group[0].kind == "cpu":
+        return ""
+    ordinals = [device.ordinal for device in group]
+    seen = ", ".join(map(str, ordinals)) if numbered and None not in ordinals else ""
+    return _ranges(device.index for device in group) + (f" → {seen}" if seen else "")
+
+
+def _places(group: list[Device]) -> str:
+    """NUMA nodes with their devices, then what links them: "NUMA 0: 0-3, 1: 4-7 · 18 × NVLink"."""
+    nodes: dict[int, list[int]] = {}
+    for device in group:
+        if device.numa_node is not None:
+            nodes.setdefault(device.numa_node, []).append(device.index)
+    numa = str(next(iter(nodes))) if len(nodes) == 1 else ", ".join(f"{n}: {_ranges(i)}" for n, i in sorted(nodes.items()))
+    # Each GPU's xGMI names the others; of NVLinks there are as many on each.
+    links = sorted({link.split(" to ")[0] for device in group for link in device.links})
+    return " · ".join(text for text in (f"NUMA {numa}" if numa else "", ", ".join(links)) if text)
+
+
+def _ranges(indices: Iterable[int]) -> str:
+    """0-3, 6."""
+    parts: list[list[int]] = []
+    for index in sorted(indices):
+        if parts and index == parts[-1][-1] + 1:
+            parts[-1].append(index)
+        else:
+            parts.append([index])
+    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
+
+
+def _show_files(out: Console, profile_files: Iterable[Path]) -> None:
+    for file in profile_files:
+        out.print(Text(f"profile    {file}", overflow="fold"))
 
 
 def show_catalog(rows: Iterable[BackendRow]) -> None:
@@ -65,25 +132,29 @@ def show_catalog(rows: Iterable[BackendRow]) -> None:
         mark = Text("yes", style="green") if row.usable else Text("no", style="dim")
         table.add_row(row.name, mark, provider, row.evidence, Text(row.why_not, style="dim"))
     out.print(table)
-    out.print(Text("Evidence is for this box's architecture; --json has every target, alias and reason.", style="dim"))
+    out.print(Text("Evidence is for this machine's architecture; --json lists every target, alias and reason.", style="dim"))
 
 
-def show_plan(plan: Plan) -> None:
+def show_plan(plan: Plan, profile_files: Iterable[Path]) -> None:
     """`attnkit select`."""
     out = console()
     decision = plan.decision
     where = plan.place
     node = where.profile.name if where.profile else "unknown"
     out.print(Text.assemble("node type  ", (node, "bold"), f" ({where.why})"))
+    _show_files(out, profile_files)
     out.print(Text(f"device     {where.device.name} ({where.device.arch})"))
     out.print(Text(f"installed  {plan.installed_source}"))
     out.print(Text(f"order      {decision.order_source}"))
     for spec in plan.need.specs:
-        out.print(Text(f"need       {spec_text(spec)}"))
+        out.print(Text(f"requires   {spec_text(spec)}"))
     out.print(Text(f"           from {plan.need.source}"))
     for note in (*plan.need.notes, *decision.warnings):
         out.print(Text(f"note       {note}", style="yellow"))
     out.print()
+    if where.device.obstacle is not None:
+        out.print(Text.assemble(("no usable device: ", "bold red"), where.device.obstacle))
+        return
     table = _table("", "backend", "why")
     for position, accepted in enumerate(decision.accepted):
         mark = Text("→" if position == 0 else str(position + 1), style="green")
@@ -117,7 +188,7 @@ def show_verdicts(verdicts: Iterable[Verdict]) -> None:
     """`attnkit selftest`: every case with its error and bound."""
     out = console()
     for verdict in verdicts:
-        fault = f", planted fault {verdict.fault}" if verdict.fault else ""
+        fault = f", injected fault {verdict.fault}" if verdict.fault else ""
         title = f"{verdict.backend} through {verdict.provider} on {verdict.device}, {verdict.level}{fault}"
         out.print(Text.assemble((MARKS[verdict.outcome] + " ", COLOURS[verdict.outcome]), (title, "bold")))
         kernels = dict.fromkeys(case.kernel for case in verdict.cases if case.kernel)
@@ -136,10 +207,10 @@ def show_verdicts(verdicts: Iterable[Verdict]) -> None:
 
 
 def show_proofs(backend: str, proofs: Iterable[Proof]) -> None:
-    """`attnkit selftest --prove`: which case catches which planted fault."""
+    """`attnkit selftest --inject-faults`: which case detects which fault."""
     out = console()
-    out.print(Text(f"{backend}: faults planted on purpose", style="bold"))
-    table = _table("", "fault", "caught by", "dtype")
+    out.print(Text(f"{backend}: injected faults", style="bold"))
+    table = _table("", "fault", "detected by", "dtype")
     for proof in proofs:
         mark = Text("✓", style="green") if proof.caught else Text("✗", style="red")
         table.add_row(mark, proof.fault, proof.by or "nothing", proof.dtype or "")
@@ -156,10 +227,11 @@ def show_report(report: BootReport) -> None:
         ("device", f"{report.decision.device.name} ({report.decision.device.arch})" if report.decision else ""),
         ("backend", f"{report.backend} through {report.provider}" if report.backend else "none"),
         ("order", f"{', '.join(report.decision.order)} ({report.decision.order_source})" if report.decision else ""),
-        ("planted", f"{report.planted_answer}: the device's answer, no kernel ran" if report.planted_answer else ""),
-        ("fault", f"{report.planted_fault}, planted on purpose" if report.planted_fault else ""),
+        ("simulated", f"device is {report.planted_answer}, no kernel ran" if report.planted_answer else ""),
+        ("injected", f"fault {report.planted_fault}" if report.planted_fault else ""),
         ("error", report.error or ""),
         ("seconds", "  ".join(f"{k} {v:g}" for k, v in report.boot_seconds.model_dump().items() if v is not None)),
+        ("engine", _engine_text(report)),
     ]
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, text in rows:
@@ -176,17 +248,13 @@ def show_report(report: BootReport) -> None:
             table.add_row(rejected.backend, Text("; ".join(short_reasons(rejected.reasons)), style="dim"))
         if report.decision.rejected:
             out.print(table)
-    if report.engine:
-        out.print()
-        out.print(Text(engine_text(report)))
 
 
-def engine_text(report: BootReport) -> str:
-    """The engine in one or two lines."""
+def _engine_text(report: BootReport) -> str:
     engine = report.engine
     if engine is None:
-        return "no engine"
-    parts = [f"engine     {engine.name or engine.argv[0]} {engine.version or ''}".rstrip()]
+        return ""
+    parts = [f"{engine.name or engine.argv[0]} {engine.version or ''}".rstrip()]
     if engine.backend_flag:
         parts.append(" ".join(engine.backend_flag))
     if engine.health_seconds is not None:
@@ -197,4 +265,4 @@ def engine_text(report: BootReport) -> str:
         parts.append(f"{engine.completion.tokens_per_s:g} tokens/s")
     if engine.exit_code is not None:
         parts.append(f"ended with exit code {engine.exit_code}")
-    return ", ".join(parts) + "".join(f"\n           {note}" for note in engine.notes)
+    return "\n".join([", ".join(parts), *engine.notes])

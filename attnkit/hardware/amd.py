@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from attnkit.hardware.bus import describe, obstacles
-from attnkit.hardware.device import NO_DEVICE_NODE, NO_DRIVER, Device, ProbeResult
-from attnkit.hardware.ids import AMD, UNKNOWN_ARCH
+from attnkit.hardware.bus import describe, obstacle
+from attnkit.hardware.device import INTEGRATED, NO_DEVICE_NODE, NO_DRIVER, Device, ProbeResult
+from attnkit.hardware.ids import AMD, UNKNOWN_ARCH, integrated
 from attnkit.hardware.pci import PciDevice, gpus
 from attnkit.hardware.tree import Tree, parse_int
 
 _NODES = "sys/class/kfd/kfd/topology/nodes"
 _VENDOR_ID = int(AMD, 16)
 _FRAME_BUFFER_HEAPS = frozenset({"1", "2"})  # HSA heap types: 0 system, 1 and 2 the card's own memory (public, private)
+_XGMI = 11  # HSA's type of a link; 2 is PCIe
+_PARTITIONS = {"spx": 1, "dpx": 2, "tpx": 3, "qpx": 4, "cpx": 8}
 
 
 def probe(tree: Tree, pci: tuple[PciDevice, ...]) -> ProbeResult:
@@ -25,6 +28,7 @@ def probe(tree: Tree, pci: tuple[PciDevice, ...]) -> ProbeResult:
         device = _from_kfd(tree, node, cards, version, len(devices), notes)
         if device:
             devices.append(device)
+    devices = _with_parts(devices)
     shown = {device.pci_address for device in devices}
     for address, card in cards.items():
         if address not in shown:
@@ -50,22 +54,22 @@ def _from_kfd(
     # CPU nodes have no SIMDs; a GPU that a container may not use has properties that cannot be read.
     if not target or not simds or properties.get("vendor_id", _VENDOR_ID) != _VENDOR_ID:
         return None
-    where = properties.get("location_id", 0)
-    address = f"{properties.get('domain', 0):04x}:{where >> 8 & 0xFF:02x}:{where >> 3 & 0x1F:02x}.{where & 7}"
-    pci_id = f"{AMD}:{properties.get('device_id', 0):04x}"
-    card = cards.get(address) or PciDevice(address, pci_id, "0380", driver="amdgpu")
+    address, card = _card(properties, cards)
     arch = gfx_name(target)
-    own_notes: list[str] = []
-    known = describe(card, "AMD", own_notes)
+    known = describe(card, "AMD", [])
     if known.arch == UNKNOWN_ARCH:
         notes.append(f"{address}: AMD id {card.pci_id} is not in the id table; KFD says it is {arch}")
     elif known.arch != arch:
-        notes.append(f"{address}: KFD says {arch}, the id table says {known.arch} for {card.pci_id}; KFD is believed")
-    missing = tree.exists("dev") and not tree.exists("dev/kfd")
-    if missing:
-        notes.append(f"{address}: amdgpu is loaded but there is no /dev/kfd here: the device is not passed into this container")
-    partition = tree.text(f"sys/bus/pci/devices/{address}/current_compute_partition")
-    features = (*((partition.lower(),) if partition else ()), *((NO_DEVICE_NODE,) if missing else ()))
+        notes.append(f"{address}: KFD says {arch}, the id table says {known.arch} for {card.pci_id}; KFD's is used")
+    problem = None
+    if tree.exists("dev") and not tree.exists("dev/kfd"):
+        problem = f"{address}: amdgpu is loaded but there is no /dev/kfd here: the device is not passed into this container"
+        notes.append(problem)
+    modes = [tree.text(f"sys/bus/pci/devices/{address}/current_{kind}_partition") for kind in ("compute", "memory")]
+    features = [mode.lower() for mode in modes if mode]
+    features += [INTEGRATED] if integrated(card.pci_id) else []
+    features += [NO_DEVICE_NODE] if problem else []
+    unique = properties.get("unique_id", 0)
     return Device(
         vendor="amd",
         kind="gpu",
@@ -74,12 +78,58 @@ def _from_kfd(
         index=index,
         memory_bytes=_memory(tree, base) or None,
         units=simds // (properties.get("simd_per_cu") or (4 if target < 100000 else 2)),
-        features=features,
+        features=tuple(features),
         pci_address=address,
         pci_id=card.pci_id,
         driver=version or card.driver or "amdgpu",
         source="kfd",
+        uuid=f"GPU-{unique:016x}" if unique > 0 else None,
+        numa_node=card.numa_node,
+        links=_xgmi(tree, base),
+        problem=problem,
     )
+
+
+def _card(properties: dict[str, int], cards: dict[str, PciDevice]) -> tuple[str, PciDevice]:
+    """The PCI function of a KFD node, and its address.
+
+    A partition of a card (CPX, DPX …) is a node of its own, and its number is in the location: in bits 28 to 31, or, by older
+    drivers, in those of the PCI function, which then exists nowhere.
+    """
+    where = properties.get("location_id", 0) & 0xFFFF
+    base = f"{properties.get('domain', 0) & 0xFFFFFFFF:04x}:{where >> 8 & 0xFF:02x}:{where >> 3 & 0x1F:02x}"
+    address = f"{base}.{where & 7}"
+    if address not in cards and f"{base}.0" in cards:
+        address = f"{base}.0"
+    pci_id = f"{AMD}:{properties.get('device_id', 0) & 0xFFFF:04x}"
+    return address, cards.get(address) or PciDevice(address, pci_id, "0380", driver="amdgpu")
+
+
+def _with_parts(devices: list[Device]) -> list[Device]:
+    """The same devices, those that share a card named by their part of it: "cpx 3/8"."""
+    per_card: dict[str | None, int] = {}
+    for device in devices:
+        per_card[device.pci_address] = per_card.get(device.pci_address, 0) + 1
+    seen: dict[str | None, int] = {}
+    named = []
+    for device in devices:
+        mode = next((name for name in device.features if name in _PARTITIONS), None)
+        count = per_card[device.pci_address]
+        seen[device.pci_address] = number = seen.get(device.pci_address, 0) + 1
+        if count > 1 or (mode is not None and _PARTITIONS[mode] > 1):
+            named.append(replace(device, part=f"{mode or 'partition'} {number}/{max(count, _PARTITIONS.get(mode or '', 1))}"))
+        else:
+            named.append(device)
+    return named
+
+
+def _xgmi(tree: Tree, base: str) -> tuple[str, ...]:
+    """The KFD nodes that this one reaches over xGMI, in words."""
+    links = (tree.fields(f"{base}/io_links/{link}/properties", " ") for link in tree.names(f"{base}/io_links"))
+    peers = sorted(
+        {node for link in links if parse_int(link.get("type")) == _XGMI and (node := parse_int(link.get("node_to")))}
+    )
+    return (f"xGMI to KFD node {', '.join(map(str, peers))}",) if peers else ()
 
 
 def _memory(tree: Tree, base: str) -> int:
@@ -90,10 +140,11 @@ def _memory(tree: Tree, base: str) -> int:
 
 def _from_pci(tree: Tree, card: PciDevice, version: str | None, index: int, notes: list[str]) -> Device:
     known = describe(card, "AMD", notes)
-    features = obstacles(tree, card, ("amdgpu",), ("dev/kfd",), notes)
-    if not features:
-        notes.append(f"{card.address} ({card.pci_id}): amdgpu is loaded but KFD does not show this GPU: it cannot compute here")
-        features = (NO_DEVICE_NODE,)
+    feature, problem = obstacle(tree, card, ("amdgpu",), ("dev/kfd",)) or (
+        NO_DEVICE_NODE,
+        f"{card.address} ({card.pci_id}): amdgpu is loaded but KFD does not show this GPU: it cannot compute here",
+    )
+    notes.append(problem)
     return Device(
         vendor="amd",
         kind="gpu",
@@ -101,11 +152,13 @@ def _from_pci(tree: Tree, card: PciDevice, version: str | None, index: int, note
         arch=known.arch,
         index=index,
         memory_bytes=tree.integer(f"sys/bus/pci/devices/{card.address}/mem_info_vram_total"),
-        features=features,
+        features=(*((INTEGRATED,) if integrated(card.pci_id) else ()), feature),
         pci_address=card.address,
         pci_id=card.pci_id,
-        driver=None if NO_DRIVER in features else version or card.driver,
+        driver=None if feature == NO_DRIVER else version or card.driver,
         source="sysfs",
+        numa_node=card.numa_node,
+        problem=problem,
     )
 
 
@@ -141,8 +194,6 @@ def with_market_names(amdsmi: Any, devices: list[Device]) -> list[Device]:
     Raises:
         amdsmi.AmdSmiException: no driver, no permission.
     """
-    from dataclasses import replace
-
     amdsmi.amdsmi_init()
     try:
         names = {}

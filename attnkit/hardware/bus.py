@@ -7,6 +7,8 @@ from attnkit.hardware.ids import UNKNOWN_ARCH, Known, lookup
 from attnkit.hardware.pci import PciDevice
 from attnkit.hardware.tree import Tree
 
+_FOR_MACHINES = ("vfio-pci", "pci-stub", "xen-pciback")
+
 
 def describe(card: PciDevice, maker: str, notes: list[str]) -> Known:
     """The table's entry for a card, or a nameless one of unknown architecture with a note that says so."""
@@ -17,10 +19,8 @@ def describe(card: PciDevice, maker: str, notes: list[str]) -> Known:
     return known
 
 
-def obstacles(
-    tree: Tree, card: PciDevice, drivers: tuple[str, ...], nodes: tuple[str, ...], notes: list[str]
-) -> tuple[str, ...]:
-    """Why a card cannot be used from here, as features; each with a note.
+def obstacle(tree: Tree, card: PciDevice, drivers: tuple[str, ...], nodes: tuple[str, ...]) -> tuple[str, str] | None:
+    """Why a card cannot be used from here: the feature and one sentence; None where nothing is in the way.
 
     Args:
         tree: where to look for device nodes.
@@ -28,21 +28,15 @@ def obstacles(
         drivers: kernel modules that can compute on it ("i915", "xe").
         nodes: paths of which one must exist, relative to the root; looked at only where the root has a dev folder,
             because a recorded tree may come without one.
-        notes: gets one sentence for each obstacle.
     """
     wanted = " or ".join(drivers)
+    where = f"{card.address} ({card.pci_id})"
     if card.driver is None:
-        notes.append(f"{card.address} ({card.pci_id}): present on PCI but driver not loaded (wanted: {wanted})")
-        return (NO_DRIVER,)
+        return NO_DRIVER, f"{where}: present on PCI but driver not loaded (wanted: {wanted})"
     if card.driver not in drivers:
-        notes.append(
-            f"{card.address} ({card.pci_id}): present on PCI but driver not loaded: bound to {card.driver!r}, wanted: {wanted}"
-        )
-        return (NO_DRIVER,)
+        kept = "; it is kept for a virtual machine" if card.driver in _FOR_MACHINES else ""
+        return NO_DRIVER, f"{where}: present on PCI but driver not loaded: bound to {card.driver!r}, wanted: {wanted}{kept}"
     if tree.exists("dev") and not any(tree.exists(node) for node in nodes):
-        notes.append(
-            f"{card.address} ({card.pci_id}): driver {card.driver} is loaded but there is no /{' or /'.join(nodes)} here: "
-            "the device is not passed into this container"
-        )
-        return (NO_DEVICE_NODE,)
-    return ()
+        absent = f"driver {card.driver} is loaded but there is no /{' or /'.join(nodes)} here"
+        return NO_DEVICE_NODE, f"{where}: {absent}: the device is not passed into this container"
+    return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnkit.hardware.bus import obstacles
+from attnkit.hardware.bus import obstacle
 from attnkit.hardware.device import NO_DRIVER, Device, ProbeResult
 from attnkit.hardware.ids import INTEL, Known, lookup
 from attnkit.hardware.pci import PciDevice, gpus
@@ -25,7 +25,9 @@ def probe(tree: Tree, pci: tuple[PciDevice, ...]) -> ProbeResult:
 
 
 def _device(tree: Tree, card: PciDevice, known: Known, index: int, notes: list[str]) -> Device:
-    features = obstacles(tree, card, _DRIVERS, ("dev/dri",), notes)
+    blocked = obstacle(tree, card, _DRIVERS, ("dev/dri",))
+    if blocked is not None:
+        notes.append(blocked[1])
     return Device(
         vendor="intel",
         kind="gpu",
@@ -34,11 +36,13 @@ def _device(tree: Tree, card: PciDevice, known: Known, index: int, notes: list[s
         index=index,
         memory_bytes=_memory(tree, card.address) or None,
         units=known.units,
-        features=features,
+        features=(blocked[0],) if blocked else (),
         pci_address=card.address,
         pci_id=card.pci_id,
-        driver=None if NO_DRIVER in features else card.driver,
+        driver=None if blocked and blocked[0] == NO_DRIVER else card.driver,
         source="sysfs",
+        numa_node=card.numa_node,
+        problem=blocked[1] if blocked else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""The PCI devices of a box, read from sysfs once for all vendors."""
+"""The PCI devices of a machine, read from sysfs once for all vendors."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class PciDevice:
         pci_class: class and subclass, four hexadecimal digits, 0302.
         driver: the kernel module bound to it, None where none is.
         revision, subsystem: two and four hexadecimal digits, None where not readable.
+        numa_node: the NUMA node it hangs on, None where the kernel does not say.
     """
 
     address: str
@@ -34,6 +35,7 @@ class PciDevice:
     driver: str | None = None
     revision: str | None = None
     subsystem: str | None = None
+    numa_node: int | None = None
 
     @property
     def vendor(self) -> str:
@@ -53,7 +55,8 @@ def read_pci(tree: Tree) -> tuple[PciDevice, ...]:
         if vendor is None or device is None or pci_class is None:
             tree.problems.append(f"{base}: vendor, device or class is missing or not a hexadecimal number; passed over")
             continue
-        interesting = pci_class[:4] in COMPUTE_CLASSES or vendor == GOOGLE
+        interesting = pci_class[:2] in ("03", "12") or vendor == GOOGLE
+        numa_node = tree.integer(f"{base}/numa_node") if interesting else None
         devices.append(
             PciDevice(
                 address=address.lower(),
@@ -62,6 +65,7 @@ def read_pci(tree: Tree) -> tuple[PciDevice, ...]:
                 driver=_driver(tree, base) if interesting else None,
                 revision=_hex(tree.text(f"{base}/revision"), 2) if interesting else None,
                 subsystem=_hex(tree.text(f"{base}/subsystem_device"), 4) if interesting else None,
+                numa_node=numa_node if numa_node is not None and numa_node >= 0 else None,
             )
         )
     return tuple(devices)

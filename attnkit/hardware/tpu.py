@@ -58,4 +58,8 @@ def _device(card: PciDevice, known: Known, index: int, has_node: bool) -> Device
         pci_id=card.pci_id,
         driver=card.driver,
         source="devnode" if has_node else "sysfs",
+        numa_node=card.numa_node,
+        problem=None
+        if has_node
+        else f"{card.address}: no /dev/accel* and no /dev/vfio/N here: the chip is not passed into this container",
     )

@@ -1,7 +1,17 @@
-"""Node types and workloads: small YAML files, checked to the line."""
+"""Node types and workloads: small YAML files, checked to the line, built in and from ATTNKIT_PROFILES."""
 
-from attnkit.profiles.files import all_nodes, load_node, load_workload, node_names, profile_dir, workload_names
-from attnkit.profiles.match import Candidate, NodeMatch, match_node
+from attnkit.profiles.files import (
+    all_nodes,
+    load_node,
+    load_workload,
+    node_file,
+    node_names,
+    profile_dir,
+    profile_dirs,
+    workload_file,
+    workload_names,
+)
+from attnkit.profiles.match import MatchAttempt, NodeMatch, match_node
 from attnkit.profiles.schema import (
     BackendName,
     BlockSize,
@@ -16,6 +26,8 @@ from attnkit.profiles.schema import (
 )
 from attnkit.profiles.settings import Settings, effective
 
+Candidate = MatchAttempt  # its name until 0.1
+
 __all__ = [
     "BackendName",
     "BlockSize",
@@ -23,6 +35,7 @@ __all__ = [
     "Changes",
     "Engine",
     "Match",
+    "MatchAttempt",
     "NodeMatch",
     "NodeProfile",
     "Platform",
@@ -34,8 +47,11 @@ __all__ = [
     "load_node",
     "load_workload",
     "match_node",
+    "node_file",
     "node_names",
     "profile_dir",
+    "profile_dirs",
     "schema",
+    "workload_file",
     "workload_names",
 ]

@@ -5,44 +5,81 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
 
 from attnkit.errors import UsageError, unknown_name
-from attnkit.profiles.schema import NodeProfile, WorkloadProfile
+from attnkit.profiles.schema import Families, NodeProfile, WorkloadProfile
 from attnkit.profiles.strict_yaml import read_model
+
+_FAMILIES = "families"
 
 
 def profile_dir() -> Path:
-    """The folder with `nodes` and `workloads`.
+    """The folder of the built-in profiles, with `nodes` and `workloads`.
 
     Raises:
-        UsageError: ATTNKIT_PROFILES names no such folder.
+        UsageError: the package was installed without them.
     """
-    given = os.environ.get("ATTNKIT_PROFILES")
-    if given:
-        folder = Path(given)
-        if not (folder / "nodes").is_dir():
-            raise UsageError(f"ATTNKIT_PROFILES={given}: not a folder with a folder nodes/ of profiles")
-        return folder
     here = Path(__file__).resolve().parents[1]
     for folder in (here / "data" / "profiles", here.parent / "profiles"):
         if (folder / "nodes").is_dir():
             return folder
-    raise UsageError(f"{here}: the package has no profiles; set ATTNKIT_PROFILES to a folder of them")
+    raise UsageError(f"{here}: the package has no profiles: install attnkit again")
+
+
+def profile_dirs() -> tuple[Path, ...]:
+    """Where profiles are read from: the folders of ATTNKIT_PROFILES, then the built-in one; the first with a name has it.
+
+    Raises:
+        UsageError: a folder of ATTNKIT_PROFILES has no profiles; the message says what belongs there.
+    """
+    given = [Path(part) for part in os.environ.get("ATTNKIT_PROFILES", "").split(os.pathsep) if part]
+    for folder in given:
+        if not any((folder / kind).is_dir() for kind in ("nodes", "workloads")):
+            what = "has neither nodes/ nor workloads/" if folder.is_dir() else "is not a folder"
+            raise UsageError(
+                f"ATTNKIT_PROFILES: {folder} {what}: give folders with nodes/NAME.yaml or workloads/NAME.yaml in them, "
+                f"separated by {os.pathsep!r}"
+            )
+    return (*given, profile_dir())
 
 
 def node_names() -> tuple[str, ...]:
-    """Every node type, sorted."""
-    return _names(profile_dir(), "nodes")
+    """Every node type, sorted: those with a file of their own, and those of `families.yaml`."""
+    return tuple(sorted({*_files("nodes"), *_families()}))
+
+
+def family_names() -> frozenset[str]:
+    """The node types without a file of their own: their family sets everything."""
+    return frozenset(_families()) - set(_files("nodes"))
 
 
 def workload_names() -> tuple[str, ...]:
     """Every workload, sorted."""
-    return _names(profile_dir(), "workloads")
+    return tuple(_files("workloads"))
 
 
-def _names(folder: Path, kind: str) -> tuple[str, ...]:
-    return tuple(sorted(path.stem for path in (folder / kind).glob("*.yaml")))
+def _files(kind: str) -> dict[str, Path]:
+    found = {path.stem: path for folder in reversed(profile_dirs()) for path in (folder / kind).glob("*.y*ml")}
+    return dict(sorted(found.items()))
+
+
+def node_file(name: str) -> Path:
+    """The file that describes a node type.
+
+    Raises:
+        UsageError: no such node type (the nearest are named).
+    """
+    family = _families().get(name.strip().casefold()) if name.strip().casefold() not in _files("nodes") else None
+    return family[0] if family else _file("nodes", "node type", name, node_names())
+
+
+def workload_file(name: str) -> Path:
+    """The file that describes a workload.
+
+    Raises:
+        UsageError: no such workload (the nearest are named).
+    """
+    return _file("workloads", "workload", name, workload_names())
 
 
 def load_node(name: str) -> NodeProfile:
@@ -51,7 +88,8 @@ def load_node(name: str) -> NodeProfile:
     Raises:
         UsageError: no such node type (the nearest are named), or its file is wrong.
     """
-    return _load_node(_path("nodes", "node type", name))
+    file = node_file(name)
+    return _families()[name.strip().casefold()][1] if file.stem == _FAMILIES else _load_node(file)
 
 
 def load_workload(name: str) -> WorkloadProfile:
@@ -60,38 +98,44 @@ def load_workload(name: str) -> WorkloadProfile:
     Raises:
         UsageError: no such workload (the nearest are named), or its file is wrong.
     """
-    path = _path("workloads", "workload", name)
-    return _named(path, read_model(path, WorkloadProfile))
+    path = workload_file(name)
+    return read_model(path, WorkloadProfile, context={"file": path.stem})
 
 
 def all_nodes() -> tuple[NodeProfile, ...]:
     """Every node type's profile, sorted by name."""
-    return tuple(load_node(name) for name in node_names())
+    found = {name: profile for name, (_, profile) in _families().items()}
+    found |= {name: _load_node(path) for name, path in _files("nodes").items()}
+    return tuple(found[name] for name in sorted(found))
 
 
 @cache
 def _load_node(path: Path) -> NodeProfile:
-    profile = _named(path, read_model(path, NodeProfile))
-    for workload in profile.workloads:
-        if workload not in _names(path.parent.parent, "workloads"):
-            known = _names(path.parent.parent, "workloads")
-            raise UsageError(f"{path}: workloads: {unknown_name('workload', workload, known)}")
-    return profile
+    return read_model(path, NodeProfile, context={"file": path.stem, "workloads": workload_names()})
 
 
-def _path(kind: str, what: str, name: str) -> Path:
-    folder = profile_dir()
-    known = _names(folder, kind)
-    wanted = name.strip().casefold()
-    if wanted not in known:
-        raise unknown_name(what, name, known)
-    return folder / kind / f"{wanted}.yaml"
+def _families() -> dict[str, tuple[Path, NodeProfile]]:
+    """The node types of every `families.yaml`, each with that file; the first folder that has a name has it."""
+    found: dict[str, tuple[Path, NodeProfile]] = {}
+    for folder in reversed(profile_dirs()):
+        path = folder / f"{_FAMILIES}.yaml"
+        if path.is_file():
+            found |= {profile.name: (path, profile) for profile in _load_families(path)}
+    return found
 
 
-_P = TypeVar("_P", NodeProfile, WorkloadProfile)
+@cache
+def _load_families(path: Path) -> tuple[NodeProfile, ...]:
+    profiles = [profile for family in read_model(path, Families).families for profile in family.profiles()]
+    names = [profile.name for profile in profiles]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"{path}: node type {name!r} is in two families: name it once")
+    return tuple(profiles)
 
 
-def _named(path: Path, profile: _P) -> _P:
-    if profile.name != path.stem:
-        raise UsageError(f"{path}: name: {profile.name!r} is not the file's name {path.stem!r}")
-    return profile
+def _file(kind: str, what: str, name: str, known: tuple[str, ...]) -> Path:
+    try:
+        return _files(kind)[name.strip().casefold()]
+    except KeyError:
+        raise unknown_name(what, name, known) from None

@@ -1,7 +1,9 @@
 """Profiles: what a node type is, and what serves best on it; what a workload changes of that.
 
 A profile is one small YAML file, `nodes/NAME.yaml` or `workloads/NAME.yaml`. Nothing is inherited, no field has two
-meanings. They are read from ATTNKIT_PROFILES where that is set (it replaces the built-in ones), else from the package.
+meanings. Node types that set nothing but what their architecture sets share one file, `families.yaml`. ATTNKIT_PROFILES names
+folders with files of your own (several are separated as in PATH): they add to the built-in ones, and a file with the name of a
+built-in one replaces it as a whole. The first folder that has a name wins.
 """
 
 from __future__ import annotations
@@ -9,10 +11,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
 from attnkit.backends.registry import canonical
-from attnkit.errors import UsageError
+from attnkit.errors import UsageError, unknown_name
 from attnkit.hardware.device import Vendor
 from attnkit.spec import Dtype, KvCacheDtype, Op
 
@@ -29,7 +31,32 @@ def _known_backend(name: str) -> str:
         raise ValueError(str(error)) from None
 
 
+def _is_regex(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"{value!r} is not a regular expression: {error}") from None
+    return value
+
+
+Regex = Annotated[str, AfterValidator(_is_regex)]
+PciId = Annotated[str, Field(pattern=r"^[0-9a-f]{4}:[0-9a-f]{4}$")]
 BackendName = Annotated[str, AfterValidator(_known_backend)]
+
+
+def _is_the_files(name: str, info: ValidationInfo) -> str:
+    if info.context and name != info.context["file"]:
+        raise ValueError(f"{name!r} is not the file's name {info.context['file']!r}: the two must agree")
+    return name
+
+
+def _known_workload(name: str, info: ValidationInfo) -> str:
+    if info.context and name not in info.context["workloads"]:
+        raise ValueError(str(unknown_name("workload", name, info.context["workloads"])))
+    return name
+
+
+ProfileName = Annotated[str, AfterValidator(_is_the_files)]
 
 
 class _Strict(BaseModel):
@@ -63,18 +90,9 @@ class Match(_Strict):
 
     vendor: Vendor
     arch: Annotated[list[str], Field(min_length=1)]
-    pci_ids: list[Annotated[str, Field(pattern=r"^[0-9a-f]{4}:[0-9a-f]{4}$")]] = []
-    name: str | None = None
+    pci_ids: list[PciId] = []
+    name: Regex | None = None
     any_feature: list[str] = []
-
-    @field_validator("name")
-    @classmethod
-    def _is_regex(cls, value: str | None) -> str | None:
-        try:
-            re.compile(value or "")
-        except re.error as error:
-            raise ValueError(f"{value!r} is not a regular expression: {error}") from None
-        return value
 
 
 class Changes(_Strict):
@@ -105,7 +123,7 @@ class NodeProfile(_Strict):
         workloads: per workload, what differs on this node type; it wins over the workload's own profile.
     """
 
-    name: str
+    name: ProfileName
     title: str
     match: Match
     platform: Platform
@@ -115,7 +133,70 @@ class NodeProfile(_Strict):
     block_size: BlockSize = 16
     level: ProfileLevel = "standard"
     engine: Engine = Engine()
-    workloads: dict[str, Changes] = {}
+    workloads: dict[Annotated[str, AfterValidator(_known_workload)], Changes] = {}
+
+
+class Product(_Strict):
+    """A node type of a family: its title, and which of the family's devices it has (see `Match`).
+
+    Args:
+        arch: fewer architectures than the family's; None: all of them.
+    """
+
+    title: str
+    arch: list[str] | None = None
+    pci_ids: list[PciId] = []
+    name: Regex | None = None
+    any_feature: list[str] = []
+
+
+class Family(_Strict):
+    """Node types that differ in nothing but their devices; the fields are those of `NodeProfile` and `Match`.
+
+    Args:
+        nodes: node type to what is its own.
+    """
+
+    vendor: Vendor
+    arch: Annotated[list[str], Field(min_length=1)]
+    platform: Platform
+    backends: Annotated[list[BackendName], Field(min_length=1)]
+    dtype: Literal["auto"] | Dtype = "auto"
+    kv_cache_dtype: KvCacheDtype = "auto"
+    block_size: BlockSize = 16
+    level: ProfileLevel = "standard"
+    engine: Engine = Engine()
+    nodes: dict[str, Product]
+
+    def profiles(self) -> list[NodeProfile]:
+        """The profile of each node type."""
+        return [self._profile(name, product) for name, product in self.nodes.items()]
+
+    def _profile(self, name: str, product: Product) -> NodeProfile:
+        return NodeProfile(
+            name=name,
+            title=product.title,
+            match=Match(
+                vendor=self.vendor,
+                arch=product.arch or self.arch,
+                pci_ids=product.pci_ids,
+                name=product.name,
+                any_feature=product.any_feature,
+            ),
+            platform=self.platform,
+            backends=self.backends,
+            dtype=self.dtype,
+            kv_cache_dtype=self.kv_cache_dtype,
+            block_size=self.block_size,
+            level=self.level,
+            engine=self.engine,
+        )
+
+
+class Families(_Strict):
+    """The file `families.yaml`."""
+
+    families: list[Family]
 
 
 class WorkloadProfile(Changes):
@@ -127,23 +208,23 @@ class WorkloadProfile(Changes):
         model: preset that stands for it where no model is given.
     """
 
-    name: str
+    name: ProfileName
     title: str
     op: Op = "paged"
     model: str | None = None
 
 
 def schema() -> dict[str, object]:
-    """JSON Schema of both kinds of profile, for editors: `$defs` NodeProfile and WorkloadProfile."""
+    """JSON Schema of all kinds of profile file, for editors: `$defs` NodeProfile, WorkloadProfile and Families."""
     from pydantic.json_schema import models_json_schema
 
     _, definitions = models_json_schema(
-        [(NodeProfile, "validation"), (WorkloadProfile, "validation")],
+        [(NodeProfile, "validation"), (WorkloadProfile, "validation"), (Families, "validation")],
         title="attnkit profiles",
         ref_template="#/$defs/{model}",
     )
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **definitions,
-        "anyOf": [{"$ref": "#/$defs/NodeProfile"}, {"$ref": "#/$defs/WorkloadProfile"}],
+        "anyOf": [{"$ref": f"#/$defs/{kind}"} for kind in ("NodeProfile", "WorkloadProfile", "Families")],
     }

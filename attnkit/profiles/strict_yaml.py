@@ -20,15 +20,15 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 M = TypeVar("M", bound=BaseModel)
 
 
-def read_model(path: Path, model: type[M]) -> M:
-    """The file as `model`.
+def read_model(path: Path, model: type[M], context: dict[str, Any] | None = None) -> M:
+    """The file as `model`, whose validators see `context`.
 
     Raises:
         UsageError: unreadable, not YAML, a key twice, an unknown field, a wrong type or value; file, line and field are named.
     """
     node = _compose(path)
     try:
-        return model.model_validate(yaml.constructor.SafeConstructor().construct_document(node))
+        return model.model_validate(yaml.constructor.SafeConstructor().construct_document(node), context=context)
     except ValidationError as error:
         raise UsageError("\n".join(_describe(path, node, model, e) for e in error.errors())) from None
     except yaml.YAMLError as error:
@@ -72,14 +72,14 @@ def _refuse_duplicates(path: Path, node: yaml.Node) -> None:
 
 
 def _describe(path: Path, root: yaml.Node, model: type[BaseModel], error: Any) -> str:
-    location: tuple[str | int, ...] = error["loc"]
+    location = tuple(part for part in error["loc"] if part != "[key]")
     field = ".".join(str(part) for part in location)
     kind, where = error["type"], f"{path}:{_line(root, location)}: "
     if kind == "extra_forbidden":
         allowed = _fields(model, location[:-1])
         return f"{where}unknown field {field!r}.{_hint(str(location[-1]), allowed)} Allowed: {', '.join(allowed)}"
     if kind == "missing":
-        return f"{where}field {field!r} is missing"
+        return f"{where}field {field!r} is missing; it is required"
     got = f"{error['input']!r}"
     if kind == "literal_error":
         allowed = [part.strip("'") for part in error["ctx"]["expected"].replace(" or ", ", ").split(", ")]

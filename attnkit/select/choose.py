@@ -129,6 +129,9 @@ def no_backend_text(rejected: tuple[Rejected, ...], device: str, explicit: str |
     """Every reason against every backend, one a line; only the asked one's where one was asked for."""
     name = canonical(explicit) if explicit else None
     asked = [r for r in rejected if name is None or r.backend == name]
+    said = {reason.message for r in asked for reason in r.reasons}
+    if len(said) == 1 and len(asked) > 1:  # what is wrong with the device is wrong for every backend
+        return f"no backend can serve on {device}: {said.pop()}"
     head = (
         f"{name} cannot serve on {device}, and an explicit choice never falls back:"
         if name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,9 +13,12 @@ from attnkit.errors import UsageError
 from attnkit.hardware import detect
 from attnkit.hardware.device import Detection, Device, ProbeResult, pretend
 from attnkit.jsonio import to_plain
-from attnkit.profiles.files import all_nodes, load_node
-from attnkit.profiles.match import NodeMatch, match_node
+from attnkit.profiles.files import all_nodes, family_names, load_node
+from attnkit.profiles.match import NodeMatch, hidden, in_order, match_node, serving, specificity
 from attnkit.profiles.schema import NodeProfile
+
+PLATFORM_VARIABLE = "ATTNKIT_PLATFORM"
+"""What an image was built for; set in every image, empty elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,17 @@ class Place:
 
 
 def inspect_box(root: Path | str = "/") -> Box:
-    """What is in the box whose sys and proc lie under `root`; backend plugins that are not used are errors among its probes."""
+    """What is in the machine whose sys and proc lie under `root`.
+
+    In an image (`ATTNKIT_PLATFORM`) the node type is that of the devices that the image is made for, where there are any.
+    Backend plugins that are not used are errors among the probes.
+    """
     detection = detect(root)
     unused = (ProbeResult("backend-plugins", error=str(finding)) for finding in plugin_findings())
     detection = replace(detection, probes=(*detection.probes, *unused))
-    return Box(detection, match_node(detection))
+    platform = os.environ.get(PLATFORM_VARIABLE)
+    vendors = {profile.match.vendor for profile in all_nodes() if profile.platform == platform} if platform else None
+    return Box(detection, match_node(detection, vendors or None))
 
 
 def place(*, root: Path | str = "/", node: str | None = None, arch: str | None = None) -> Place:
@@ -68,19 +78,22 @@ def place(*, root: Path | str = "/", node: str | None = None, arch: str | None =
         arch: an architecture (sm_75, gfx942 …): ask about such a device instead of this box.
 
     Raises:
-        UsageError: unknown node type or architecture, or the two do not fit each other.
+        UsageError: unknown node type or architecture, or the two do not fit each other; unlike devices of which nothing says
+            which are to serve.
     """
     if arch is not None:
         return _elsewhere(arch, node)
     box = inspect_box(root)
     if node is None:
+        if box.match.mixed:
+            raise UsageError(box.match.why)
         profile = load_node(box.match.node) if box.match.node else None
         return Place(box.match.device, profile, "detected", box.match.why, box.detection, here=True)
     profile = load_node(node)
-    device = next((d for d in box.detection.devices if fits(profile, d)), None)
+    device = _of_type(box.detection, profile)
     if device is not None:
         return Place(device, profile, "given", f"node type {profile.name} was given", box.detection, here=True)
-    pretended = pretend(_first_arch(profile), profile.title)
+    pretended = replace(pretend(_first_arch(profile), profile.title), features=tuple(profile.match.any_feature[:1]))
     return Place(
         pretended, profile, "given", f"node type {profile.name} was given; this box has no such device", None, here=False
     )
@@ -91,6 +104,16 @@ def fits(profile: NodeProfile, device: Device) -> bool:
     return profile.match.vendor == device.vendor and any(fnmatchcase(device.arch, pattern) for pattern in profile.match.arch)
 
 
+def _of_type(detection: Detection, profile: NodeProfile) -> Device | None:
+    """The device that a node type means: one that can serve and is seen, the best fit first; else the reason why none can."""
+    fitting = sorted(
+        (d for d in detection.devices if fits(profile, d)), key=lambda d: (-specificity(profile.match, d), in_order(d))
+    )
+    able = serving(fitting)
+    seen = next((d for d in able if d.visible), None)
+    return seen or (hidden(detection, able[0], able) if able else next(iter(fitting), None))
+
+
 def _elsewhere(arch: str, node: str | None) -> Place:
     if node is not None:
         profile = load_node(node)
@@ -99,7 +122,8 @@ def _elsewhere(arch: str, node: str | None) -> Place:
             raise UsageError(f"node type {node} has {' or '.join(profile.match.arch)}, not {arch}")
         return Place(device, profile, "given", f"node type {node} and device {arch} were given", None, here=False)
     device = pretend(arch, arch)
-    fitting = [profile for profile in all_nodes() if fits(profile, device)]
+    # A node type with a file of its own stands for its architecture before those of a family.
+    fitting = sorted((profile for profile in all_nodes() if fits(profile, device)), key=lambda p: p.name in family_names())
     if not fitting:
         return Place(device, None, "device", f"no node type has a {arch} device", None, here=False)
     chosen, *rest = fitting

@@ -1,4 +1,4 @@
-"""A fleet on one computer: nodes and a registry, as containers with an engine of their own, on a network of their own.
+"""A fleet on one computer: nodes and a registry, as containers with their own Docker, on their own network.
 
 Everything of a fleet is named by its prefix (attnkit-demo-*); `down` removes exactly that. Keys, certificates
 and inventory are made on the spot under its folder in .cache.
@@ -13,27 +13,22 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT / "images"))
+from images.builder import base, build, container_engine, platforms
 
-import base  # noqa: E402
-import build  # noqa: E402
-import engine  # noqa: E402
-
+ROOT = Path(__file__).resolve().parents[2]
 REGISTRY_PORT = 5000
 TRUSTED = f"/etc/docker/certs.d/registry:{REGISTRY_PORT}"
-"""Where a node's engine looks for the registry's authority."""
+"""Where a node's Docker looks for the registry's authority."""
 AUTHORIZED_KEYS = "/etc/ssh/authorized_keys"
 """What the sshd of a node reads (node/Dockerfile)."""
 NODE_CONTEXT = Path(__file__).resolve().parent / "node"
-# A container with an engine inside. Plain --privileged would do where the machine's own capability set is complete; this also
-# works where it is not, and gives less.
+# A container with Docker inside. Plain --privileged would do if the machine's own capability set is complete; this also works
+# if it is not, and gives less.
 ENGINE_FLAGS = (
     "--cap-add", "ALL", "--cap-drop", "SYS_RESOURCE", "--security-opt", "seccomp=unconfined",
     "--security-opt", "apparmor=unconfined", "--security-opt", "systempaths=unconfined", "--cgroupns", "private",
@@ -59,7 +54,7 @@ class Machine:
     Args:
         name: its name in the inventory.
         options: more options of `docker run`; the last one may be a mount over /var/lib/docker in place of a volume.
-        storage: whether its engine's images lie on a volume of their own.
+        storage: whether its Docker keeps images on their own volume.
     """
 
     name: str
@@ -68,27 +63,27 @@ class Machine:
 
 
 def docker(*args: str, check: bool = True) -> str:
-    """Output of a docker command; DemoError with the engine's words where it fails."""
-    done = subprocess.run([engine.client(), *args], capture_output=True, text=True, check=False)
+    """Output of a docker command; DemoError with Docker's message if it fails."""
+    done = subprocess.run([container_engine.client(), *args], capture_output=True, text=True, check=False)
     if check and done.returncode != 0:
         raise DemoError(f"docker {' '.join(args[:4])} …: {(done.stderr or done.stdout).strip()[-800:]}")
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def node_image(name: str, context: Path = NODE_CONTEXT, base_name: str = "", secrets_at: Path | None = None) -> None:
-    """Build an image of nodes; nothing to do where its inputs did not change.
+    """Build an image of nodes; nothing to do if its inputs did not change.
 
     Args:
         name: of the image.
         context: folder with the Dockerfile.
-        base_name: image to start from; the distribution's base image where it is empty.
-        secrets_at: folder for what the build sees only while it runs; None where it needs no network.
+        base_name: image to start from; the distribution's base image if it is empty.
+        secrets_at: folder for what the build sees only while it runs; None if it needs no network.
     """
-    base_name = base_name or base.base_image(build.platforms.load()["cpu"].base)
+    base_name = base_name or base.base_image(platforms.load()["cpu"].base)
     inputs = build.fingerprint(context, {"BASE": base_name}, {}, build.inspect(base_name, "{{.Id}}"))
     if build.inspect(name, '{{index .Config.Labels "attnkit.inputs"}}') == inputs:
         return
-    command = [engine.client(), "build", "-q", "-t", name, "--label", f"attnkit.inputs={inputs}"]
+    command = [container_engine.client(), "build", "-q", "-t", name, "--label", f"attnkit.inputs={inputs}"]
     command += ["--build-arg", f"BASE={base_name}"]
     try:
         for key, path in (build.secrets(secrets_at) if secrets_at else {}).items():
@@ -210,7 +205,7 @@ class Fleet:
         return state == "true"
 
     def up(self, machines: Sequence[Machine]) -> list[Node]:
-        """Network, registry and nodes, each only where it is not there yet; returns once every node answers over SSH.
+        """Network, registry and nodes, each only if it is not there yet; returns once every node answers over SSH.
 
         The nodes' image must have been built (`node_image`).
         """
@@ -218,7 +213,7 @@ class Fleet:
         if shutil.which("ssh") is None or shutil.which("ssh-keygen") is None:
             if os.geteuid() != 0:
                 raise DemoError("ssh is needed and not installed (Debian, Ubuntu: openssh-client)")
-            engine.apt_install(("openssh-client",))
+            container_engine.apt_install(("openssh-client",))
         if not docker("network", "ls", "-q", "--filter", f"name=^{self.prefix}$"):
             docker("network", "create", self.prefix)
         if not self.running(self.registry):
@@ -268,7 +263,7 @@ class Fleet:
         return docker("inspect", "--format", f'{{{{(index .NetworkSettings.Networks "{self.prefix}").IPAddress}}}}', container)
 
     def wait_for(self, node: Node, seconds: float = 60.0) -> None:
-        """Until the node's engine answers and its SSH host key is there."""
+        """Wait until the node's Docker answers and its SSH host key is there."""
         container = self.container(node.name)
         deadline = time.monotonic() + seconds
         while True:
@@ -276,15 +271,13 @@ class Fleet:
                 return
             if time.monotonic() > deadline:
                 log = subprocess.run(
-                    [engine.client(), "logs", "--tail", "15", container], capture_output=True, text=True, check=False
+                    [container_engine.client(), "logs", "--tail", "15", container], capture_output=True, text=True, check=False
                 )
-                raise DemoError(
-                    f"{node.name}: its container engine did not start in {seconds:.0f} s:\n{log.stdout}{log.stderr}"
-                )
+                raise DemoError(f"{node.name}: its Docker did not start in {seconds:.0f} s:\n{log.stdout}{log.stderr}")
             time.sleep(0.3)
 
     def known_hosts(self, nodes: Sequence[Node]) -> Path:
-        """The nodes' host keys, fetched out of band (through the outer engine), not trusted on first use."""
+        """The nodes' host keys, fetched out of band (through the outer Docker), not trusted on first use."""
         file = self.state / "known_hosts"
         lines = []
         for node in nodes:
@@ -294,7 +287,7 @@ class Fleet:
         return file
 
     def ssh_variables(self) -> dict[str, str]:
-        """What the inventory says on how to reach the nodes."""
+        """The inventory's variables that reach the nodes."""
         return {
             "ansible_user": "root",
             "ansible_ssh_private_key_file": str(self.ssh_key()),
@@ -302,7 +295,7 @@ class Fleet:
         }
 
     def push(self, tag: str) -> str:
-        """Push an image of the outer engine to the registry; returns its name by digest, as the nodes pull it."""
+        """Push an image of the outer Docker to the registry; returns its name by digest, as the nodes pull it."""
         name, _, kind = tag.partition(":")  # attnkit:cpu-0.1.0 -> attnkit/cpu:0.1.0
         platform, _, version = kind.rpartition("-")
         local = f"127.0.0.1:{self.host_port}/{name}/{platform}:{version}"

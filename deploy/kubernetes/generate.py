@@ -19,14 +19,15 @@ from typing import Any
 
 import yaml
 
-from attnkit import profiles, publish
+from attnkit import profiles
 from attnkit.hardware import ids
 from attnkit.hardware.device import Detection, Device
+from attnkit.jsonio import RUN_DIRECTORY
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 EXAMPLE = ROOT / "deploy" / "inventories" / "example" / "group_vars" / "attnkit.yml"
-ROLE = ROOT / "deploy" / "roles" / "attnkit"
+ROLE = ROOT / "deploy" / "ansible_collections" / "attnkit" / "fleet" / "roles" / "common"
 FEATURES = "/etc/kubernetes/node-feature-discovery/features.d"
 """Where NFD's worker reads features of others from."""
 METRICS_PORT = 9400
@@ -40,7 +41,7 @@ RESOURCES: dict[str, dict[str, int]] = {
     "ipex": {},
     "cpu": {},
 }
-"""What each platform's pod asks of its vendor's device plugin. A TPU host's chips can only be asked for together."""
+"""What each platform's pod requests from its vendor's device plugin. A TPU host's chips can only be requested together."""
 VENDORS = {ids.NVIDIA: "nvidia", ids.AMD: "amd", ids.INTEL: "intel", ids.GOOGLE: "google"}
 CLASSES = ["0300", "0302", "0380", "1200"]
 LABEL_PLATFORM, LABEL_TYPE = "attnkit.io/platform", "attnkit.io/node-type"
@@ -160,7 +161,7 @@ def daemon_set(platform: str, variables: dict[str, Any]) -> dict[str, Any]:
         "readinessProbe": {**probe, "failureThreshold": 3},
         "securityContext": {**confined, "runAsNonRoot": True, "runAsUser": uid, "runAsGroup": 0},
         "volumeMounts": [
-            {"name": "run", "mountPath": str(publish.RUN_DIRECTORY)},
+            {"name": "run", "mountPath": str(RUN_DIRECTORY)},
             {"name": "tmp", "mountPath": "/tmp"},
             {"name": "shm", "mountPath": "/dev/shm"},
             {"name": "models", "mountPath": "/models", "readOnly": True},
@@ -177,7 +178,7 @@ def daemon_set(platform: str, variables: dict[str, Any]) -> dict[str, Any]:
         # the host but that folder.
         "securityContext": {**confined, "runAsUser": 0, "runAsGroup": 0},
         "volumeMounts": [
-            {"name": "run", "mountPath": str(publish.RUN_DIRECTORY), "readOnly": True},
+            {"name": "run", "mountPath": str(RUN_DIRECTORY), "readOnly": True},
             {"name": "features", "mountPath": "/features.d"},
         ],
     }
@@ -251,7 +252,7 @@ def main() -> int:
         "--variables", type=Path, default=EXAMPLE, help="group variables of an inventory (default: the example's)"
     )
     parser.add_argument("--out", type=Path, default=HERE, help="where to write (default: beside this program)")
-    parser.add_argument("--check", action="store_true", help="write nothing; end with 1 where a file is stale")
+    parser.add_argument("--check", action="store_true", help="write nothing; end with 1 if a file is stale")
     options = parser.parse_args()
     variables = yaml.safe_load(options.variables.read_text(encoding="utf-8"))
     # An inventory of your own needs no image for platforms that you do not have.

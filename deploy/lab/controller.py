@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from machines import LAB, ROOT
+from deploy.lab.machines import LAB, ROOT
 
 DEPLOY = ROOT / "deploy"
 SAMPLE_SECONDS = 1.0

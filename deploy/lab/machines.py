@@ -1,20 +1,17 @@
-"""The lab's machines: nodes of unlike hardware, each with an engine of its own and a recorded tree of sys, proc and dev."""
+"""The lab's machines: nodes of different hardware, each with its own Docker and a recorded tree of sys, proc and dev."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "demo"))
-
-import fleet
-from fleet import Fleet, Machine, Node
+from deploy.demo import fleet
+from deploy.demo.fleet import Fleet, Machine, Node
 
 ROOT = fleet.ROOT
 TREES = ROOT / "tests" / "data" / "trees"
@@ -43,7 +40,7 @@ class LabNode:
     Args:
         name: in the inventory.
         kind: its node type.
-        small_disk: whether its engine's images lie on a small file system in memory (for a disk that fills up).
+        small_disk: whether its Docker keeps images on a small file system in memory (for a disk that fills up).
     """
 
     name: str

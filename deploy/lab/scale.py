@@ -1,4 +1,4 @@
-"""What a rollout costs: time, CPU and memory of the controller, beside plain Ansible that does the same steps (by_hand.yml)."""
+"""What a rollout costs: time, CPU and memory of the controller, compared with plain Ansible (by_hand.yml)."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench import Bench
-from controller import Run
-from everyday import GIVEN, GPU
+from deploy.lab.controller import Run
+from deploy.lab.routine import GIVEN, GPU
+from deploy.lab.testbed import Testbed
 
 HERE = Path(__file__).resolve().parent
 
 
-def measure(bench: Bench) -> Iterator[dict[str, Any]]:
+def measure(testbed: Testbed) -> Iterator[dict[str, Any]]:
     """A row a run: a bare fleet installed, and the same again; first by hand, then with attnkit.fleet."""
     types: dict[str, dict[str, Any]] = {}
-    for node in bench.nodes:
+    for node in testbed.nodes:
         given = GIVEN[node.kind]
         types[node.name] = {
             "lab_type": node.kind,
@@ -26,12 +26,12 @@ def measure(bench: Bench) -> Iterator[dict[str, Any]]:
             "lab_groups": list(given.groups),
         }
     for who, playbook, hosts in (("by hand", HERE / "by_hand.yml", types), ("attnkit.fleet", "rollout", {})):
-        bench.strip()
+        testbed.strip()
         for what in ("install", "the same again"):
-            run = bench.play(playbook, bench.old, hosts=hosts)
-            states = bench.look()
-            working = sum(state.works and state.release == bench.old for state in states.values())
-            yield row(who, what, run, len(bench.names), working)
+            run = testbed.play(playbook, testbed.old, hosts=hosts)
+            states = testbed.probe()
+            working = sum(state.works and state.release == testbed.old for state in states.values())
+            yield row(who, what, run, len(testbed.names), working)
 
 
 def row(who: str, what: str, run: Run, nodes: int, working: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The lab's images: a slim stand-in for every platform's image, and the image of the machines.
 
-A stand-in runs the real `attnkit boot` on a recorded hardware tree. It has no torch and no kernels, so it plants the device's
-answer; it says so in its labels, and no boot of it ever passes.
+A stand-in runs the real `attnkit boot` on a recorded hardware tree. It has no torch and no kernels, so the device is
+simulated; its labels say so, and no boot of it ever passes.
 """
 
 from __future__ import annotations
@@ -16,14 +16,10 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
-import fleet  # puts images/ on the path
-
-# isort: split
-import base
-import build
-import engine
-import platforms
 from packaging.requirements import Requirement
+
+from deploy.demo import fleet
+from images.builder import base, build, container_engine, platforms
 
 HERE = Path(__file__).resolve().parent
 STAGE = fleet.ROOT / ".cache" / "lab-images"
@@ -32,7 +28,7 @@ STAND_IN = f"{REPOSITORY}-stand-in"
 PYTHON = "3.11"
 """The distribution base's, as images/platforms.yaml says for cpu."""
 LAUNCHER = """#!/bin/sh
-exec python3 -m attnkit.cli.app "$@"
+exec python3 -m attnkit.cli "$@"
 """
 BALLAST = 96_000_000
 """Bytes of a layer that no other release has, for a disk that fills up."""
@@ -65,7 +61,7 @@ def stage(wheel: Path) -> Path:
     """The build context of the stand-in: attnkit and what it needs, installed for the image's Python, without pip in it."""
     context = STAGE / "context"
     site = context / "site"
-    wanted = locked(engine.ROOT / "images" / "requirements" / "cpu.txt", closure("attnkit") - {"attnkit"})
+    wanted = locked(fleet.ROOT / "images" / "requirements" / "cpu.txt", closure("attnkit") - {"attnkit"})
     marker = STAGE / "requirements.txt"
     if not site.is_dir() or not marker.is_file() or marker.read_text(encoding="utf-8") != wanted:
         shutil.rmtree(context, ignore_errors=True)
@@ -134,7 +130,7 @@ def one_stand_in(platform: platforms.Platform, release: str, *, ballast: bool = 
         return tag
     # Of random bytes, so that no registry and no engine makes it smaller.
     heavy = f"USER 0\nRUN head -c {BALLAST} /dev/urandom > /opt/ballast\nUSER 10001:0\n" if ballast else ""
-    command = [engine.client(), "build", "-q", "-t", tag, "-"]
+    command = [container_engine.client(), "build", "-q", "-t", tag, "-"]
     for key, value in wanted.items():
         command += ["--label", f"{key}={value}"]
     environment = {**os.environ, "DOCKER_BUILDKIT": "1"}

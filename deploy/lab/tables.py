@@ -1,6 +1,6 @@
-"""Write the tables of docs/fleet.md from the reports in docs/reports/fleet, or with --check say that they are stale.
+"""Write the tables of docs/reports/fleet.md from the reports in docs/reports/fleet, or with --check say that they are stale.
 
-Between `<!-- NAME -->` and `<!-- end -->` stands what this script writes: the newest result of every scenario, and the newest
+Between `<!-- NAME -->` and `<!-- end -->` is what this program writes: the newest result of every scenario, and the newest
 measurement. The rest of the page is written by hand.
 """
 
@@ -13,11 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import lab
-import plan
+from deploy.lab import estimate, suite
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "fleet.md"
+PAGE = ROOT / "docs" / "reports" / "fleet.md"
 REPORTS = ROOT / "docs" / "reports" / "fleet"
 ASSUMED_CPU_SECONDS = 10.0
 """Of the controller for a node, where there is no measurement."""
@@ -26,7 +25,7 @@ ASSUMED_CPU_SECONDS = 10.0
 def newest(kind: str) -> tuple[str, dict[str, Any]]:
     """The newest report of a kind: its path beside the page, and the report."""
     path = sorted(REPORTS.glob(f"{kind}-*.json"))[-1]
-    return path.relative_to(ROOT / "docs").as_posix(), json.loads(path.read_text(encoding="utf-8"))
+    return path.relative_to(PAGE.parent).as_posix(), json.loads(path.read_text(encoding="utf-8"))
 
 
 def results() -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
@@ -34,7 +33,7 @@ def results() -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     rows: dict[str, tuple[str, dict[str, Any]]] = {}
     reports = {}
     for path in sorted(REPORTS.glob("faults-*.json")):
-        name = path.relative_to(ROOT / "docs").as_posix()
+        name = path.relative_to(PAGE.parent).as_posix()
         reports[name] = json.loads(path.read_text(encoding="utf-8"))
         for row in reports[name]["scenarios"]:
             rows[row["name"]] = (name, row)
@@ -59,10 +58,10 @@ def cell(text: str) -> str:
 
 
 def faults() -> list[str]:
-    """What befell the fleet, and how it ended."""
+    """Test results: every scenario and how it ended."""
     rows, reports = results()
     lines = ["| scenario | what happens | expected | measured | checks | s | |", "|---|---|---|---|---|---|---|"]
-    for scenario in lab.ALL:
+    for scenario in suite.ALL:
         row = rows.get(scenario.name)
         if row is None:
             lines.append(f"| {scenario.name} | {cell(scenario.title)} | {cell(scenario.expected)} | not run | | | not run |")
@@ -115,15 +114,15 @@ def simulated() -> list[str]:
         install = next(row for row in report["rows"] if row["who"] == "attnkit.fleet" and row["what"] == "install")
         spent, basis = install["cpu_seconds_a_node"], path
     lines = ["| estimate | nodes | hours | pulls | boots | controller |", "|---|---|---|---|---|---|"]
-    for title, nodes, assumed in plan.PLANS:
-        found = plan.rollout(nodes, assumed, spent)
+    for title, nodes, assumed in estimate.PLANS:
+        found = estimate.rollout(nodes, assumed, spent)
         shown = " | ".join(f"{found[name]:.1f}" for name in ("hours", "pull", "boot", "controller"))
         lines.append(f"| {title} | {nodes} | {shown} |")
-    first = plan.Assumed()
+    first = estimate.Assumed()
     return [
         *lines,
         "",
-        f"Estimates, not measurements: simulated by `deploy/lab/plan.py` from {spent:.2f} CPU seconds a node ({basis}) and "
+        f"Estimates, not measurements: simulated by `deploy/lab/estimate.py` from {spent:.2f} CPU seconds a node ({basis}) and "
         f"assumptions: {first.image_gb:.0f} GB of an image to pull, {first.node_gbit:.0f} Gbit/s for a node, "
         f"{first.source_gbit:.0f} Gbit/s from a registry or mirror, {first.boot_s:.0f} s (median) from start to completion.",
     ]
@@ -133,14 +132,14 @@ TABLES = {"faults": faults, "unlike": unlike, "scale": scale, "simulated": simul
 
 
 def page(text: str) -> str:
-    """The page with its tables anew."""
+    """The page with new tables."""
     for name, make in TABLES.items():
         head, tail = f"<!-- {name} -->\n", "<!-- end -->"
         pattern = re.compile(f"{re.escape(head)}.*?{re.escape(tail)}", re.DOTALL)
         if not pattern.search(text):
             raise SystemExit(f"{PAGE.name} has no place for the table {name!r}")
         table = head + "\n".join(make()) + "\n" + tail
-        text = pattern.sub(lambda _, table=table: table, text, count=1)
+        text = pattern.sub(table.replace("\\", r"\\"), text, count=1)
     return text
 
 
@@ -154,7 +153,7 @@ def main() -> int:
     if new == old:
         return 0
     if check:
-        print(f"{PAGE.relative_to(ROOT)} is stale: run deploy/lab/tables.py")
+        print(f"{PAGE.relative_to(ROOT)} is stale: run python -m deploy.lab.tables")
         return 1
     PAGE.write_text(new, encoding="utf-8")
     print(f"wrote {PAGE.relative_to(ROOT)}")

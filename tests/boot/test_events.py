@@ -8,6 +8,7 @@ from datetime import datetime
 
 import pytest
 
+from attnkit.boot.event_lines import event_text
 from attnkit.boot.events import Events
 from attnkit.errors import describe_exit
 from attnkit.hardware.device import Device
@@ -48,7 +49,7 @@ def test_a_reader_that_left_does_not_end_the_boot() -> None:
 
 def test_human_form_fits_80_columns() -> None:
     stream = io.StringIO()
-    events = Events(stream, human=True)
+    events = Events(stream, event_text)
     events.emit("fallback", **{"from": "FLASH_ATTN", "to": None, "reason": "a long reason " * 20})
     events.emit("error", message="first\nsecond")
     lines = stream.getvalue().splitlines()

@@ -19,17 +19,12 @@ import attnkit
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
+COLLECTION = DEPLOY / "ansible_collections" / "attnkit" / "fleet"
 TOOLS = ROOT / ".venv"
 """Ansible is a tool of the controller and not of the tests' environment, so it is taken from where `make venv` puts it."""
 
 # At the end: whatever the tests' environment has of its own, the attnkit under test above all, comes first.
-sys.path += [*map(str, TOOLS.glob("lib/python*/site-packages")), str(ROOT)]
-
-
-@pytest.fixture(scope="session")
-def deploy_dir() -> Path:
-    """The collection."""
-    return DEPLOY
+sys.path += [str(DEPLOY), *map(str, TOOLS.glob("lib/python*/site-packages"))]
 
 
 @pytest.fixture(scope="session")

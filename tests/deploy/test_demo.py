@@ -9,15 +9,15 @@ import json
 import os
 import re
 import subprocess
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).resolve().parents[2]
 INVENTORY = ROOT / ".cache" / "demo" / "inventory.json"
 NODES = ("node-1", "node-2", "node-3")
-SECOND_RUN_SECONDS = 90
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.usefixtures("demo_fleet")]
 
@@ -36,14 +36,11 @@ def _on(node: str, *command: str) -> str:
 
 def _state() -> dict[str, tuple[str, str, str]]:
     """What every node runs: start of the service, what is recorded, containers."""
-    return {
-        node: (
-            _on(node, "docker", "inspect", "--format", "{{.Id}} {{.State.StartedAt}}", "attnkit"),
-            _on(node, "cat", "/var/lib/attnkit/release.json"),
-            _on(node, "docker", "ps", "-a", "--format", "{{.Names}}"),
-        )
-        for node in NODES
-    }
+    started = "docker inspect --format '{{.Id}} {{.State.StartedAt}}' attnkit"
+    script = f"{started}; echo ---; cat /var/lib/attnkit/release.json; echo ---; docker ps -a --format '{{{{.Names}}}}'"
+    with ThreadPoolExecutor(len(NODES)) as pool:
+        shown = dict(zip(NODES, pool.map(lambda node: _on(node, "sh", "-c", script).split("---"), NODES), strict=True))
+    return {node: (service, record, containers) for node, (service, record, containers) in shown.items()}
 
 
 def _play(playbook: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -56,7 +53,7 @@ def _changed(output: str) -> dict[str, int]:
     return {m[1]: int(m[2]) for m in re.finditer(r"^(\S+)\s*:\s*ok=\d+\s+changed=(\d+)", output, re.MULTILINE)}
 
 
-def test_every_node_proved_its_backend_and_serves() -> None:
+def test_every_node_validated_its_backend_and_serves() -> None:
     for node in NODES:
         report = json.loads((ROOT / "out" / "demo" / node / "report.json").read_text(encoding="utf-8"))
         assert report["verdict"] == "pass"
@@ -64,7 +61,7 @@ def test_every_node_proved_its_backend_and_serves() -> None:
         cases = [case for verdict in report["selftest"] for case in verdict["cases"]]
         assert len([c for c in cases if c["outcome"] == "pass"]) >= 10
         assert {verdict["backend"] for verdict in report["selftest"]} == {"vllm:CPU_ATTN"}, (
-            "vLLM's own implementation is proven"
+            "vLLM's own implementation is validated"
         )
         assert (report["backend"], report["engine"]["running_backend"]) == ("CPU_ATTN", "CPU_ATTN")
         assert report["kernels"] == {"baked": 0, "jit_compiles": 0}
@@ -82,6 +79,10 @@ def test_every_node_proved_its_backend_and_serves() -> None:
             "engine.backend",
             "ready",
         } <= set(names)
+        metrics = _on(node, "cat", "/var/lib/attnkit/run/report.prom") + "\n"
+        samples = {s.name: s.labels for family in text_string_to_metric_families(metrics) for s in family.samples if s.value}
+        assert samples["attnkit_verdict"] == {"outcome": "pass"}
+        assert samples["attnkit_backend_info"]["backend"] == "CPU_ATTN"
 
 
 def test_the_service_runs_locked_down() -> None:
@@ -95,11 +96,9 @@ def test_the_service_runs_locked_down() -> None:
 
 
 def test_a_second_run_changes_nothing() -> None:
-    before, began = _state(), time.monotonic()
+    before = _state()
     shown = _make("demo").stdout
-    seconds = time.monotonic() - began
     assert "changed tasks: 0;" in shown, shown[-3000:]
-    assert seconds < SECOND_RUN_SECONDS
     assert _state() == before
 
 
@@ -139,7 +138,7 @@ def test_an_unreachable_node_stops_it_before_anything_changes() -> None:
         subprocess.run(["docker", "unpause", "attnkit-demo-node-3"], check=True, capture_output=True)
     assert done.returncode != 0
     assert "node-3: reachable: no answer" in " ".join(done.stdout.split()), done.stdout[-4000:]
-    assert "Hold the node for this run" not in done.stdout
+    assert "Lock the node for this run" not in done.stdout
     assert {node: state for node, state in _state().items() if node != "node-3"} == before
 
 
@@ -147,7 +146,7 @@ def test_a_node_that_another_run_holds_stops_it() -> None:
     lock = "/var/lib/attnkit/lock.json"
     _on("node-1", "sh", "-c", f'echo \'{{"owner": "bob"}}\' > {lock}')
     try:
-        _must_stop("bob holds this node", "-e", json.dumps({"attnkit_env": {}}))
+        _must_stop("bob has held the lock of this node", "-e", json.dumps({"attnkit_env": {}}))
         assert json.loads(_on("node-1", "cat", lock)) == {"owner": "bob"}
     finally:
         _on("node-1", "rm", lock)
@@ -156,7 +155,7 @@ def test_a_node_that_another_run_holds_stops_it() -> None:
 def test_an_image_that_is_not_there_leaves_what_runs() -> None:
     missing = "registry:5000/attnkit/cpu@sha256:" + "0" * 64
     output = _must_stop("0000", "-e", json.dumps({"attnkit_images": {"cpu": missing, "ipex": missing}}))
-    assert "went back: yes, and it serves again" in " ".join(output.split())
+    assert "reverted: yes, and it serves again" in " ".join(output.split())
 
 
 def test_a_first_installation_that_fails_leaves_nothing_half_running() -> None:
@@ -170,13 +169,13 @@ def test_a_first_installation_that_fails_leaves_nothing_half_running() -> None:
     }
     try:
         output = _must_stop("the service was removed", "-l", "node-2", "-e", json.dumps(trial))
-        assert "fault 'scale' was planted on purpose" in " ".join(output.split()).replace("''", "'")
+        assert "fault 'scale' was injected on purpose" in " ".join(output.split()).replace("''", "'")
         assert _on("node-2", "ls", "/var/lib/attnkit-trial/release.json") == ""
     finally:
         _on("node-2", "rm", "-rf", "/var/lib/attnkit-trial")
 
 
-def test_a_failing_canary_goes_back_and_stops_the_rollout() -> None:
+def test_a_failing_canary_is_reverted_and_stops_the_rollout() -> None:
     before = _state()
     shown = " ".join(_make("demo-fault").stdout.split())
     assert shown.count(" yes ") >= 6 and " NO " not in shown
@@ -188,7 +187,7 @@ def test_a_failing_canary_goes_back_and_stops_the_rollout() -> None:
     report = json.loads(_on("node-1", "cat", "/var/lib/attnkit/run/report.json"))
     assert (report["verdict"], report["planted_fault"]) == ("pass", None)
     failed = " ".join((ROOT / "out" / "demo" / "fault.log").read_text(encoding="utf-8").split())
-    assert "the self-test failed (fault 'scale' was planted on purpose)" in failed
+    assert "the self-test failed (fault 'scale' was injected on purpose)" in failed
 
 
 def test_verify_after_all_that() -> None:

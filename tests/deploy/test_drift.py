@@ -13,9 +13,8 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
-
-from deploy.plugins.filter.fleet import drift_rows, drifted
-from deploy.plugins.module_utils import drift
+from ansible_collections.attnkit.fleet.plugins.filter.fleet import drift_rows, drifted
+from ansible_collections.attnkit.fleet.plugins.module_utils import drift
 
 DIGEST = "registry:5000/attnkit/cuda-ampere@sha256:" + "a" * 64
 OTHER = "registry:5000/attnkit/cuda-ampere@sha256:" + "b" * 64
@@ -95,11 +94,11 @@ def test_a_node_as_it_should_be() -> None:
         (
             "Config.Env",
             ["ATTNKIT_NODE=h100", "HF_TOKEN=hf_0123456789", "PATH=/bin", "HOME=/tmp"],
-            "env VLLM_LOGGING_LEVEL is gone",
+            "env VLLM_LOGGING_LEVEL is missing",
         ),
         ("Config.Env", [*CONTAINER["Config"]["Env"], "VLLM_USE_V1=0"], "env VLLM_USE_V1 is new"),
-        ("Config.Env", [*CONTAINER["Config"]["Env"], "ATTNKIT_NODE=a100"], "env ATTNKIT_NODE is another"),
-        ("Config.Env", [*CONTAINER["Config"]["Env"], "HF_TOKEN=hf_other"], "env HF_TOKEN is another"),
+        ("Config.Env", [*CONTAINER["Config"]["Env"], "ATTNKIT_NODE=a100"], "env ATTNKIT_NODE has another value"),
+        ("Config.Env", [*CONTAINER["Config"]["Env"], "HF_TOKEN=hf_other"], "env HF_TOKEN has another value"),
         ("HostConfig.PortBindings", {"8000/tcp": [{"HostPort": "9000"}]}, "port 9000, not 8000"),
         ("HostConfig.PortBindings", None, "port none, not 8000"),
         ("HostConfig.ReadonlyRootfs", False, "the root file system is writable"),
@@ -125,7 +124,7 @@ def test_values_of_the_environment_are_not_shown() -> None:
 def test_a_secret_that_the_inventory_does_not_hold_must_still_be_there() -> None:
     assert drift.check_configuration(CONTAINER, IMAGE, RECORDED, {})["ok"]
     gone = _with(CONTAINER, "Config.Env", CONTAINER["Config"]["Env"][:2] + CONTAINER["Config"]["Env"][3:])
-    assert drift.check_configuration(gone, IMAGE, RECORDED, {})["found"] == "env HF_TOKEN is gone"
+    assert drift.check_configuration(gone, IMAGE, RECORDED, {})["found"] == "env HF_TOKEN is missing"
 
 
 def test_service() -> None:
@@ -138,7 +137,7 @@ def test_service() -> None:
 
 def test_managed() -> None:
     stranger = drift.check_managed({"release": RECORDED}, ["attnkit", "bob"], "attnkit")
-    assert (stranger["ok"], stranger["found"]) == (False, "bob runs beside it, started by somebody else")
+    assert (stranger["ok"], stranger["found"]) == (False, "bob runs beside it and is not managed")
     assert drift.check_managed(None, ["attnkit"], "attnkit")["found"] == "no release is recorded"
     left = drift.check_managed({"release": RECORDED}, ["attnkit"], "attnkit", "the node decided")
     assert (left["ok"], left["found"]) == (False, "the node decided")
@@ -148,7 +147,10 @@ def test_release() -> None:
     wanted = _with(_with(RECORDED, "image", OTHER), "env", {"VLLM_LOGGING_LEVEL": "DEBUG"})
     seen = drift.check_release(RECORDED, wanted)
     assert not seen["ok"]
-    assert seen["found"] == "env VLLM_LOGGING_LEVEL is another; image cuda-ampere@aaaaaaaaaaaa, not cuda-ampere@bbbbbbbbbbbb"
+    assert (
+        seen["found"]
+        == "env VLLM_LOGGING_LEVEL has another value; image cuda-ampere@aaaaaaaaaaaa, not cuda-ampere@bbbbbbbbbbbb"
+    )
     assert not drift.check_release(RECORDED, None)["ok"]
     assert not drift.check_release(None, RECORDED)["ok"]
 
@@ -183,7 +185,7 @@ def test_driver_kernel_hardware() -> None:
     assert (newer["ok"], newer["should"], newer["found"]) == (False, "580.65.06", "590.10")
     assert drift.check_driver(REPORT, {**DETECTION, "devices": [{**GPU, "driver": None}, CPU]})["found"] == "none loaded"
     gone = drift.check_hardware(REPORT, {**DETECTION, "devices": [CPU]})
-    assert (gone["ok"], gone["found"]) == (False, "NVIDIA H100 80GB HBM3 (sm_90, 0000:1b:00.0) is gone")
+    assert (gone["ok"], gone["found"]) == (False, "NVIDIA H100 80GB HBM3 (sm_90, 0000:1b:00.0) is missing")
     second = {**GPU, "pci_address": "0000:43:00.0", "index": 1}
     assert "is new" in drift.check_hardware(REPORT, {**DETECTION, "devices": [GPU, second, CPU]})["found"]
     swapped = {**GPU, "name": "NVIDIA A100", "arch": "sm_80", "pci_id": "10de:20b5"}
@@ -231,7 +233,7 @@ def test_an_engine_that_does_not_answer_is_drift(module: Callable[..., dict[str,
         "container": "attnkit", "state_dir": str(tmp_path), "detection": DETECTION, "docker_socket": str(tmp_path / "no.sock"),
     }  # fmt: skip
     seen = module("attnkit_drift", arguments)
-    assert seen["drift"] and "no answer from the container engine" in seen["findings"][0]["found"]
+    assert seen["drift"] and "no answer from Docker" in seen["findings"][0]["found"]
 
 
 @contextmanager

@@ -80,12 +80,12 @@ def test_unknown_wrong_and_given(tmp_path: Path, ansible: Any) -> None:
     assert (given["node_type"], given["node_type_source"], given["detected_node_type"]) == ("h200", "given", "h100")
     assert "detection says h100" in given["why"]
     assert results["typo"]["failed"] and "h100" in results["typo"]["msg"] and "h10" in results["typo"]["msg"]
-    assert results["missing"]["failed"] and "is no directory" in results["missing"]["msg"]
+    assert results["missing"]["failed"] and "is not a directory" in results["missing"]["msg"]
 
 
 def test_the_payload_needs_the_standard_library_only(tmp_path: Path) -> None:
     """What is sent to a node runs isolated: no site-packages, no environment, no current directory."""
-    from deploy.plugins.action.attnkit_facts import build_payload
+    from ansible_collections.attnkit.fleet.plugins.action.attnkit_facts import build_payload
 
     package = Path(attnkit.__file__).parent
     payload = build_payload(package)

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from deploy.plugins.module_utils.boot_report import moment, objection, summary
-from deploy.plugins.module_utils.engine import Engine, EngineError, demultiplex
-from deploy.plugins.modules.attnkit_gate import ask, look
+from ansible_collections.attnkit.fleet.plugins.module_utils.boot_report import moment, objection, summary
+from ansible_collections.attnkit.fleet.plugins.module_utils.docker_api import Docker, DockerError, demultiplex
+from ansible_collections.attnkit.fleet.plugins.modules.attnkit_gate import ask, probe
 
 IMAGE = "registry:5000/attnkit/cpu@sha256:" + "1" * 64
 START = datetime(2026, 3, 1, 12, 0, 0, tzinfo=timezone.utc)
@@ -77,7 +76,7 @@ def _judge(
     image: str = IMAGE,
     **state: Any,
 ) -> Any:
-    """look() at a container whose run directory holds this report and readiness."""
+    """probe() at a container whose run directory holds this report and readiness."""
     if report is not None:
         (run_dir / "report.json").write_text(json.dumps(report), encoding="utf-8")
     if ready is not None:
@@ -88,7 +87,7 @@ def _judge(
     container = copy.deepcopy(CONTAINER)
     container["RestartCount"] = state.pop("RestartCount", 0)
     container["State"].update(state)
-    return look(container, str(run_dir), image=image, node_type="cpu")
+    return probe(container, str(run_dir), image=image, node_type="cpu")
 
 
 def test_opens_only_with_everything_in_place(tmp_path: Path) -> None:
@@ -117,9 +116,9 @@ def test_waits(tmp_path: Path, report: dict[str, Any] | None, options: dict[str,
 @pytest.mark.parametrize(
     ("report", "options", "says"),
     [
-        (FAILED, {}, "fault 'scale' was planted on purpose"),
-        ({**REPORT, "planted_fault": "scale"}, {}, "did not see it"),
-        ({**REPORT, "verdict": "inconclusive"}, {}, "could not judge"),
+        (FAILED, {}, "fault 'scale' was injected on purpose"),
+        ({**REPORT, "planted_fault": "scale"}, {}, "did not detect it"),
+        ({**REPORT, "verdict": "inconclusive"}, {}, "was inconclusive"),
         ({**REPORT, "verdict": "skipped"}, {}, "no self-test ran"),
         ({**REPORT, "node_type": "h100"}, {}, "'h100' node, the fleet says 'cpu'"),
         ({**REPORT, "schema_version": 2}, {}, "schema_version 2"),
@@ -127,7 +126,7 @@ def test_waits(tmp_path: Path, report: dict[str, Any] | None, options: dict[str,
         (REPORT, {"Running": False, "Status": "exited", "ExitCode": 137}, "exit code 137"),
         (FAILED, {"Running": False, "Status": "exited", "ExitCode": 1}, "decode-1: largest error 0.1 is over the bound"),
         (FAILED, {"RestartCount": 1, "ready": "selftest"}, "exit code 1: the self-test failed"),
-        ({**REPORT, "error": "it died"}, {"RestartCount": 2, "ready": "engine-starting"}, "started again: it died"),
+        ({**REPORT, "error": "it died"}, {"RestartCount": 2, "ready": "engine-starting"}, "restarted: it died"),
     ],
     ids=[
         "fault", "fault not seen", "inconclusive", "skipped", "other node", "schema", "other image", "ended",
@@ -145,13 +144,13 @@ def test_a_container_that_was_started_again_keeps_why_it_ended(tmp_path: Path) -
     (tmp_path / "report.previous.json").write_text(json.dumps(FAILED), encoding="utf-8")
     seen = _judge(tmp_path, None, RestartCount=1, ready="starting")
     assert (seen.done, seen.ok) == (True, False)
-    assert "exit code 1: the self-test failed (fault 'scale' was planted on purpose)" in seen.reason
+    assert "exit code 1: the self-test failed (fault 'scale' was injected on purpose)" in seen.reason
 
 
 def test_the_report_of_an_earlier_container_explains_nothing(tmp_path: Path) -> None:
     old = {**FAILED, "created": (START - timedelta(hours=1)).isoformat()}
     (tmp_path / "report.previous.json").write_text(json.dumps(old), encoding="utf-8")
-    assert _judge(tmp_path, None, RestartCount=1, ready="starting").reason.endswith("started again: see the log")
+    assert _judge(tmp_path, None, RestartCount=1, ready="starting").reason.endswith("restarted: see the log")
 
 
 def test_a_restart_long_ago_is_forgiven_once_it_serves(tmp_path: Path) -> None:
@@ -159,7 +158,7 @@ def test_a_restart_long_ago_is_forgiven_once_it_serves(tmp_path: Path) -> None:
 
 
 def test_no_container(tmp_path: Path) -> None:
-    seen = look(None, str(tmp_path), image=None, node_type=None)
+    seen = probe(None, str(tmp_path), image=None, node_type=None)
     assert (seen.done, seen.ok) == (True, False)
     assert "no such container" in seen.reason
 
@@ -202,13 +201,13 @@ def test_the_engine_over_its_socket(engine_socket: Any) -> None:
     path, answers = engine_socket
     answers["/containers/attnkit/json"] = (200, json.dumps(CONTAINER).encode())
     answers["/info"] = (500, b'{"message": "broken"}')
-    engine = Engine(path)
-    assert engine.container("attnkit") == CONTAINER
-    assert engine.container("other") is None
-    with pytest.raises(EngineError, match="answered 500"):
-        engine.get("/info")
-    with pytest.raises(EngineError, match="no answer"):
-        Engine(path + ".gone").get("/info")
+    docker = Docker(path)
+    assert docker.container("attnkit") == CONTAINER
+    assert docker.container("other") is None
+    with pytest.raises(DockerError, match="answered 500"):
+        docker.get("/info")
+    with pytest.raises(DockerError, match="no answer"):
+        Docker(path + ".gone").get("/info")
 
 
 def test_a_completion(web: Any) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import kubernetes_validate
@@ -16,22 +14,12 @@ import yaml
 from attnkit import profiles
 from attnkit.hardware import ids
 from attnkit.hardware.device import Detection, Device
+from deploy.kubernetes import generate
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy" / "kubernetes"
 PLATFORMS = sorted(yaml.safe_load((ROOT / "images" / "platforms.yaml").read_text(encoding="utf-8")))
 VERSIONS = ("1.31", "1.37")
-
-
-def _generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate_kubernetes", FOLDER / "generate.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-GENERATE = _generator()
 
 
 def _manifest(name: str) -> dict[str, Any]:
@@ -45,11 +33,11 @@ def _pod(platform: str) -> dict[str, Any]:
 
 
 def test_they_are_what_the_generator_writes() -> None:
-    variables = yaml.safe_load(GENERATE.EXAMPLE.read_text(encoding="utf-8"))
-    files = GENERATE.manifests(variables, PLATFORMS)
+    variables = yaml.safe_load(generate.EXAMPLE.read_text(encoding="utf-8"))
+    files = generate.manifests(variables, PLATFORMS)
     assert {p.name for p in FOLDER.glob("*.yaml")} == set(files)
     assert [name for name, text in files.items() if (FOLDER / name).read_text(encoding="utf-8") != text] == []
-    assert set(GENERATE.RESOURCES) == set(PLATFORMS)
+    assert set(generate.RESOURCES) == set(PLATFORMS)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -79,7 +67,7 @@ def test_confinement(platform: str) -> None:
     assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
     # The one container that is UID 0 sees nothing of the host but the folder of the labels.
     hosts = {v["name"]: v["hostPath"]["path"] for v in pod["volumes"] if "hostPath" in v}
-    assert [hosts[m["name"]] for m in beside["volumeMounts"] if m["name"] in hosts] == [GENERATE.FEATURES]
+    assert [hosts[m["name"]] for m in beside["volumeMounts"] if m["name"] in hosts] == [generate.FEATURES]
     assert all(m.get("readOnly") for m in service["volumeMounts"] if m["name"] in hosts)
 
 
@@ -88,8 +76,8 @@ def test_device_and_probe(platform: str) -> None:
     pod = _pod(platform)
     service = pod["containers"][0]
     assert pod["nodeSelector"] == {"attnkit.io/platform": platform}
-    assert service["resources"].get("limits", {}) == GENERATE.RESOURCES[platform]
-    assert {t["key"] for t in pod["tolerations"]} == set(GENERATE.RESOURCES[platform])
+    assert service["resources"].get("limits", {}) == generate.RESOURCES[platform]
+    assert {t["key"] for t in pod["tolerations"]} == set(generate.RESOURCES[platform])
     assert service["image"].endswith("/attnkit/" + platform + "@sha256:" + "0" * 64)
     for probe in (service["startupProbe"], service["readinessProbe"]):
         assert "ATTNKIT_READY" in probe["exec"]["command"][-1]
@@ -149,7 +137,7 @@ def test_nodes_get_the_type_that_attnkit_detects(pci_id: str) -> None:
     known = ids.known_ids()[pci_id]
     vendor, device = pci_id.split(":")
     kind = "tpu" if vendor == ids.GOOGLE else "gpu"
-    card = Device(GENERATE.VENDORS[vendor], kind, known.name, known.arch, pci_id=pci_id)
+    card = Device(generate.VENDORS[vendor], kind, known.name, known.arch, pci_id=pci_id)
     node = profiles.match_node(Detection(devices=(card,), probes=())).node
     labels = _matched([{"vendor": vendor, "device": device, "class": "0302"}], XEON)
     if node is not None:

@@ -1,4 +1,4 @@
-"""The lab's own parts: what it says of a node, when it acts in a playbook, what it measures, and the plan that it simulates."""
+"""The lab's own parts: what it reads of a node, when it acts in a playbook, what it measures, and what it estimates."""
 
 from __future__ import annotations
 
@@ -13,19 +13,13 @@ from typing import Any
 import pytest
 import yaml
 
+from attnkit import profiles
+from deploy.lab import controller, estimate, machines, routine, scenario, suite, tables
+from deploy.lab.probe import State
+
+from .conftest import COLLECTION
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path += [str(ROOT / "deploy" / "lab"), str(ROOT / "deploy" / "demo"), str(ROOT / "images")]
-
-import case  # noqa: E402
-import controller  # noqa: E402
-import everyday  # noqa: E402
-import lab  # noqa: E402
-import machines  # noqa: E402
-import plan  # noqa: E402
-import tables  # noqa: E402
-from look import State  # noqa: E402
-
-from attnkit import profiles  # noqa: E402
 
 IMAGE = "registry:5000/attnkit-lab/cpu@sha256:" + "1" * 64
 
@@ -69,36 +63,36 @@ def test_a_digest_that_the_engine_does_not_know() -> None:
 def test_nothing_is_lost_but_a_machine_that_is_down() -> None:
     states = {"node-01": _state(), "node-02": _state(answers=False), "node-03": State(up=False)}
     for down, held in (([], False), (["node-03"], False), (["node-02", "node-03"], True)):
-        found = case.Case("x")
+        found = scenario.Case("x")
         found.nothing_lost(states, down=down)
         assert found.passed is held
 
 
 def test_a_case_without_a_check_does_not_pass() -> None:
-    assert not case.Case("x").passed
+    assert not scenario.Case("x").passed
 
 
 def test_the_same_start_is_untouched_and_another_is_not() -> None:
     again = _state(container={**_state().container, "id": "b"})
     for after, held in ((_state(), True), (again, False), (_state(recorded="other"), False)):
-        found = case.Case("x")
+        found = scenario.Case("x")
         found.untouched({"node-01": _state()}, {"node-01": after}, ["node-01"])
         assert found.passed is held
 
 
 def test_span() -> None:
-    assert case.span(["node-02", "node-01", "node-03", "node-20"]) == "node 01–03, 20"
-    assert case.span([]) == "no node"
+    assert scenario.span(["node-02", "node-01", "node-03", "node-20"]) == "node 01–03, 20"
+    assert scenario.span([]) == "no node"
 
 
 def test_names_of_scenarios_are_unique() -> None:
-    names = [scenario.name for scenario in lab.ALL]
+    names = [each.name for each in suite.ALL]
     assert len(names) == len(set(names)) > 15
 
 
 def test_what_node_types_are_given_is_what_their_profiles_say() -> None:
-    assert set(everyday.GIVEN) == set(machines.KINDS)
-    for kind, given in everyday.GIVEN.items():
+    assert set(routine.GIVEN) == set(machines.KINDS)
+    for kind, given in routine.GIVEN.items():
         assert profiles.load_node(kind).platform == given.platform
 
 
@@ -157,24 +151,23 @@ def test_a_killed_controller_leaves_no_process(tmp_path: Path) -> None:
 
 
 def test_makespan() -> None:
-    assert plan.makespan([], 3) == 0
-    assert plan.makespan([1, 1, 1, 1], 2) == 2
-    assert plan.makespan([3, 1, 1, 1], 2) == 3
+    assert estimate.makespan([], 3) == 0
+    assert estimate.makespan([1, 1, 1, 1], 2) == 2
+    assert estimate.makespan([3, 1, 1, 1], 2) == 3
 
 
 def test_the_plan_has_the_batches_of_the_playbook() -> None:
-    plays = yaml.safe_load((ROOT / "deploy" / "playbooks" / "rollout.yml").read_text(encoding="utf-8"))
+    plays = yaml.safe_load((COLLECTION / "playbooks" / "rollout.yml").read_text(encoding="utf-8"))
     serial = next(play["serial"] for play in plays if play.get("hosts") == "attnkit_rest")
-    assert [f"{share:.0%}" for share in plan.SHARES] == serial
+    assert [f"{share:.0%}" for share in estimate.SHARES] == serial
     for nodes in (8, 20, 1000, 5000):
-        assert sum(plan.batches(nodes, 7)) == nodes
-    assert plan.batches(20, 7) == [1] * 7 + [1, 6, 6]
+        assert sum(estimate.batches(nodes, 7)) == nodes
+    assert estimate.batches(20, 7) == [1] * 7 + [1, 6, 6]
 
 
 def test_more_of_anything_makes_the_plan_no_slower() -> None:
-    hours = [plan.rollout(1000, assumed, 3.0)["hours"] for assumed in (
-        plan.Assumed(), plan.Assumed(forks=100), plan.Assumed(forks=100, sources=20), plan.Assumed(forks=400, sources=20),
-    )]  # fmt: skip
+    sites: list[dict[str, int]] = [{}, {"forks": 100}, {"forks": 100, "sources": 20}, {"forks": 400, "sources": 20}]
+    hours = [estimate.rollout(1000, estimate.Assumed(**site), 3.0)["hours"] for site in sites]
     assert hours == sorted(hours, reverse=True)
 
 

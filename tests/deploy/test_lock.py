@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from deploy.plugins.action.attnkit_lock import started
+from ansible_collections.attnkit.fleet.plugins.action.attnkit_lock import started
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +30,7 @@ def test_one_at_a_time(tmp_path: Path, module: Any) -> None:
 
     for check in (False, True):
         refused = module("attnkit_lock", bob, check=check)
-        assert refused["failed"] and "alice 1 holds this node" in refused["msg"]
+        assert refused["failed"] and "alice 1 has held the lock of this node" in refused["msg"]
     assert module("attnkit_lock", {**bob, "state": "free"})["holder"] == "alice 1", "nobody frees another's lock"
     assert path.exists()
 
@@ -52,7 +51,7 @@ def test_a_lock_is_left_over_once_its_run_has_ended(tmp_path: Path, module: Any)
     path.write_text(json.dumps({"owner": "alice 1", "run": living}), encoding="utf-8")
     bob = {"path": str(path), "owner": "bob 2"}
     refused = module("attnkit_lock", bob)
-    assert refused["failed"] and "alice 1 holds this node" in refused["msg"]
+    assert refused["failed"] and "alice 1 has held the lock of this node" in refused["msg"]
     path.write_text(json.dumps({"owner": "alice 1", "run": {**living, "started": "Thu Jan 1 00:00:00 1970"}}), encoding="utf-8")
     assert module("attnkit_lock", bob, check=True)["stolen_from"] == "alice 1", "the number belongs to another process now"
     assert json.loads(path.read_text(encoding="utf-8"))["owner"] == "alice 1", "check mode takes nothing"
@@ -61,7 +60,7 @@ def test_a_lock_is_left_over_once_its_run_has_ended(tmp_path: Path, module: Any)
 
 
 def test_a_race_has_one_winner(tmp_path: Path) -> None:
-    from deploy.plugins.modules.attnkit_lock import create
+    from ansible_collections.attnkit.fleet.plugins.modules.attnkit_lock import create
 
     path = str(tmp_path / "lock.json")
     assert [create(path, "a", None), create(path, "b", None)] == [True, False]

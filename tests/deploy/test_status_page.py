@@ -11,11 +11,10 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
-
-from deploy.plugins.filter.fleet import outcome_rows
-from deploy.plugins.filter.status_page import COLUMNS, status_page
-from deploy.plugins.module_utils.boot_report import summary
-from deploy.plugins.module_utils.wording import short, span
+from ansible_collections.attnkit.fleet.plugins.filter.fleet import outcome_rows
+from ansible_collections.attnkit.fleet.plugins.filter.status_page import COLUMNS, status_page
+from ansible_collections.attnkit.fleet.plugins.module_utils.boot_report import summary
+from ansible_collections.attnkit.fleet.plugins.module_utils.wording import short, span
 
 NOW = "2026-06-01T12:00:00Z"
 IMAGE = "registry:5000/attnkit/cuda-ampere@sha256:" + "a" * 64

@@ -9,14 +9,18 @@ from __future__ import annotations
 import ast
 import inspect
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pynvml
+import pytest
 
-from attnkit.hardware import amd, nvidia
-from attnkit.hardware.device import Device
-from attnkit.hardware.pci import PciDevice
+from attnkit.hardware import amd, nvidia, visible
+from attnkit.hardware.device import Detection, Device
+from attnkit.hardware.pci import PciDevice, read_pci
+from attnkit.hardware.tree import Tree
+from attnkit.profiles import match_node
 
 
 class NVMLError(Exception):
@@ -104,11 +108,125 @@ def test_mig_a_lost_gpu_and_a_hidden_one_are_notes() -> None:
     assert "0000:43:00.0" in text
 
 
+@dataclass
+class Mig(Nvml):
+    """The first card is cut: `parts` holds (name, memory, multiprocessors) of its instances, None where there is none."""
+
+    parts: tuple[Any, ...] = ()
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, handle: tuple[Any, ...]) -> int:
+        return len(self.parts) if self._known(handle[6])[0] else 0
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: tuple[Any, ...], index: int) -> Any:
+        if self.parts[index] is None:
+            raise NVMLError("Not Found")
+        return self.parts[index]
+
+    def nvmlDeviceGetMemoryInfo(self, handle: tuple[Any, ...]) -> Any:
+        return SimpleNamespace(total=handle[1]) if len(handle) == 3 else super().nvmlDeviceGetMemoryInfo(handle)
+
+    def nvmlDeviceGetAttributes(self, handle: tuple[Any, ...]) -> Any:
+        return SimpleNamespace(multiprocessorCount=handle[2], memorySizeMB=handle[1] // 2**20)
+
+    def nvmlDeviceGetUUID(self, handle: tuple[Any, ...]) -> str:
+        return f"MIG-{self.parts.index(handle)}" if len(handle) == 3 else "GPU-0"
+
+    def nvmlDeviceGetNvLinkState(self, handle: tuple[Any, ...], link: int) -> int:
+        return int(link < 4)
+
+
+GIB = 2**30
+CUT = (*H100[:6], [1, 1], [1, 1])
+SLICES = (("NVIDIA H100 80GB HBM3 MIG 3g.40gb", 40 * GIB, 60), None, ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 10 * GIB, 16))
+
+
+def test_mig_instances_are_devices_with_their_own_memory_and_units() -> None:
+    whole, large, small, other = nvidia.from_nvml(Mig([CUT, RTX_2080_TI], parts=SLICES), (), [])
+    assert (whole.memory_bytes, whole.features, whole.links) == (85_520_809_984, ("mig", "ecc"), ("4 × NVLink",))
+    assert (large.part, large.memory_bytes, large.units, large.uuid) == ("3g.40gb", 40 * GIB, 60, "MIG-0")
+    assert (small.part, small.memory_bytes, small.units, small.uuid) == ("1g.10gb", 10 * GIB, 16, "MIG-2")
+    assert large.features == ("ecc", "mig-slice") and (large.arch, large.pci_id) == ("sm_90", "10de:2330")
+    assert [d.index for d in (whole, large, small, other)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("value", "part"), [(None, "3g.40gb"), ("0", "3g.40gb"), ("MIG-2", "1g.10gb"), ("MIG-2,MIG-0", "1g.10gb")]
+)
+def test_a_process_gets_one_mig_instance_and_it_is_what_is_matched(value: str | None, part: str) -> None:
+    found = nvidia.from_nvml(Mig([CUT], parts=SLICES), (), [])
+    seen = visible.apply(found, {} if value is None else {"CUDA_VISIBLE_DEVICES": value})
+    assert [d.part for d in seen.devices if d.visible] == [part]
+    match = match_node(Detection(seen.devices, ()))
+    assert (match.node, match.device.part) == ("h100", part)
+
+
+def test_a_card_in_mig_mode_without_an_instance_is_a_clear_no() -> None:
+    (card,) = nvidia.from_nvml(Mig([CUT], parts=(None, None)), (), [])
+    assert not card.usable and "no instance was made" in (card.problem or "")
+    assert match_node(Detection((card,), ())).node is None
+
+
+def on_a_live_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nvml: Any, cards: int = 2) -> tuple[Device, ...]:
+    """What the probe lists where NVML is `nvml`: a machine with H100s on PCI, their driver loaded."""
+    monkeypatch.setattr(nvidia, "_load_nvml", lambda: nvml)
+    for number in range(cards):
+        folder = tmp_path / f"sys/bus/pci/devices/0000:{0x1B + number:02x}:00.0"
+        folder.mkdir(parents=True)
+        for name, text in (("vendor", "0x10de"), ("device", "0x2330"), ("class", "0x030200"), ("uevent", "DRIVER=nvidia")):
+            (folder / name).write_text(text)
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/nvidiactl").write_text("")
+    tree = Tree(tmp_path)
+    cards_on_pci = read_pci(tree)
+    tree.live = True  # as at the real root
+    result = nvidia.probe(tree, cards_on_pci)
+    assert result.error is None
+    return result.devices
+
+
+@pytest.mark.parametrize("cards", [2, 0])
+def test_all_gpus_lost_are_listed_and_are_no_cpu_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cards: int) -> None:
+    devices = on_a_live_machine(tmp_path, monkeypatch, Nvml([(), ()]), cards)
+    assert [(d.usable, d.features) for d in devices] == [(False, ("lost",))] * 2
+    match = match_node(Detection((*devices, Device("cpu", "cpu", "Xeon", "x86_64")), ()))
+    assert match.node is None and "NVML says: GPU is lost" in match.why
+
+
+def test_one_lost_gpu_is_listed_beside_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, lost = on_a_live_machine(tmp_path, monkeypatch, Nvml([H100, ()]))
+    assert (whole.usable, lost.usable, lost.pci_address) == (True, False, "0000:1c:00.0")
+    assert "GPU is lost" in (lost.problem or "")
+
+
+def test_a_hidden_gpu_is_not_taken_for_a_lost_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [d.usable for d in on_a_live_machine(tmp_path, monkeypatch, Nvml([H100]))] == [True]
+
+
+@dataclass
+class Mismatch(Nvml):
+    def nvmlInit(self) -> None:
+        raise NVMLError("Driver/library version mismatch")
+
+
+def test_a_mismatch_of_driver_and_library_is_said_in_nvmls_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = on_a_live_machine(tmp_path, monkeypatch, Mismatch([]))
+    assert [(d.usable, d.features) for d in devices] == [(False, ("driver-fails",))] * 2
+    assert "NVML says: Driver/library version mismatch" in match_node(Detection(devices, ())).why
+
+
+def test_a_card_without_tensor_cores_by_id_and_by_name() -> None:
+    gtx_1660 = ("NVIDIA GeForce GTX 1660", "00000000:01:00.0", 0x218410DE, (7, 5), 6 * GIB, 1408, None, None)
+    odd = ("NVIDIA GeForce GTX 1650", "00000000:02:00.0", 0xFFFF10DE, (7, 5), 4 * GIB, 896, None, None)
+    cards = nvidia.from_nvml(Nvml([gtx_1660, odd, RTX_2080_TI]), (), [])
+    assert [d.tensor_cores for d in cards] == [False, False, True]
+    assert [match_node(Detection((d,), ())).node for d in cards] == ["gtx-16", "gtx-16", "rtx-2080-ti"]
+
+
 def test_nvml_is_believed_over_the_id_table() -> None:
     notes: list[str] = []
     (card,) = nvidia.from_nvml(Nvml([(*H100[:3], (10, 0), *H100[4:])]), (), notes)
     assert card.arch == "sm_100"
-    assert "NVML is believed" in notes[0]
+    assert "NVML's is used" in notes[0]
 
 
 def test_nvml_names_exist_in_the_real_library() -> None:

@@ -1,4 +1,4 @@
-"""What the image tests share: the scripts of images/ (and the demo's machines) as modules, and the built cpu image."""
+"""What the image tests share: the demo's machines as modules, and the built cpu image."""
 
 from __future__ import annotations
 
@@ -9,14 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "images"))
 sys.path.append(str(ROOT / "deploy" / "demo"))
-
-
-@pytest.fixture(scope="session")
-def images_dir() -> Path:
-    """The folder of the build."""
-    return ROOT / "images"
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,6 @@ def installed() -> set[str]:
 
 
 def test_tests_run_against_the_wheel() -> None:
-    assert ROOT not in [Path(entry).resolve() for entry in sys.path]
     assert Path(attnkit.__file__).is_relative_to(Path(sys.prefix))
 
 

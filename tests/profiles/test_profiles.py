@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from attnkit import profiles
 from attnkit.errors import UsageError
@@ -79,7 +81,7 @@ def test_an_accelerator_nobody_described_is_a_clear_no() -> None:
     found = profiles.match_node(box(Device("nvidia", "gpu", "NVIDIA L4", "sm_89", pci_id="10de:27b8"), EPYC))
     assert found.node is None and found.device.name == "NVIDIA L4"
     assert "no node type describes NVIDIA L4 (sm_89, 10de:27b8)" in found.why
-    assert {c.node: c.why for c in found.candidates}["rtx-4090"] == "neither the PCI id nor the name is one of its"
+    assert {c.node: c.why for c in found.candidates}["rtx-4090"] == "neither the PCI id nor the name matches"
 
 
 def test_the_name_decides_where_the_pci_id_is_unknown() -> None:
@@ -144,8 +146,8 @@ def broken(folder: Path, old: str, new: str, name: str = "a100") -> str:
         ("level: standard", "level: standard\nlevel: quick", "quick", ["'level' is given twice", "first in line"]),
         ("title: A100\n", "", "name: a100", ["field 'title' is missing"]),
         ("backends: [", "backends: [[", None, ["not YAML"]),
-        ("name: a100", "name: a101", None, ["'a101' is not the file's name 'a100'"]),
-        ("engine:\n", "workloads: {txt: {}}\nengine:\n", None, ["unknown workload 'txt'", "Did you mean text?"]),
+        ("name: a100", "name: a101", "name: a101", ["'a101' is not the file's name 'a100'"]),
+        ("engine:\n", "workloads: {txt: {}}\nengine:\n", "txt", ["unknown workload 'txt'", "Did you mean text?"]),
         ("engine:\n", "workloads: {text: {dtpye: auto}}\nengine:\n", "dtpye", ["workloads.text.dtpye", "Did you mean dtype"]),
     ],
 )
@@ -176,8 +178,44 @@ def test_unknown_names_and_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         profiles.load_node("../nodes/cpu")
     assert profiles.load_node("H100").name == "h100"
     monkeypatch.setenv("ATTNKIT_PROFILES", str(tmp_path / "nowhere"))
-    with pytest.raises(UsageError, match="ATTNKIT_PROFILES="):
+    with pytest.raises(UsageError, match=r"ATTNKIT_PROFILES: \S+nowhere is not a folder: give folders with nodes/NAME.yaml"):
         profiles.load_node("cpu")
+
+
+def overlay(folder: Path, kind: str, name: str, **changes: object) -> Path:
+    """A profile in a folder of one's own: the built-in one called cpu or text, with changes."""
+    built_in = profiles.profile_dir() / kind / ("cpu.yaml" if kind == "nodes" else "text.yaml")
+    path = folder / kind / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(yaml.safe_load(built_in.read_text()) | {"name": name, **changes}))
+    return path
+
+
+def test_profiles_of_ones_own_add_to_the_built_in_ones_and_replace_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    l4 = {"vendor": "nvidia", "arch": ["sm_89"], "name": "L4"}
+    overlay(first, "nodes", "l4", match=l4, platform="cuda-ampere", workloads={"chat": {"level": "quick"}})
+    overlay(first, "nodes", "cpu", block_size=64)
+    overlay(second, "nodes", "cpu", block_size=128)
+    overlay(second, "workloads", "chat")
+    monkeypatch.setenv("ATTNKIT_PROFILES", os.pathsep.join(map(str, (first, second))))
+    assert set(profiles.node_names()) == {*NODE_TYPES, "l4"}
+    assert set(profiles.workload_names()) == {*WORKLOADS, "chat"}
+    assert profiles.match_node(box(Device("nvidia", "gpu", "NVIDIA L4", "sm_89"), EPYC)).node == "l4"
+    assert profiles.load_node("cpu").block_size == 64
+    assert profiles.node_file("cpu") == first / "nodes" / "cpu.yaml"
+    assert profiles.workload_file("chat") == second / "workloads" / "chat.yaml"
+    assert profiles.node_file("a100") == profiles.profile_dir() / "nodes" / "a100.yaml"
+
+
+def test_an_error_in_a_profile_of_ones_own_names_its_file_and_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = overlay(tmp_path, "nodes", "l4", platform="cuda")
+    line = next(i for i, text in enumerate(path.read_text().splitlines(), 1) if text.startswith("platform"))
+    monkeypatch.setenv("ATTNKIT_PROFILES", str(tmp_path))
+    with pytest.raises(UsageError, match=re.escape(f"{path}:{line}: platform: 'cuda' is not allowed.")):
+        profiles.all_nodes()
 
 
 def test_spellings_in_a_profile_become_canonical(folder: Path) -> None:

@@ -1,1 +1,1 @@
-"""Generators of documentation."""
+"""Generators of the documentation: every generated page, schema and picture has its function here."""

@@ -5,7 +5,7 @@ multiprocessor (NVIDIA Turing whitepaper; Jia et al., arXiv 1903.07486). Two bou
 slowest one decides), and nothing overlaps (their sum). A real card should lie between; memory and launch are left out of
 prefill.
 
-    python -m tools.kernels.turing_model        prints the table of docs/hook.md
+    python -m tools.kernels.turing_model        prints the table of docs/guides/turing.md
 """
 
 from __future__ import annotations

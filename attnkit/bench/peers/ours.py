@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from attnkit.bench import GROUPS
 from attnkit.bench.peers.base import Peer, Run, Unsupported
 from attnkit.bench.results import OURS
-from attnkit.bench.work import GROUPS
 from attnkit.spec import (
     Call,
     DifferentialAttention,

@@ -116,8 +116,7 @@ def write_kv_cache(
 
 def plan_write(rows: Tensor, cache: Tensor, slot_mapping: Tensor, scale: float) -> Launch:
     """The launch that stores `rows`."""
-    require_rows("key or value", rows)
-    require_rows("cache", cache)
+    require_rows(rows=rows, cache=cache)
     if slot_mapping.dtype not in (torch.int64, torch.int32):
         raise UnsupportedError(f"slot_mapping must be int64 or int32, not {slot_mapping.dtype}")
     mantissa, bias, largest, fnuz = _FORMATS.get(str(cache.dtype).removeprefix("torch."), (0, 0, 0.0, False))

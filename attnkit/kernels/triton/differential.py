@@ -20,7 +20,8 @@ import triton.language as tl
 
 from attnkit.errors import UnsupportedError
 from attnkit.kernels.triton.launch import Launch, padded, run_all
-from attnkit.kernels.triton.paged.plan import MAX_DECODE_ROWS, plan_paged
+from attnkit.kernels.triton.paged.plan import plan_paged
+from attnkit.kernels.triton.paged.route import MAX_DECODE_ROWS
 from attnkit.spec import DifferentialAttention, PagedAttention
 
 if TYPE_CHECKING:

@@ -151,16 +151,25 @@ def pairs_of(data: Tensor, target: Target) -> Cache | None:
     return Cache(data.view(torch.uint16), code)
 
 
+def outputs(query: Tensor, out: Tensor | None, return_lse: bool, width: int) -> tuple[Tensor, Tensor | None]:
+    """`out`, or a new one [num_tokens, heads, width] in the query's dtype; lse [num_tokens, heads] float32, or None."""
+    if out is None:
+        out = torch.empty(*query.shape[:2], width, dtype=query.dtype, device=query.device)
+    lse = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device) if return_lse else None
+    return out, lse
+
+
 def padded(width: int) -> int:
     """The next power of two, at least 16: what `tl.arange` and `tl.dot` take."""
     return max(16, 1 << (width - 1).bit_length())
 
 
-def require_rows(name: str, tensor: Tensor) -> None:
+def require_rows(**tensors: Tensor) -> None:
     """Refuse a tensor whose last dimension is not contiguous.
 
     Raises:
         UnsupportedError: names the tensor and its strides.
     """
-    if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
-        raise UnsupportedError(f"{name}: the last dimension must be contiguous; strides are {tuple(tensor.stride())}")
+    for name, tensor in tensors.items():
+        if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+            raise UnsupportedError(f"{name}: the last dimension must be contiguous; strides are {tuple(tensor.stride())}")

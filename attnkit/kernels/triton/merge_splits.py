@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 import triton
 import triton.language as tl
 
@@ -61,23 +62,29 @@ def merge_splits(
         tl.store(lse + token * num_heads + head, (top + tl.log2(total)) * LN2)
 
 
-def plan_merge(
-    out: Tensor,
-    lse: Tensor | None,
-    part_out: Tensor,
-    part_lse: Tensor | None,
-    query_start_loc: Tensor,
-    num_seqs: int,
-    longest: int,
-) -> Launch:
-    """The launch of `merge_splits` for part_out [splits, num_tokens, heads, head_dim_v]."""
+def part_outputs(out: Tensor, lse: Tensor | None, splits: int) -> tuple[Tensor, Tensor | None]:
+    """Where a kernel writes: `out` and `lse`, or, of several splits, float32 workspace with the splits outermost."""
+    if splits == 1:
+        return out, lse
+    shape = (splits, *out.shape)
+    part_out = torch.empty(shape, dtype=torch.float32, device=out.device)
+    return part_out, torch.empty(shape[:3], dtype=torch.float32, device=out.device)
+
+
+def with_merge(
+    decode: Launch, name: str, out: Tensor, lse: Tensor | None, num_seqs: int, longest: int
+) -> tuple[list[Launch], str]:
+    """A launch that wrote to `part_outputs`, with `merge_splits` behind it where there are several; and the name of both."""
+    part_out = decode.args["out"]
+    if part_out.dim() == out.dim():
+        return [decode], name
     splits, tokens, heads, head_dim_v = part_out.shape
     args = {
         "out": out,
         "lse": lse,
         "part_out": part_out,
-        "part_lse": part_lse,
-        "query_start_loc": query_start_loc,
+        "part_lse": decode.args["lse"],
+        "query_start_loc": decode.args["query_start_loc"],
         "num_tokens": tokens,
         "longest": longest,
         "stride_o_token": out.stride(0),
@@ -89,4 +96,4 @@ def plan_merge(
         "TOKENS": longest,
         "RETURN_LSE": lse is not None,
     }
-    return Launch(merge_splits, (num_seqs * longest, heads), args, 4, 1)
+    return [decode, Launch(merge_splits, (num_seqs * longest, heads), args, 4, 1)], f"{name}_split"

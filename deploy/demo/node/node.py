@@ -52,7 +52,7 @@ def main() -> int:
         shutil.rmtree("/var/run/docker", ignore_errors=True)
     running = [subprocess.Popen(command) for command in SERVICES[role]]
 
-    def stop(*_: object) -> None:
+    def stop(*_signal: object) -> None:
         for service in running:
             service.terminate()
         deadline = time.monotonic() + 20

@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Write one small tree of sys, proc, etc and dev for each node type, from public PCI ids and documented file formats.
 
+The node types with a file of their own have committed trees; those of profiles/families.yaml (MORE) are written by the tests.
+
 The ids are written here a second time on purpose: detection is tested against these trees,
 so its own table must not be their source.
 """
@@ -10,7 +12,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -25,7 +27,10 @@ CPUS = {
     "ryzen": ("AuthenticAMD", 25, 33, "AMD Ryzen 9 5950X 16-Core Processor", X86_BASE),
     "xeon": ("GenuineIntel", 6, 143, "Intel(R) Xeon(R) Platinum 8480+", f"{X86_BASE} {AVX512} {AMX}"),
     "core": ("GenuineIntel", 6, 151, "12th Gen Intel(R) Core(TM) i9-12900K", f"{X86_BASE} avx_vnni"),
+    "xeon6": ("GenuineIntel", 6, 173, "Intel(R) Xeon(R) 6980P", f"{X86_BASE} {AVX512} {AMX} amx_fp16"),
 }
+ARM = {"neoverse-v1": "0xd40", "neoverse-v2": "0xd4f", "cortex-a78ae": "0xd42"}
+"""Arm's processors by part number; their cpuinfo has no name."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ class Node:
     model: str | None = None  # NVIDIA: the name in /proc/driver/nvidia
     kfd: Kfd | None = None
     dev: tuple[str, ...] = ()
+    arch: str = "x86_64"
+    files: dict[str, str] = field(default_factory=dict)
 
 
 BMC = Card("1a03:2000", "0x030000", "ast", ("0000:02:00.0",))
@@ -166,8 +173,71 @@ NODES = {
 }
 
 
+def orin(compatible: str, model: str) -> Node:
+    """A Jetson: its GPU is in the device tree and in /dev, and on no bus."""
+    base = "proc/device-tree"
+    files = {f"{base}/compatible": f"{compatible}\0", f"{base}/model": f"{model}\0"}
+    return Node("cortex-a78ae", memory_gib=64, arch="aarch64", dev=("nvhost-gpu", "nvmap"), files=files)
+
+
+def hopper_on_grace(model: str, device: str) -> Node:
+    """A GPU beside NVIDIA's own processor."""
+    return replace(nvidia(model, (datacenter(device, "01"),), "neoverse-v2", 480), arch="aarch64")
+
+
+def arc(device: str, gib: int) -> Node:
+    """A discrete Intel GPU under the xe driver."""
+    memory = {"tile0/physical_vram_size_bytes": f"{gib * 2**30}\n"}
+    return Node("core", (Card(f"8086:{device}", "0x030000", "xe", slots("03"), files=memory),), dev=("dri/renderD128",))
+
+
+def radeon(device: str, target: int, memory: int, revision: str = "0x00") -> Node:
+    """A workstation with one AMD GPU."""
+    card = Card(f"1002:{device}", "0x030000", "amdgpu", slots("03"), revision)
+    return amd((card,), Kfd(target, 128, 2, 32, memory), "ryzen", 64)
+
+
+def instinct(device: str, target: int, memory: int, simds: int = 1216) -> Node:
+    """A server with eight AMD accelerators."""
+    return amd(
+        (BMC, Card(f"1002:{device}", "0x120000", "amdgpu", slots(*MI300X))), Kfd(target, simds, 4, 64, memory), "genoa", 2048
+    )
+
+
+MORE = {
+    "gtx-16": nvidia("NVIDIA GeForce GTX 1660", geforce("2184", "1aeb", "01"), "ryzen"),
+    "l4": nvidia("NVIDIA L4", (BMC, datacenter("27b8", "3b")), "epyc"),
+    "l40s": nvidia("NVIDIA L40S", (BMC, datacenter("26b9", "3b", "5e")), "epyc"),
+    "a10": nvidia("NVIDIA A10", (BMC, datacenter("2236", "3b")), "epyc"),
+    "a40": nvidia("NVIDIA A40", (BMC, datacenter("2235", "3b")), "epyc"),
+    "h20": nvidia("NVIDIA H20", (BMC, datacenter("2329", *HGX_8)), "xeon", 2048),
+    "gh200": hopper_on_grace("NVIDIA GH200 480GB", "2342"),
+    "gb200": hopper_on_grace("NVIDIA GB200", "2941"),
+    "b300": nvidia("NVIDIA B300 SXM6 AC", (BMC, datacenter("3182", *HGX_8)), "xeon", 2048),
+    "rtx-pro-6000": nvidia("NVIDIA RTX PRO 6000 Blackwell Server Edition", (BMC, datacenter("2bb5", "3b")), "epyc"),
+    "dgx-spark": hopper_on_grace("NVIDIA GB10", "2e12"),
+    "jetson-orin": orin("nvidia,p3737-0000+p3701-0005\0nvidia,tegra234", "NVIDIA Jetson AGX Orin Developer Kit"),
+    "jetson-thor": orin("nvidia,p4071-0000+p3834-0008\0nvidia,tegra264", "NVIDIA Jetson AGX Thor Developer Kit"),
+    "mi210": instinct("740f", 90010, 68_702_699_520, 416),
+    "mi300a": instinct("74a0", 90402, 137_438_953_472, 912),
+    "mi325x": instinct("74a5", 90402, 274_877_906_944),
+    "mi355x": instinct("75a3", 90500, 309_237_645_312, 1024),
+    "rx-9070": radeon("7550", 120001, 17_095_983_104, "0xc0"),
+    "strix-halo": radeon("1586", 110501, 103_079_215_104, "0xc1"),
+    "arc-b580": arc("e20b", 12),
+    "graviton": Node(
+        "neoverse-v1", (), 64, os="Amazon Linux 2023", arch="aarch64", files={"sys/class/dmi/id/sys_vendor": "Amazon EC2\n"}
+    ),
+    "granite-rapids": Node("xeon6", (BMC,), 1024),
+}
+"""Machines of node types that have no file of their own."""
+
+
 def cpuinfo(key: str, processors: int = 4) -> str:
     """/proc/cpuinfo with a few processors, one thread a core."""
+    if key in ARM:
+        block = "processor\t: {}\nFeatures\t: fp asimd asimdhp asimddp i8mm bf16 sve\nCPU implementer\t: 0x41\nCPU part\t: {}\n"
+        return "\n".join(block.format(number, ARM[key]) for number in range(processors)) + "\n"
     vendor, family, model, name, flags = CPUS[key]
     blocks = []
     for number in range(processors):
@@ -247,7 +317,7 @@ def tree_files(name: str, node: Node) -> dict[str, str]:
         "etc/os-release": f'PRETTY_NAME="{node.os}"\nNAME="{node.os.split()[0]}"\n',
         "proc/cpuinfo": cpuinfo(node.cpu),
         "proc/meminfo": f"MemTotal:       {node.memory_gib * 2**20:>8} kB\nMemFree:        {node.memory_gib * 2**19:>8} kB\n",
-        "proc/sys/kernel/arch": "x86_64\n",
+        "proc/sys/kernel/arch": f"{node.arch}\n",
         "proc/sys/kernel/hostname": f"{name}-0\n",
         "proc/sys/kernel/osrelease": f"{node.kernel}\n",
         "sys/bus/pci/devices/0000:00:00.0/vendor": "0x8086\n",
@@ -269,8 +339,14 @@ def tree_files(name: str, node: Node) -> dict[str, str]:
         gpu = next(card for card in node.cards if card.driver == "amdgpu")
         files |= kfd_files(node.kfd, gpu)
         files["sys/module/amdgpu/version"] = "6.14.14\n"
-    files |= {f"dev/{path}": "" for path in node.dev}
-    return files
+    return files | {f"dev/{path}": "" for path in node.dev} | node.files
+
+
+def write(root: Path, files: dict[str, str]) -> None:
+    """Write a tree."""
+    for path, text in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -288,9 +364,7 @@ def main(argv: list[str] | None = None) -> int:
                 stale.append(name)
             continue
         shutil.rmtree(root, ignore_errors=True)
-        for path, text in wanted.items():
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            (root / path).write_text(text)
+        write(root, wanted)
     if stale:
         print(f"stale trees: {', '.join(stale)}; write them with {Path(__file__).name}", file=sys.stderr)
     return 1 if stale else 0

@@ -13,8 +13,8 @@ from attnkit.errors import UnsupportedError
 from attnkit.kernels.triton import tile_sizes
 from attnkit.kernels.triton.dual_chunk import composed as composed_plan
 from attnkit.kernels.triton.dual_chunk.kernel import dual_chunk_attention
-from attnkit.kernels.triton.launch import Launch, cache_args, cache_of, padded, require_rows, run_all, target_of
-from attnkit.kernels.triton.merge_splits import plan_merge
+from attnkit.kernels.triton.launch import Launch, cache_args, cache_of, outputs, padded, require_rows, run_all, target_of
+from attnkit.kernels.triton.merge_splits import part_outputs, with_merge
 from attnkit.kernels.triton.tile_sizes import Tile
 from attnkit.spec import DualChunkAttention
 
@@ -65,17 +65,13 @@ def plan(
     query = paged.query
     tokens, heads, head_dim = query.shape
     num_seqs = paged.seq_lens.shape[0]
-    out = paged.out
-    if out is None:
-        out = torch.empty_like(query)
-    lse = torch.empty(tokens, heads, dtype=torch.float32, device=query.device) if paged.return_lse else None
+    out, lse = outputs(query, paged.out, paged.return_lse, head_dim)
     if tokens == 0 or num_seqs == 0:
         return out, lse, [], "nothing"
     period = _period(call)
     target = target_of(query, arch)
     key, value = cache_of(paged.key_cache, target), cache_of(paged.value_cache, target)
-    for name, tensor in (("query", query), ("out", out), ("key_cache", key.data), ("value_cache", value.data)):
-        require_rows(name, tensor)
+    require_rows(query=query, out=out, key_cache=key.data, value_cache=value.data)
     kv_heads = key.data.shape[2]
     group = heads // kv_heads
     if composed is None:
@@ -101,10 +97,7 @@ def plan(
 
     if splits is None:
         splits = splits_for(target.units)
-    part_out, part_lse = out, lse
-    if splits > 1:
-        part_out = torch.empty(splits, tokens, heads, head_dim, dtype=torch.float32, device=out.device)
-        part_lse = torch.empty(splits, tokens, heads, dtype=torch.float32, device=out.device)
+    part_out, part_lse = part_outputs(out, lse, splits)
     scaled = call.original_max_position is not None
     args = {
         "out": part_out,
@@ -141,10 +134,7 @@ def plan(
     }
     grid = (tiles, kv_heads, splits)
     attention = Launch(dual_chunk_attention, grid, args, tile.num_warps, tile.num_stages, splits_for=splits_for)
-    if splits == 1:
-        return out, lse, [attention], "triton_dual_chunk"
-    merge = plan_merge(out, lse, part_out, part_lse, paged.query_start_loc, num_seqs, paged.max_query_len)
-    return out, lse, [attention, merge], "triton_dual_chunk_split"
+    return out, lse, *with_merge(attention, "triton_dual_chunk", out, lse, num_seqs, paged.max_query_len)
 
 
 def _period(call: DualChunkAttention) -> int:

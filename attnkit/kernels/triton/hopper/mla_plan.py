@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from attnkit.kernels.triton.hopper.prefill_plan import rows_of
 from attnkit.kernels.triton.launch import Launch
-from attnkit.kernels.triton.merge_splits import plan_merge
+from attnkit.kernels.triton.merge_splits import part_outputs, with_merge
 from attnkit.spec import MlaDecode
 
 if TYPE_CHECKING:
@@ -85,10 +83,7 @@ def plan(
 
     if splits is None:
         splits = splits_for(units)
-    part_out, part_lse = out, lse
-    if splits > 1:
-        part_out = torch.empty(splits, tokens, heads, LATENT, dtype=torch.float32, device=out.device)
-        part_lse = torch.empty(splits, tokens, heads, dtype=torch.float32, device=out.device)
+    part_out, part_lse = part_outputs(out, lse, splits)
     layout = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     chunk = min(cache.shape[1], TILE)
     rows = rows_of(cache.unsqueeze(2))
@@ -117,7 +112,4 @@ def plan(
     }
     grid = (row_tiles, splits, num_seqs)
     decode = Launch(hopper_mla_decode, grid, args, num_warps=4, num_stages=1, splits_for=splits_for)
-    if splits == 1:
-        return out, lse, [decode], "gluon_hopper_mla_decode"
-    merge = plan_merge(out, lse, part_out, part_lse, call.query_start_loc, num_seqs, call.max_query_len)
-    return out, lse, [decode, merge], "gluon_hopper_mla_decode_split"
+    return out, lse, *with_merge(decode, "gluon_hopper_mla_decode", out, lse, num_seqs, call.max_query_len)

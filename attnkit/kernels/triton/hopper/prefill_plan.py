@@ -98,7 +98,6 @@ def plan(
     lse: Tensor | None,
     common: dict[str, Any],
     units: int,
-    tokens: int,
     num_seqs: int,
     kv_heads: int,
     shortest: int,
@@ -120,7 +119,7 @@ def plan(
 
     keys, key_map = seen(common["key"])
     values, value_map = seen(common["value"])
-    tiles = tokens * common["GROUP"] // (64 * GROUPS) + num_seqs
+    tiles = out.shape[0] * common["GROUP"] // (64 * GROUPS) + num_seqs
     items = tiles * kv_heads
     same = (
         "query", "table", "seq_lens", "query_start_loc", "v_scale", "window_left", "window_right",

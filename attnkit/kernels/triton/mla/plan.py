@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from attnkit.errors import UnsupportedError
 from attnkit.kernels.triton import tile_sizes
 from attnkit.kernels.triton.hopper import mla_plan
-from attnkit.kernels.triton.launch import Launch, cache_of, require_rows, run_all, target_of
-from attnkit.kernels.triton.merge_splits import plan_merge
+from attnkit.kernels.triton.launch import Launch, cache_of, outputs, require_rows, run_all, target_of
+from attnkit.kernels.triton.merge_splits import part_outputs, with_merge
 from attnkit.kernels.triton.mla.kernel import mla_decode_split
 from attnkit.kernels.triton.tile_sizes import Tile
 from attnkit.spec import MlaDecode
@@ -49,18 +47,14 @@ def plan(
     tokens, heads, width = query.shape
     latent = call.kv_lora_rank
     num_seqs = call.seq_lens.shape[0]
-    out = call.out
-    if out is None:
-        out = torch.empty(tokens, heads, latent, dtype=query.dtype, device=query.device)
-    lse = torch.empty(tokens, heads, dtype=torch.float32, device=query.device) if call.return_lse else None
+    out, lse = outputs(query, call.out, call.return_lse, latent)
     if tokens == 0 or num_seqs == 0:
         return out, lse, [], "nothing"
     if call.softmax_scale * call.kv_scale <= 0.0:
         raise UnsupportedError(f"softmax_scale * kv_scale must be positive, got {call.softmax_scale * call.kv_scale}")
     target = target_of(query, arch)
     cache = cache_of(call.kv_cache, target)
-    for name, tensor in (("query", query), ("out", out), ("kv_cache", cache.data)):
-        require_rows(name, tensor)
+    require_rows(query=query, out=out, kv_cache=cache.data)
     if tile is None and mla_plan.takes(target.arch, call):
         return mla_plan.plan(call, out, lse, target.units, splits)
     tile = tile or tile_sizes.tile("mla", target.arch, latent, query.element_size(), interpret=target.interpret)
@@ -72,10 +66,7 @@ def plan(
 
     if splits is None:
         splits = splits_for(target.units)
-    part_out, part_lse = out, lse
-    if splits > 1:
-        part_out = torch.empty(splits, tokens, heads, latent, dtype=torch.float32, device=out.device)
-        part_lse = torch.empty(splits, tokens, heads, dtype=torch.float32, device=out.device)
+    part_out, part_lse = part_outputs(out, lse, splits)
     args = {
         "out": part_out,
         "lse": part_lse,
@@ -106,7 +97,4 @@ def plan(
     }
     grid = (row_tiles, splits, num_seqs)
     decode = Launch(mla_decode_split, grid, args, tile.num_warps, tile.num_stages, splits_for=splits_for)
-    if splits == 1:
-        return out, lse, [decode], "triton_mla_decode"
-    merge = plan_merge(out, lse, part_out, part_lse, call.query_start_loc, num_seqs, call.max_query_len)
-    return out, lse, [decode, merge], "triton_mla_decode_split"
+    return out, lse, *with_merge(decode, "triton_mla_decode", out, lse, num_seqs, call.max_query_len)

@@ -1,15 +1,9 @@
-"""Launchers of the paged and varlen kernels: from a call of spec.py to kernel launches. No host synchronisation anywhere.
-
-Which kernel computes a sequence:
-
-- uniform batches whose rows fit a decode tile (decode, speculative decode): split-KV decode for all;
-- uniform trees of more rows: decode's kernel with prefill's tiles, as few of them fill the device only if keys are split;
-- batches where every sequence has as many new tokens as the longest: prefill for all;
-- mixed batches: both kernels run; short sequences belong to decode, the rest to prefill. Each program decides on the device.
-"""
+"""Launches of the paged and packed (varlen) kernels for a call of spec.py, by route.py. Nothing waits for the device."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -22,15 +16,17 @@ from attnkit.kernels.triton.launch import (
     Target,
     cache_args,
     cache_of,
+    outputs,
     padded,
     pairs_of,
     require_rows,
     run_all,
     target_of,
 )
-from attnkit.kernels.triton.merge_splits import plan_merge
+from attnkit.kernels.triton.merge_splits import part_outputs, with_merge
 from attnkit.kernels.triton.paged.decode import paged_decode
 from attnkit.kernels.triton.paged.prefill import paged_prefill
+from attnkit.kernels.triton.paged.route import HOPPER, MAX_DECODE_ROWS, Route, Shape, is_crowded, route
 from attnkit.kernels.triton.paged.warp_decode import warp_decode
 from attnkit.kernels.triton.tile_sizes import Tile
 from attnkit.spec import PagedAttention, Softmax, VarlenAttention
@@ -41,9 +37,6 @@ else:
     Tensor = Any
 
 Result: TypeAlias = "tuple[Tensor, Tensor | None, str]"
-
-MAX_DECODE_ROWS = 64
-"""Rows (new tokens * heads of the group) a sequence up to which a uniform batch is a decode."""
 
 
 def paged(
@@ -109,17 +102,14 @@ def _softmax_args(softmax: Softmax, tree_mask: Tensor | None, k_scale: float) ->
     }
 
 
-def _outputs(call: PagedAttention | VarlenAttention, head_dim_v: int) -> tuple[Tensor, Tensor | None]:
-    query = call.query
-    out = call.out
-    if out is None:
-        out = torch.empty(*query.shape[:2], head_dim_v, dtype=query.dtype, device=query.device)
-    lse = None
-    if call.return_lse:
-        lse = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
-    for name, tensor in (("query", query), ("out", out)):
-        require_rows(name, tensor)
-    return out, lse
+def _width_args(group: int, head_dim: int, head_dim_v: int) -> dict[str, int]:
+    return {
+        "GROUP": group,
+        "HEAD_DIM": head_dim,
+        "HEAD_DIM_V": head_dim_v,
+        "BLOCK_D": padded(head_dim),
+        "BLOCK_DV": padded(head_dim_v),
+    }
 
 
 def plan_paged(
@@ -135,20 +125,19 @@ def plan_paged(
     """The launches of `paged`, and where their results will be.
 
     Args:
-        crowded: whether to take the batch for one of many programs and short contexts (`tile_sizes.WARP_KEYS`); default: look.
+        crowded: as for `route`.
     """
     query = call.query
     tokens, heads, head_dim = query.shape
     num_seqs = call.seq_lens.shape[0]
     kv_heads, head_dim_v = call.key_cache.shape[2], call.value_cache.shape[3]
     group = heads // kv_heads
-    out, lse = _outputs(call, head_dim_v)
+    out, lse = outputs(query, call.out, call.return_lse, head_dim_v)
     if tokens == 0 or num_seqs == 0:
         return out, lse, [], "nothing"
     target = target_of(query, arch)
     key, value = cache_of(call.key_cache, target), cache_of(call.value_cache, target)
-    require_rows("key_cache", key.data)
-    require_rows("value_cache", value.data)
+    require_rows(query=query, out=out, key_cache=key.data, value_cache=value.data)
     common = {
         "query": query,
         **cache_args(key, value),
@@ -160,152 +149,48 @@ def plan_paged(
         "query_start_loc": call.query_start_loc,
         "v_scale": float(call.v_scale),
         **_softmax_args(call.softmax, tree_mask, call.k_scale),
-        "GROUP": group,
-        "HEAD_DIM": head_dim,
-        "HEAD_DIM_V": head_dim_v,
-        "BLOCK_D": padded(head_dim),
-        "BLOCK_DV": padded(head_dim_v),
+        **_width_args(group, head_dim, head_dim_v),
         "BLOCK_SIZE": call.key_cache.shape[1],
     }
-    width = padded(max(head_dim, head_dim_v))
-    size = query.element_size()
-    given = prefill_tile
-    prefill_tile = given or tile_sizes.tile("prefill", target.arch, width, size, interpret=target.interpret)
-    given_warps = warps = decode_tile if decode_tile is not None and decode_tile.by_warp else None
-    if decode_tile is None:
-        warps = tile_sizes.warp_decode(target.arch, width, size, key.fp8 != 0, call.max_query_len * group)
-    if decode_tile is None or decode_tile.by_warp:
-        decode_tile = tile_sizes.tile("decode", target.arch, width, size, interpret=target.interpret)
+    pairs = (pairs_of(call.key_cache, target), pairs_of(call.value_cache, target)) if key.fp8 else (None, None)
+    shape = Shape(
+        num_tokens=tokens,
+        num_seqs=num_seqs,
+        max_query_len=call.max_query_len,
+        max_seq_len=call.max_seq_len,
+        kv_heads=kv_heads,
+        group=group,
+        width=padded(max(head_dim, head_dim_v)),
+        element_size=query.element_size(),
+        fp8=key.fp8 != 0,
+        paired=None not in pairs,
+        tree=tree_mask is not None,
+        # Not asked of a decode of one token, whose launch is what it waits for.
+        tma=(call.max_query_len > 1 or group > MAX_DECODE_ROWS) and prefill_plan.takes(target.arch, common),
+    )
 
-    uniform = tokens == num_seqs * call.max_query_len
-    rows = call.max_query_len * group
-    tree_rows = tree_mask is not None and rows > MAX_DECODE_ROWS and (uniform or num_seqs == 1)
-    if tree_rows:
-        decode_tile = given or tile_sizes.tile("tree", target.arch, width, size, interpret=target.interpret)
-    if tree_rows or (rows <= MAX_DECODE_ROWS and (uniform or call.max_query_len == 1)):
-        longest, shortest = call.max_query_len, None
-    elif uniform or num_seqs == 1:
-        longest, shortest = 0, 1
-    else:
-        longest = max(1, decode_tile.block_m // group)
-        shortest = longest + 1
+    def routed(target: Target, splits: int | None, crowded: bool | None) -> Route:
+        return route(shape, target, prefill_tile=prefill_tile, decode_tile=decode_tile, splits=splits, crowded=crowded)
+
+    way = routed(target, splits, crowded)
     launches: list[Launch] = []
     names: list[str] = []
-    if shortest is not None and given is None and prefill_plan.takes(target.arch, common):
-        launches.append(prefill_plan.plan(out, lse, common, target.units, tokens, num_seqs, kv_heads, shortest))
-        names.append("gluon_hopper_prefill")
-    elif shortest is not None:
-        launches.append(_prefill(out, lse, common, prefill_tile, tokens, num_seqs, kv_heads, shortest))
-        names.append("triton_paged_prefill")
-    if longest:
-        if warps is not None and key.fp8:
-            pairs = (pairs_of(call.key_cache, target), pairs_of(call.value_cache, target))
-            if pairs[0] is None or pairs[1] is None:
-                warps = None
-            else:
-                decode_tile, common = warps, {**common, **cache_args(pairs[0], pairs[1])}
-        elif given_warps:
-            decode_tile = given_warps
+    if way.prefill is not None:
+        launch, name = _prefill(out, lse, common, way.prefill, target.units, num_seqs, kv_heads, way.boundary + 1)
+        launches.append(launch)
+        names.append(name)
+    if way.decode is not None:
+        if crowded is None:
+            crowded = is_crowded(shape, target, way.decode, way.boundary)
+        if way.decode.by_warp and pairs[0] is not None and pairs[1] is not None:
+            common.update(cache_args(pairs[0], pairs[1]))
         decode, name = _decode(
-            out, lse, common, decode_tile, warps, target, call.max_seq_len, num_seqs, kv_heads, longest, splits, crowded
+            out, lse, common, way, num_seqs, kv_heads, lambda units: routed(replace(target, units=units), None, crowded).splits
         )
         launches.extend(decode)
         names.append(name)
     tree = "triton_tree:" if tree_mask is not None else ""
     return out, lse, launches, tree + "+".join(names)
-
-
-def _prefill(
-    out: Tensor,
-    lse: Tensor | None,
-    common: dict[str, Any],
-    tile: Tile,
-    tokens: int,
-    num_seqs: int,
-    kv_heads: int,
-    shortest: int,
-) -> Launch:
-    args = {
-        **common,
-        "out": out,
-        "lse": lse,
-        "key_start_loc": None,
-        "num_seqs": num_seqs,
-        "shortest": shortest,
-        "stride_o_token": out.stride(0),
-        "stride_o_head": out.stride(1),
-        "BLOCK_M": tile.block_m,
-        "BLOCK_N": tile.block_n,
-        "PAGED": True,
-        "RETURN_LSE": lse is not None,
-    }
-    grid = (tokens * common["GROUP"] // tile.block_m + num_seqs, kv_heads)
-    return Launch(paged_prefill, grid, args, tile.num_warps, tile.num_stages)
-
-
-def _decode(
-    out: Tensor,
-    lse: Tensor | None,
-    common: dict[str, Any],
-    tile: Tile,
-    warps: Tile | None,
-    target: Target,
-    max_seq_len: int,
-    num_seqs: int,
-    kv_heads: int,
-    longest: int,
-    splits: int | None,
-    crowded: bool | None,
-) -> tuple[list[Launch], str]:
-    """`warps`: the tile of `warp_decode`, where that may take the place of `tile`."""
-    rows = longest * common["GROUP"]
-    block_m = min(max(tile.block_m, padded(rows)), max(tile.block_m, MAX_DECODE_ROWS))
-    row_tiles = -(-rows // block_m)
-    programs = num_seqs * kv_heads * row_tiles
-    if warps is not None and not tile.by_warp:
-        many = programs > 2 * target.units and max_seq_len <= tile_sizes.WARP_KEYS
-        warps = None if (many if crowded is None else crowded) else warps
-
-    def splits_for(units: int) -> int:
-        # A tree's tile is as large as prefill's: one is all that a multiprocessor holds.
-        per_unit = 1 if rows > MAX_DECODE_ROWS else tile.per_unit
-        number = tile_sizes.decode_splits(programs, units, target.arch, max_seq_len, tile.block_n, per_unit)
-        if warps is not None and number <= tile_sizes.WARP_SPLITS:
-            number = tile_sizes.decode_splits(programs, units, target.arch, max_seq_len, warps.block_n, warps.per_unit)
-        return number
-
-    if splits is None:
-        splits = splits_for(target.units)
-    chosen = warps if warps is not None and (tile.by_warp or splits <= tile_sizes.WARP_SPLITS) else tile
-    tokens, heads, head_dim_v = out.shape
-    part_out, part_lse = out, lse
-    if splits > 1:
-        part_out = torch.empty(splits, tokens, heads, head_dim_v, dtype=torch.float32, device=out.device)
-        part_lse = torch.empty(splits, tokens, heads, dtype=torch.float32, device=out.device)
-    args = {
-        **common,
-        "out": part_out,
-        "lse": part_lse,
-        "num_tokens": tokens,
-        "longest": longest,
-        "stride_o_token": part_out.stride(-3),
-        "stride_o_head": part_out.stride(-2),
-        "BLOCK_M": block_m,
-        "BLOCK_N": chosen.block_n,
-        "SPLITS": splits,
-        "ROW_TILES": row_tiles,
-        "RETURN_LSE": lse is not None,
-    }
-    if chosen.by_warp:
-        args["WARPS"] = chosen.num_warps
-    kernel = warp_decode if chosen.by_warp else paged_decode
-    grid = (kv_heads, splits * row_tiles, num_seqs)
-    decode = Launch(kernel, grid, args, chosen.num_warps, chosen.num_stages, splits_for=splits_for)
-    name = f"triton_{kernel.fn.__name__}"
-    if splits == 1:
-        return [decode], name
-    merge = plan_merge(out, lse, part_out, part_lse, common["query_start_loc"], num_seqs, longest)
-    return [decode, merge], f"{name}_split"
 
 
 def plan_varlen(
@@ -315,19 +200,12 @@ def plan_varlen(
     query = call.query
     tokens, heads, head_dim = query.shape
     kv_heads, head_dim_v = call.key.shape[1], call.value.shape[2]
-    num_seqs = call.query_start_loc.shape[0] - 1
-    out, lse = _outputs(call, head_dim_v)
+    out, lse = outputs(query, call.out, call.return_lse, head_dim_v)
     if tokens == 0:
         return out, lse, [], "nothing"
-    require_rows("key", call.key)
-    require_rows("value", call.value)
+    require_rows(query=query, out=out, key=call.key, value=call.value)
     target = target_of(query, arch)
-    tile = prefill_tile or tile_sizes.tile(
-        "prefill", target.arch, padded(max(head_dim, head_dim_v)), query.element_size(), interpret=target.interpret
-    )
-    args: dict[str, Any] = {
-        "out": out,
-        "lse": lse,
+    common: dict[str, Any] = {
         "query": query,
         "key": call.key,
         "value": call.value,
@@ -335,9 +213,7 @@ def plan_varlen(
         "seq_lens": None,
         "query_start_loc": call.query_start_loc,
         "key_start_loc": call.key_start_loc,
-        "num_seqs": num_seqs,
         "v_scale": 1.0,
-        "shortest": 1,
         "stride_q_token": query.stride(0),
         "stride_q_head": query.stride(1),
         "stride_k_block": 0,
@@ -346,25 +222,85 @@ def plan_varlen(
         "stride_v_block": 0,
         "stride_v_token": call.value.stride(0),
         "stride_v_head": call.value.stride(1),
-        "stride_o_token": out.stride(0),
-        "stride_o_head": out.stride(1),
         "stride_table": 0,
         **_softmax_args(call.softmax, None, 1.0),
-        "GROUP": heads // kv_heads,
-        "HEAD_DIM": head_dim,
-        "HEAD_DIM_V": head_dim_v,
-        "BLOCK_D": padded(head_dim),
-        "BLOCK_DV": padded(head_dim_v),
+        **_width_args(heads // kv_heads, head_dim, head_dim_v),
         "BLOCK_SIZE": 1,
-        "BLOCK_M": tile.block_m,
-        "BLOCK_N": tile.block_n,
-        "PAGED": False,
         "SAME_STRIDES": call.key.stride(0) == call.value.stride(0),
         "FP8": 0,
+    }
+    tile: Tile | str | None = prefill_tile
+    if tile is None and prefill_plan.takes(target.arch, common):
+        tile = HOPPER
+    if tile is None:
+        width = padded(max(head_dim, head_dim_v))
+        tile = tile_sizes.tile("prefill", target.arch, width, query.element_size(), interpret=target.interpret)
+    launch, name = _prefill(out, lse, common, tile, target.units, call.query_start_loc.shape[0] - 1, kv_heads, 1)
+    return out, lse, [launch], name.replace("paged", "varlen")
+
+
+def _prefill(
+    out: Tensor,
+    lse: Tensor | None,
+    common: dict[str, Any],
+    tile: Tile | str,
+    units: int,
+    num_seqs: int,
+    kv_heads: int,
+    shortest: int,
+) -> tuple[Launch, str]:
+    """Prefill of the sequences of `shortest` new tokens or more, and the kernel's name; packed keys where there is no table."""
+    if not isinstance(tile, Tile):
+        return prefill_plan.plan(out, lse, common, units, num_seqs, kv_heads, shortest), "gluon_hopper_prefill"
+    args = {
+        "key_start_loc": None,
+        **common,
+        "out": out,
+        "lse": lse,
+        "num_seqs": num_seqs,
+        "shortest": shortest,
+        "stride_o_token": out.stride(0),
+        "stride_o_head": out.stride(1),
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+        "PAGED": common["table"] is not None,
         "RETURN_LSE": lse is not None,
     }
-    if prefill_tile is None and prefill_plan.takes(target.arch, args):
-        launch = prefill_plan.plan(out, lse, args, target.units, tokens, num_seqs, kv_heads, shortest=1)
-        return out, lse, [launch], "gluon_hopper_prefill"
-    grid = (tokens * (heads // kv_heads) // tile.block_m + num_seqs, kv_heads)
-    return out, lse, [Launch(paged_prefill, grid, args, tile.num_warps, tile.num_stages)], "triton_varlen_prefill"
+    grid = (out.shape[0] * common["GROUP"] // tile.block_m + num_seqs, kv_heads)
+    return Launch(paged_prefill, grid, args, tile.num_warps, tile.num_stages), "triton_paged_prefill"
+
+
+def _decode(
+    out: Tensor,
+    lse: Tensor | None,
+    common: dict[str, Any],
+    way: Route,
+    num_seqs: int,
+    kv_heads: int,
+    splits_for: Callable[[int], int],
+) -> tuple[list[Launch], str]:
+    """Decode of the sequences of `way.boundary` new tokens or fewer, with the merge of its splits, and the kernels' name."""
+    tile = way.decode
+    assert tile is not None
+    part_out, part_lse = part_outputs(out, lse, way.splits)
+    row_tiles = -(-way.boundary * common["GROUP"] // tile.block_m)
+    args = {
+        **common,
+        "out": part_out,
+        "lse": part_lse,
+        "num_tokens": out.shape[0],
+        "longest": way.boundary,
+        "stride_o_token": part_out.stride(-3),
+        "stride_o_head": part_out.stride(-2),
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+        "SPLITS": way.splits,
+        "ROW_TILES": row_tiles,
+        "RETURN_LSE": lse is not None,
+    }
+    kernel = paged_decode
+    if tile.by_warp:
+        kernel, args["WARPS"] = warp_decode, tile.num_warps
+    grid = (kv_heads, way.splits * row_tiles, num_seqs)
+    launch = Launch(kernel, grid, args, tile.num_warps, tile.num_stages, splits_for=splits_for)
+    return with_merge(launch, f"triton_{kernel.fn.__name__}", out, lse, num_seqs, way.boundary)

@@ -1,0 +1,20 @@
+"""Values as tables and pages show them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def short(value: Any) -> str:
+    """A value for a table: digests shortened as Docker does."""
+    text = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    name, at, digest = text.partition("@sha256:")
+    return f"{name.rpartition('/')[2]}@{digest[:12]}" if at else text
+
+
+def span(seconds: float) -> str:
+    """A time span for people, in the largest unit that says enough."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"

@@ -1,0 +1,1 @@
+"""A fleet of three nodes on one computer, from nothing to a completion from each."""

@@ -1,0 +1,1 @@
+"""Fault injection: a heterogeneous fleet of stand-ins on one computer, and scenarios that a rollout must survive."""

@@ -1,0 +1,1 @@
+"""From platforms.yaml to a container image: locks, environments, base image, build context, docker build."""

@@ -1,0 +1,235 @@
+"""Our CPU kernels, compiled here and now, on every instruction set of this processor, against the float64 reference."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from attnkit.backends.base import Rejected
+from attnkit.backends.registry import get
+from attnkit.hardware.device import Device
+from attnkit.spec import AttentionSpec
+
+CPU = Device(vendor="cpu", kind="cpu", name="CPU", arch="x86_64")
+
+PROGRAM = """
+import sys
+import torch
+from attnkit.backends.registry import get
+from attnkit.hardware.device import Device
+from attnkit.selftest import run_selftest
+
+torch.set_num_threads(2)
+cpu = Device(vendor="cpu", kind="cpu", name="CPU", arch="x86_64")
+verdict = run_selftest(get("TORCH_SDPA"), cpu, None, level="quick", provider="attnkit-cpu")
+wrong = [(case.case, case.reason) for case in verdict.cases if case.outcome != "pass"]
+kernels = {case.kernel for case in verdict.cases}
+assert verdict.outcome == "pass" and not wrong, wrong
+assert kernels == {f"attnkit_cpu_{sys.argv[1]}{what}" for what in ("", "_varlen", "_mla")}, kernels
+"""
+
+FEW_ROWS = """
+import itertools
+import torch
+from attnkit.backends.registry import get
+from attnkit.selftest.reference import reference
+from attnkit.spec import PagedAttention, Softmax
+
+torch.set_num_threads(2)
+draw = torch.Generator().manual_seed(0)
+LENS = (1, 7, 129, 300, 1200)  # the last one is split between threads
+features = {
+    "plain": {}, "window": {"window": (40, -1)}, "softcap": {"softcap": 5.0}, "non_causal": {"causal": False},
+    "alibi": {"alibi_slopes": 0.3}, "sinks": {"sinks": 1.5},
+}
+shapes = ((1, 1), (2, 1), (3, 1), (4, 1), (1, 4))  # query heads a key head, new tokens
+checked = 0
+for (group, new), dim, (name, how) in itertools.product(shapes, (20, 64, 80), features.items()):
+    heads, page = 2 * group, 16
+    how = {k: torch.full((heads,), v) if k in ("alibi_slopes", "sinks") else v for k, v in how.items()}
+    pages = [-(-n // page) for n in LENS]
+    order = torch.randperm(sum(pages), generator=draw).to(torch.int32)
+    table = torch.zeros(len(LENS), max(pages), dtype=torch.int32)
+    for row, count in enumerate(pages):
+        table[row, :count], order = order[:count], order[count:]
+    news = torch.tensor([min(new, n) for n in LENS])
+    key, value = (torch.randn(sum(pages), page, 2, dim, generator=draw) for _ in "kv")
+    call = PagedAttention(
+        torch.randn(int(news.sum()), heads, dim, generator=draw), key, value, table, torch.tensor(LENS, dtype=torch.int32),
+        torch.nn.functional.pad(news.cumsum(0), (1, 0)).to(torch.int32), new, max(LENS), Softmax(dim**-0.5, **how),
+        return_lse=True,
+    )
+    got, oracle = get("TORCH_SDPA").run(call, "attnkit-cpu"), reference(call)
+    for what in ("out", "lse"):
+        error = (getattr(got, what).double() - getattr(oracle, what)).abs().max().item()
+        assert error < 5e-6, (group, new, dim, name, what, error)
+    checked += 1
+print(checked)
+"""
+
+STORE = """
+import itertools
+import torch
+from attnkit.kernels.cpu.launch import store
+
+torch.set_num_threads(2)
+draw = torch.Generator().manual_seed(0)
+checked = 0
+for tokens, dtype, heads_first in itertools.product((0, 1, 5, 700), (torch.float32, torch.bfloat16), (True, False)):
+    blocks, page, heads, dim, dim_v = 70, 16, 3, 40, 24
+    shape = (blocks, heads, page, dim + dim_v) if heads_first else (blocks, page, heads, dim + dim_v)
+    cache = torch.randn(shape, generator=draw).to(dtype)
+    rows = cache.transpose(1, 2) if heads_first else cache
+    key = torch.randn(tokens, heads, dim + 8, generator=draw).to(dtype)[..., :dim]
+    value = torch.randn(heads, tokens, dim_v, generator=draw).to(dtype).transpose(0, 1)
+    slots = torch.randperm(blocks * page, generator=draw)[:tokens]
+    wanted = rows.clone()
+    wanted[slots // page, slots % page] = torch.cat((key, value), dim=-1)
+    if tokens > 2:  # padding
+        wanted[slots[2] // page, slots[2] % page] = rows[slots[2] // page, slots[2] % page]
+        slots[2] = -1
+    store(key, value, rows[..., :dim], rows[..., dim:], slots)
+    assert torch.equal(rows, wanted), (tokens, dtype, heads_first)
+    checked += 1
+print(checked)
+"""
+
+OPENMP = """
+import ctypes, pathlib, shutil, sys
+import torch
+
+def runtimes():
+    lines = pathlib.Path("/proc/self/maps").read_text().splitlines()
+    return {line.split()[-1] for line in lines if "/libgomp" in line or "/libiomp5" in line or "/libomp" in line}
+
+[torchs] = runtimes()
+other = shutil.copy(torchs, sys.argv[1] + "/libgomp-0123abcd.so.1")  # as wheels name copies of their own
+ctypes.CDLL(other)
+assert runtimes() == {torchs, other}
+from attnkit.kernels.cpu import library
+assert library.openmp() == pathlib.Path(torchs), library.openmp()
+"""
+
+
+@pytest.fixture(scope="module")
+def bake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the library, compiled by the command that images and users run."""
+    if not any(shutil.which(name) for name in ("g++", "c++", "clang++")):
+        pytest.skip("the CPU kernels are compiled here, which needs a C++ compiler: apt-get install g++")
+    folder = tmp_path_factory.mktemp("kernels")
+    command = [sys.executable, "-m", "attnkit.cli", "kernels", "build", "--target", "cpu", "--dir", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "portable" in done.stdout
+    return folder
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "avx512bf16"])
+def test_right_on_every_instruction_set(bake: Path, isa: str) -> None:
+    from attnkit.kernels.cpu import library
+
+    sets = library.instruction_sets(bake / library.file_name())
+    if not sets.get(isa):
+        pytest.skip(f"this processor has no {isa}")
+    environment = {**os.environ, "ATTNKIT_KERNELS": str(bake), "ATTNKIT_CPU_ISA": isa}
+    done = subprocess.run([sys.executable, "-c", PROGRAM, isa], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+def test_tiles_of_few_rows_with_every_feature(bake: Path, isa: str) -> None:
+    from attnkit.kernels.cpu import library
+
+    if not library.instruction_sets(bake / library.file_name()).get(isa):
+        pytest.skip(f"this processor has no {isa}")
+    environment = {**os.environ, "ATTNKIT_KERNELS": str(bake), "ATTNKIT_CPU_ISA": isa}
+    done = subprocess.run([sys.executable, "-c", FEW_ROWS], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["90"]
+
+
+def _passes(bake: Path, program: str, *arguments: str) -> str:
+    environment = {**os.environ, "ATTNKIT_KERNELS": str(bake)}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_new_keys_and_values_are_written_where_they_belong_and_nowhere_else(bake: Path) -> None:
+    assert _passes(bake, STORE).split() == ["16"]
+
+
+def test_threads_are_torchs_though_another_copy_of_openmp_is_loaded(bake: Path, tmp_path: Path) -> None:
+    """Two runtimes would keep two sets of threads spinning on the same cores: sentencepiece brings one into vLLM's process."""
+    _passes(bake, OPENMP, str(tmp_path))
+
+
+def _verify(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "attnkit.cli", "kernels", "verify", "--dir", str(directory), *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("options", [(), ("--target", "cpu")])
+def test_a_bake_that_is_whole_is_counted(bake: Path, options: tuple[str, ...]) -> None:
+    from attnkit.kernels.cpu import build
+
+    done = _verify(bake, *options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{len(build.wanted())} kernels for cpu are whole\n"
+
+
+@pytest.mark.parametrize("harm", ["removed", "emptied", "of other sources"])
+def test_a_bake_that_is_not_whole_is_refused(bake: Path, tmp_path: Path, harm: str) -> None:
+    [library] = Path(shutil.copytree(bake, tmp_path / "kernels")).iterdir()
+    if harm == "removed":
+        library.unlink()
+    elif harm == "emptied":
+        library.write_bytes(b"")
+    else:
+        library.rename(library.with_name("attnkit-cpu-x86_64-0123456789abcdef.so"))
+    done = _verify(tmp_path / "kernels", "--target", "cpu")
+    assert done.returncode == 1
+    assert "cannot be loaded" in done.stderr if harm == "emptied" else "1 problem(s): " in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["list", "build", "verify"])
+def test_the_target_stands_alone(tmp_path: Path, command: str) -> None:
+    where = [] if command == "list" else ["--dir", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "attnkit.cli", "kernels", command, "--target", "cpu,sm_90", *where],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and "--target cpu alone" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_not_compiled_is_a_reason_and_the_next_provider_is_taken() -> None:
+    backend, spec = get("TORCH_SDPA"), AttentionSpec()
+    taken = backend.evaluate(spec, CPU, {"torch": "2.13.0", "attnkit-cpu-kernels": None})
+    assert not isinstance(taken, Rejected) and taken.provider == "torch"
+    taken = backend.evaluate(spec, CPU, {"torch": "2.13.0", "attnkit-cpu-kernels": "0.1.0"})
+    assert not isinstance(taken, Rejected) and taken.provider == "attnkit-cpu"
+    refused = backend.evaluate(AttentionSpec(features=frozenset({"softcap"})), CPU, {"torch": "2.13.0"})
+    assert isinstance(refused, Rejected) and any(
+        "attnkit kernels build --target cpu" in reason.message for reason in refused.reasons
+    )
+
+
+def test_a_library_of_other_sources_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from attnkit.kernels.cpu import library
+
+    (tmp_path / library.file_name().replace(library.digest(), "0" * 16)).write_bytes(b"stale")
+    monkeypatch.setenv("ATTNKIT_KERNELS", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    found = library.find()
+    assert found is None or tmp_path not in found.parents

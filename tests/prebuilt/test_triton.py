@@ -1,0 +1,254 @@
+"""A bake that is not whole fails the build; one that is whole holds what a boot on that architecture launches.
+
+The bakes are small ones of the same code that images/Dockerfile runs (`attnkit kernels build` and `verify`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from attnkit.kernels.aot import variants
+from attnkit.kernels.aot.build import build
+from attnkit.kernels.aot.manifest import load
+from attnkit.kernels.aot.plan import list_kernels
+from attnkit.kernels.aot.use import watch
+from attnkit.prebuilt import triton as prebuilt_triton
+
+TARGETS = ("sm_75", "sm_90")
+LEVEL = "quick"
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What compiled kernels are kept in between builds."""
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture(scope="module")
+def baked(tmp_path_factory: pytest.TempPathFactory, kept: Path) -> Path:
+    """Every kernel of a quick self-test, compiled by two processes."""
+    directory = tmp_path_factory.mktemp("image") / "kernels"
+    build(TARGETS, directory, geometries=(), boot=prebuilt_triton.boot_calls(LEVEL), jobs=2, cache=kept)
+    return directory
+
+
+@pytest.fixture
+def copy(baked: Path, tmp_path: Path) -> Path:
+    """A copy to break."""
+    return Path(shutil.copytree(baked, tmp_path / "kernels"))
+
+
+def _verify(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """The command of the Dockerfile's last step."""
+    command = [sys.executable, "-m", "attnkit.cli", "kernels", "verify", "--dir", str(directory), *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=directory)
+
+
+def _edit(directory: Path, change: Callable[[dict], None]) -> None:  # type: ignore[type-arg]
+    path = directory / "manifest.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def _whole(directory: Path) -> None:
+    """Make the bake one of given kernels only, so that `verify` asks for no more than it lists."""
+    _edit(directory, lambda data: data.update(level=""))
+
+
+def test_a_whole_bake_is_counted_by_target(copy: Path) -> None:
+    _whole(copy)
+    done = _verify(copy, "--target", ",".join(TARGETS), "--json")
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout)["kernels"]
+    listed = list_kernels(TARGETS, geometries=(), boot=prebuilt_triton.boot_calls(LEVEL))
+    assert counts == {code: len([v for v in listed if v.target == code]) for code in ("sm_75", "sm_75-scalar", "sm_90")}
+    assert all(counts.values())
+
+
+@pytest.mark.parametrize("damage", ["removed", "emptied"])
+def test_one_kernel_less_fails_the_build(copy: Path, damage: str) -> None:
+    _whole(copy)
+    kernel = load(copy).kernels[-1]
+    if damage == "removed":
+        shutil.rmtree(copy / kernel.key)
+    else:
+        (copy / kernel.key / kernel.binary).write_bytes(b"")
+    done = _verify(copy)
+    assert done.returncode == 1
+    assert f"{kernel.target} {kernel.name}: {kernel.binary} is {'missing' if damage == 'removed' else 'empty'}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_bake_that_was_made_for_less_fails_the_build(copy: Path) -> None:
+    """Everything it lists is there, but not all that a boot launches."""
+    _edit(copy, lambda data: data.update(level=prebuilt_triton.LEVEL))
+    done = _verify(copy, "--target", "sm_90")
+    assert done.returncode == 1
+    assert "is not in the bake" in done.stderr
+    _edit(copy, lambda data: data.update(level=LEVEL))
+    assert "are of level quick, not standard" in _verify(copy).stderr
+
+
+def test_a_target_too_few_fails_the_build(copy: Path) -> None:
+    done = _verify(copy, "--target", "sm_75,sm_80")
+    assert done.returncode == 1
+    assert "target sm_80 was not built" in done.stderr
+
+
+def test_a_second_build_compiles_nothing_and_comes_to_the_same_files(baked: Path, kept: Path, tmp_path: Path) -> None:
+    with watch() as count:
+        build(TARGETS, tmp_path / "again", geometries=(), boot=prebuilt_triton.boot_calls(LEVEL), cache=kept)
+    assert count.jit_compiles == 0
+    assert count.cached > 0
+    files = {path.relative_to(baked): path.read_bytes() for path in baked.rglob("*") if path.is_file()}
+    again = {
+        path.relative_to(tmp_path / "again"): path.read_bytes() for path in (tmp_path / "again").rglob("*") if path.is_file()
+    }
+    assert files.keys() == again.keys()
+    assert [name for name, data in files.items() if data != again[name]] == []
+
+
+def test_a_kept_kernel_that_was_altered_is_compiled_anew(baked: Path, kept: Path, tmp_path: Path) -> None:
+    kernel = load(baked).kernels[0]
+    folder = Path(shutil.copytree(kept, tmp_path / "kept"))
+    (folder / kernel.key / kernel.binary).write_bytes(b"not a kernel")
+    build(["sm_75"], tmp_path / "again", geometries=(), boot=prebuilt_triton.boot_calls(LEVEL), cache=folder, launchers=False)
+    assert (tmp_path / "again" / kernel.key / kernel.binary).read_bytes() == (baked / kernel.key / kernel.binary).read_bytes()
+
+
+def test_nothing_of_the_building_machine_is_in_it(baked: Path, kept: Path) -> None:
+    named = [path.name for path in baked.rglob("*.json") if str(kept) in path.read_text() or str(baked) in path.read_text()]
+    assert named == []
+    assert not list(baked.rglob("*.source"))
+
+
+LOAD = """
+import sys
+from attnkit.kernels.aot.use import use
+use(sys.argv[1])
+from triton.backends.nvidia import driver
+from triton.runtime import build
+found = []
+build._load_module_from_path = lambda name, path: found.append(path) or sys.exit(path)
+driver.CudaUtils()
+"""
+
+
+def test_tritons_c_module_is_found_on_a_node_without_a_compiler(tmp_path: Path) -> None:
+    """Triton's own search comes to the baked module, though no driver was where it was built and no compiler is here."""
+    call = next(variants.calls(variants.geometry("group4-d64"), "float16"))
+    environment = {k: v for k, v in os.environ.items() if k not in ("ATTNKIT_KERNELS", "TRITON_CACHE_MANAGER", "CC")}
+    environment |= {"TRITON_LIBCUDA_PATH": str(tmp_path / "driver"), "TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_LIBCUDA_PATH", environment["TRITON_LIBCUDA_PATH"])
+        manifest = build(["sm_90"], tmp_path / "kernels", calls=[replace(call, max_seq_len=16)])
+    assert not (tmp_path / "driver").exists(), "the stand-in of the driver stays behind"
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(tmp_path / "kernels")],
+        env={**environment, "CC": str(tmp_path / "no-compiler")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    path = Path(done.stderr.strip().splitlines()[-1])
+    assert str(path.relative_to(tmp_path / "kernels")) in manifest.launchers
+
+
+ASK = """
+import json, sys
+from contextlib import nullcontext
+from attnkit.backends import torch_device
+from attnkit.backends.registry import get
+from attnkit.hardware.device import Device
+from attnkit.kernels.aot import variants
+from attnkit.kernels.aot.use import use, watch
+from attnkit.kernels.triton import launch
+from attnkit.kernels.triton.targets import compiling_for
+from attnkit.selftest.tensors import build
+from attnkit.selftest.cases import cases
+from attnkit.prebuilt.needs import needs
+
+backend_name, arch, units, level, directory = sys.argv[1:]
+device = Device(vendor="nvidia", kind="gpu", name="absent", arch=arch, source="given")
+# The card that is not here: its name and size, and a launch that looks up or compiles and stops there.
+launch._target = lambda kind, index: launch.Target(arch, int(units))
+torch_device.device_of = lambda tensor: device
+asked = set()
+
+def run(self):
+    asked.add(variants.variant_name(self))
+    if directory:
+        self.warmup()
+
+launch.Launch.run = run
+backend = get(backend_name)
+capability = next(p.capability for p in backend.providers if p.name == "attnkit")
+if directory:
+    use(directory)
+with watch() as count, compiling_for(arch) if directory else nullcontext():
+    for need in needs(arch):
+        if not capability.reject(need, device):
+            for case in cases(level, capability, device, need):
+                backend.run(build(case), "attnkit")
+json.dump({"asked": sorted(asked), "baked": count.baked, "cached": count.cached, "jit": count.jit_compiles}, sys.stdout)
+"""
+
+
+def _ask(backend: str, arch: str, units: int, level: str, directory: str, cache: Path) -> dict[str, object]:
+    """What the self-test of a backend launches on such a card, by the backend's own code, in a fresh process."""
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("ATTNKIT_KERNELS", "TRITON_CACHE_MANAGER", "TRITON_INTERPRET")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, backend, arch, str(units), level, directory],
+        env={**environment, "TRITON_CACHE_DIR": str(cache)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("backend", "arch", "units"),
+    [("TRITON_ATTN", "sm_90", 132), ("TRITON_MLA", "sm_90", 132), ("TURING_ATTN", "sm_75", 68), ("TRITON_ATTN", "sm_75", 40)],
+)
+def test_a_boot_finds_every_kernel_under_tritons_own_key(
+    baked: Path, tmp_path: Path, backend: str, arch: str, units: int
+) -> None:
+    """An H100, an RTX 2080 Ti, a T4: nothing is compiled, every kernel comes from the bake; without it all are compiled."""
+    found = _ask(backend, arch, units, LEVEL, str(baked), tmp_path / "with")
+    assert (found["jit"], found["cached"]) == (0, 0)
+    assert found["baked"] == len(found["asked"])  # type: ignore[arg-type]
+    assert found["baked"]
+
+
+@pytest.mark.parametrize(
+    ("backend", "arch", "units"),
+    [
+        ("TRITON_ATTN", "sm_80", 108),
+        ("TRITON_MLA", "sm_100", 148),
+        ("TRITON_ATTN", "sm_120", 170),
+        ("TURING_ATTN", "sm_75", 30),
+        ("TRITON_ATTN", "sm_75", 68),
+    ],
+)
+def test_the_list_covers_the_level_that_profiles_ask_for(tmp_path: Path, backend: str, arch: str, units: int) -> None:
+    """Planning alone: what the backend's own code launches in a standard self-test, on cards of several sizes."""
+    code = "sm_75-scalar" if arch == "sm_75" and backend != "TURING_ATTN" else arch
+    listed = {variant.name for variant in prebuilt_triton.list_kernels([arch]) if variant.target == code}
+    asked = _ask(backend, arch, units, prebuilt_triton.LEVEL, "", tmp_path)["asked"]
+    assert asked
+    assert set(asked) <= listed  # type: ignore[call-overload]

@@ -1,0 +1,1 @@
+"""What writes attnkit's hardware tables."""
