@@ -2,7 +2,7 @@
 
 A benchmark's batch is too large for the float64 reference. One row of it is not: a new token with the keys it sees is a decode
 of one sequence. `Judge` cuts some such rows out of the call, at most four key heads of each, and holds the same rows of an
-implementation's output against the reference, with the eager base's error as the measure. Oracle and base are computed once a
+implementation's output against the reference, with the baseline's error as the measure. Oracle and baseline are computed once a
 workload: by the reference itself on the CPU, or, for plain attention on a GPU, by the same formulas there, because a minute of
 float64 a workload is more than a lent card has (tests/bench holds the two together).
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from attnkit.selftest.baseline import bases
+from attnkit.selftest.baseline import baselines
 from attnkit.selftest.reference import reference
 from attnkit.selftest.tolerance import judge
 from attnkit.spec import (
@@ -51,12 +51,12 @@ class Judge:
         self._spec = call.spec()
         self._rows = sampled_rows(call)
         if is_plain(call) and call.batch.query.is_cuda:
-            self._heads, self._exact, bases_of = on_device(call, self._rows)
-            self._bases: tuple[AttentionOutput, ...] = (AttentionOutput(bases_of, None, "eager"),)
+            self._heads, self._exact, eager = on_device(call, self._rows)
+            self._baselines: tuple[AttentionOutput, ...] = (AttentionOutput(eager, None, "eager"),)
         else:
             self._heads, small = cut(call, self._rows)
             self._exact = reference(small).out
-            self._bases = bases(small)
+            self._baselines = baselines(small)
 
     def __call__(self, out: Tensor) -> Judgement:
         """Judge `out`, the whole output of the call, which was filled with NaN before; every element must have been written."""
@@ -67,7 +67,7 @@ class Judge:
         got = out[tokens][:, self._heads.to(out.device)].cpu()
         error = float((got.double() - self._exact).norm() / self._exact.norm())
         spec = replace(self._spec, features=self._spec.features - {"lse"})
-        found = judge(AttentionOutput(got, None, ""), AttentionOutput(self._exact, None, ""), self._bases, spec)
+        found = judge(AttentionOutput(got, None, ""), AttentionOutput(self._exact, None, ""), self._baselines, spec)
         return Judgement(error, found.reason)
 
 
@@ -80,9 +80,9 @@ def is_plain(call: Call) -> bool:
 
 
 def on_device(call: Call, rows: list[tuple[int, int, int]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Output heads compared, exact rows in float64, eager rows in the call's dtype: computed where the call lies.
+    """Output heads compared, exact rows in float64, baseline rows in the call's dtype: computed where the call lies.
 
-    The formulas are those of `attnkit.selftest.reference.reference` and `attnkit.selftest.baseline.eager`.
+    The formulas are those of `attnkit.selftest.reference.reference` and `attnkit.selftest.baseline.baseline`.
     """
     batch = call.batch
     begins = batch.query_start_loc.tolist()

@@ -57,13 +57,13 @@ def _backend(name: str) -> Backend:
     return vllm_driver.engine_backend(name) if name.startswith(vllm_driver.PREFIX) else get(name)
 
 
-def _prove(request: Request, send: Callable[[str, Any], None]) -> None:
+def _inject_faults(request: Request, send: Callable[[str, Any], None]) -> None:
     from attnkit import selftest
 
     spec = request.specs[0] if request.specs else None
     backend = _backend(request.backend)
-    for proof in selftest.prove(backend, request.device, spec, level=request.level, provider=request.provider):
-        send("proof", {"fault": proof.fault, "caught": proof.caught, "by": proof.by, "dtype": proof.dtype})
+    for result in selftest.inject_faults(backend, request.device, spec, level=request.level, provider=request.provider):
+        send("fault", result)
 
 
 def _work(request: Request, send: Callable[[str, Any], None]) -> None:
@@ -107,10 +107,10 @@ def _judge(
     )
 
 
-def _plant(answer: str, request: Request, send: Callable[[str, Any], None]) -> None:
+def _simulate(answer: str, request: Request, send: Callable[[str, Any], None]) -> None:
     from attnkit.isolation import simulated
 
-    simulated.give(
+    simulated.run_simulated(
         answer, backend=request.backend, provider=request.provider, device=request.device, level=request.level, send=send
     )
 
@@ -125,9 +125,9 @@ def _main(descriptor: int) -> None:
         try:
             request = REQUEST.validate_json(sys.stdin.buffer.read())
             if request.planted_answer is not None:
-                _plant(request.planted_answer, request, send)
-            elif request.prove:
-                _prove(request, send)
+                _simulate(request.planted_answer, request, send)
+            elif request.inject_faults:
+                _inject_faults(request, send)
             else:
                 _count_kernels(request, send)
         except AttnkitError as error:

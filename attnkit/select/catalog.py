@@ -10,7 +10,7 @@ from attnkit.backends.installed import installed_versions
 from attnkit.backends.registry import PluginFinding, all_backends, plugin_findings
 from attnkit.backends.versions import Installed
 from attnkit.hardware.device import Device
-from attnkit.select.evidence import Evidence, of, word
+from attnkit.select.evidence import Evidence, best_word, evidence_for
 from attnkit.select.node import inspect_box
 from attnkit.spec import AttentionSpec
 
@@ -68,8 +68,8 @@ def _row(backend: Backend, device: Device, installed: Installed) -> BackendRow:
         usable=usable,
         why_not=why_not,
         providers=providers,
-        evidence=word(backend.name, device.arch),
-        proven=of(backend.name),
+        evidence=best_word(backend.name, device.arch),
+        proven=evidence_for(backend.name),
     )
 
 

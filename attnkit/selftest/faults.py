@@ -1,4 +1,4 @@
-"""Faults planted on purpose: a self-test that cannot fail is worthless.
+"""Fault injection: a self-test that cannot fail is worthless.
 
 Each is a wrapper around the real backend. Where the call itself can be made wrong (a scale, a block-table entry, a dropped
 feature) the backend really computes the wrong call. Where the fault sits inside a kernel (a lost rescale, a skipped tile) the
@@ -419,4 +419,4 @@ FAULTS: Mapping[str, Fault] = {
         "lambda of differential attention is off by 0.1", lambda c: isinstance(c, DifferentialAttention), _wrong_lambda
     ),
 }
-"""Every fault by name. `attnkit selftest --prove` plants them all; ATTNKIT_FAULT plants one in a boot."""
+"""Every fault by name. `attnkit selftest --prove` injects them all; ATTNKIT_FAULT injects one in a boot."""

@@ -153,7 +153,7 @@ def reference(call: Call, softmax: Callable[[Tensor, Tensor | None], tuple[Tenso
 
     Args:
         softmax: (logits [num_heads, n, L], sinks) -> (probabilities, LSE [n, num_heads]). Another one than `probabilities`
-            makes a wrong answer on purpose: the self-test's planted faults.
+            makes a wrong answer on purpose: the self-test's injected faults.
 
     Returns:
         out: float64 on the CPU, shaped as the backend's. lse: float64 [num_tokens, num_heads] where asked for, else None

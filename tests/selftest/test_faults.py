@@ -1,4 +1,4 @@
-"""The self-test can fail: planted faults are caught, in every dtype, by cases that pass without them."""
+"""The self-test can fail: injected faults are caught, in every dtype, by cases that pass without them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from attnkit.backends import registry
 from attnkit.errors import UsageError
 from attnkit.hardware.device import Device
-from attnkit.selftest import FAULTS, prove, run_selftest, runner
+from attnkit.selftest import FAULTS, inject_faults, run_selftest, runner
 from attnkit.selftest.cases import cases
 from attnkit.selftest.faults import with_fault
 from attnkit.selftest.tensors import build
@@ -24,7 +24,7 @@ SMALL = AttentionSpec(dtype="bfloat16", num_heads=4, num_kv_heads=2, head_dim=64
 
 @pytest.mark.slow
 def test_every_fault_of_the_quick_level_is_caught_in_every_dtype():
-    results = prove(registry.get("TORCH_SDPA"), CPU)
+    results = inject_faults(registry.get("TORCH_SDPA"), CPU)
     assert {r.dtype for r in results} == {"float16", "bfloat16", "float32"}
     assert [(r.fault, r.dtype) for r in results if not r.caught] == []
     assert all(r.by for r in results)
@@ -46,8 +46,8 @@ def test_every_fault_in_a_claimed_feature_is_caught(backend, dtype):
         assert runner._examine(found, "torch", capability, question, "cpu").outcome == "pass"
         for name in FEATURE_FAULTS:
             if FAULTS[name].applies(question.call):
-                planted = with_fault(found, name)
-                if runner._examine(planted, "torch", capability, question, "cpu").outcome != "fail":
+                faulty = with_fault(found, name)
+                if runner._examine(faulty, "torch", capability, question, "cpu").outcome != "fail":
                     missed.append((case.name, name))
     assert missed == []
 

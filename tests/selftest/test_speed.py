@@ -64,7 +64,7 @@ def test_the_real_backend_is_over_the_floor() -> None:
     for speed in found.values():
         assert speed.outcome == "pass" and speed.kernel == "scaled_dot_product_attention", speed
         assert speed.fraction == pytest.approx(speed.rate / speed.ceiling)
-        assert speed.floor == speed_floor.FLOORS["cpu", "composed"][speed.work]
+        assert speed.floor == speed_floor.SPEED_FLOORS["cpu", "composed"][speed.work]
 
 
 def test_a_backend_that_loops_fails_and_says_how_far_off_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +101,7 @@ def test_every_provider_that_has_a_floor_has_it_for_its_device() -> None:
             if backend.name == "NO_ATTENTION" or provider.kind is None:
                 assert (backend.name, provider.name) in {("NO_ATTENTION", "attnkit"), ("PALLAS", "attnkit")}
             elif provider.kind != "interpreter":
-                assert all((kind, provider.kind) in speed_floor.FLOORS for kind in kinds)
+                assert all((kind, provider.kind) in speed_floor.SPEED_FLOORS for kind in kinds)
 
 
 def test_the_work_is_counted() -> None:
@@ -123,7 +123,7 @@ def test_a_speed_under_the_floor_fails_the_verdict_and_is_among_the_cases(monkey
     monkeypatch.setattr("attnkit.selftest.runner.cases", lambda *_: ())
     verdict = run_selftest(REAL, CPU, NEED, level="standard", provider="torch")
     assert [case.case for case in verdict.cases] == ["speed-decode", "speed-prefill"]
-    monkeypatch.setattr(speed_floor, "FLOORS", {("cpu", "composed"): {"decode": 1e9, "prefill": 0.0}})
+    monkeypatch.setattr(speed_floor, "SPEED_FLOORS", {("cpu", "composed"): {"decode": 1e9, "prefill": 0.0}})
     verdict = run_selftest(REAL, CPU, NEED, level="standard", provider="torch")
     assert verdict.outcome == "fail"
     assert [case.outcome for case in verdict.cases] == ["fail", "pass"]

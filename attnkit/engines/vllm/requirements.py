@@ -72,7 +72,7 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def layer_need(
+def layer_requirements(
     *,
     head_size: int,
     dtype: torch.dtype,
