@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,12 @@ def run_checks(
         if options.json_file is None:
             show_verdicts(found)
     _write(options.json_file, {**_head("selftest", plan), "verdicts": to_plain(verdicts)})
-    return _EXITS[roll_up(verdict.outcome for verdict in verdicts)]
+    return exit_code(verdict.outcome for verdict in verdicts)
+
+
+def exit_code(outcomes: Iterable[Outcome]) -> int:
+    """What `attnkit selftest` ends with: 0, 1 where something failed, 4 where something could not be judged, or nothing was."""
+    return _EXITS[roll_up(outcomes)]
 
 
 def _candidates(plan: Plan, explicit: str | None) -> tuple[Accepted, ...]:
