@@ -210,7 +210,7 @@ def engine() -> Callable[..., tuple[list[str], str]]:
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """installed("0.33.0", registered_as="vllm"): a package that states its version where vLLM does comes first on the path."""
-    from attnkit.backends.installed import _library_version  # its cache lives as long as the process
+    from attnkit.backends.versions import _library_version  # its cache lives as long as the process
 
     def put(version: str, *, registered_as: str = "vllm") -> None:
         (tmp_path / "vllm").mkdir()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from attnkit.backends.pallas import Pallas
+from attnkit.backends.pallas import CAPABILITY, signature
 from attnkit.kernels.aot.manifest import Variant
 from attnkit.kernels.pallas import ahead
 from attnkit.prebuilt.kernel_set import Outcome, built, verified
@@ -19,17 +19,16 @@ from attnkit.spec import PagedAttention
 
 def signatures(targets: Sequence[str]) -> tuple[ahead.Signature, ...]:
     """Of every call that the self-test of a boot on these targets makes."""
-    capability = Pallas.providers[0].capability
     found: dict[ahead.Signature, None] = {}
     for target in targets:
         device = place(arch=target).device
         for need in needs(target):
-            if capability.reject(need, device):
+            if CAPABILITY.reject(need, device):
                 continue
-            for case in cases(LEVEL, capability, device, need):
+            for case in cases(LEVEL, CAPABILITY, device, need):
                 call = build_call(case)
                 if isinstance(call, PagedAttention):
-                    found[Pallas.signature(call)] = None
+                    found[signature(call)] = None
     return tuple(found)
 
 

@@ -13,7 +13,7 @@ import jax.export
 import pytest
 
 from attnkit import prebuilt
-from attnkit.backends.pallas import Pallas
+from attnkit.backends.pallas import CAPABILITY, signature
 from attnkit.errors import UsageError
 from attnkit.kernels.aot.manifest import KernelsError
 from attnkit.kernels.pallas import ahead
@@ -128,10 +128,10 @@ def test_the_backend_finds_the_module_of_its_call(baked: Path, monkeypatch: pyte
     """As it would on a TPU: by the call's shapes; what it finds is our kernel, lowered for TPUs and for nothing else."""
     monkeypatch.setenv(ahead.VARIABLE, str(baked))
     device = place(arch="tpu-v5e").device
-    case = cases(needs.LEVEL, Pallas.providers[0].capability, device, needs.needs("tpu-v5e")[0])[0]
+    case = cases(needs.LEVEL, CAPABILITY, device, needs.needs("tpu-v5e")[0])[0]
     call = build_call(case)
     assert isinstance(call, PagedAttention)
-    lowered = ahead.load(Pallas.signature(call))
+    lowered = ahead.load(signature(call))
     assert lowered is not None
     arrays = (call.query, call.key_cache, call.value_cache, call.block_table, call.seq_lens, call.query_start_loc)
     given = (*(jax.dlpack.from_dlpack(array) for array in arrays), None, None)

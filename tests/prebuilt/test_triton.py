@@ -167,7 +167,7 @@ def test_tritons_c_module_is_found_on_a_node_without_a_compiler(tmp_path: Path) 
 ASK = """
 import json, sys
 from contextlib import nullcontext
-from attnkit.backends import triton_common, turing as turing_backend
+from attnkit.backends import torch_device
 from attnkit.backends.registry import get
 from attnkit.hardware.device import Device
 from attnkit.kernels.aot import variants
@@ -182,7 +182,7 @@ backend_name, arch, units, level, directory = sys.argv[1:]
 device = Device(vendor="nvidia", kind="gpu", name="absent", arch=arch, source="given")
 # The card that is not here: its name and size, and a launch that looks up or compiles and stops there.
 launch._target = lambda kind, index: launch.Target(arch, int(units))
-triton_common.device_of = turing_backend.device_of = lambda tensor: device
+torch_device.device_of = lambda tensor: device
 asked = set()
 
 def run(self):

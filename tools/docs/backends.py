@@ -42,7 +42,7 @@ def markdown() -> str:
 
 def _evidence(backend: Backend) -> str:
     by_word: dict[str, list[str]] = {}
-    for item in evidence.of(backend.name):
+    for item in evidence.evidence_for(backend.name):
         by_word.setdefault(item.word, []).append(item.target)
     return "; ".join(f"{word}: {', '.join(targets)}" for word, targets in by_word.items()) or "none"
 

@@ -11,7 +11,7 @@ from attnkit.backends.registry import all_backends
 from attnkit.selftest.faults import FAULTS
 from attnkit.selftest.results import LEVELS
 from attnkit.selftest.runner import UNSEEN
-from attnkit.selftest.speed import FLOORS
+from attnkit.selftest.speed import SPEED_FLOORS
 from tools.docs.markdown import SOURCE, page, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,7 +20,7 @@ REPORTS = ROOT / "docs" / "reports"
 
 def markdown() -> str:
     """The whole page."""
-    floors = [(where, kind, f"{f['decode']:.2%}", f"{f['prefill']:.2%}") for (where, kind), f in FLOORS.items()]
+    floors = [(where, kind, f"{f['decode']:.2%}", f"{f['prefill']:.2%}") for (where, kind), f in SPEED_FLOORS.items()]
     return page(
         "Self-test: levels, faults, speed floors",
         "How the self-test works is explained in [The self-test](../guides/self-test.md).",

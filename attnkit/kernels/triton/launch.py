@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from attnkit.errors import UnsupportedError
+from attnkit.hardware.torch_names import from_torch
 from attnkit.kernels.triton import tiles
 from attnkit.kernels.triton.keys import hash_callees_first
 from attnkit.spec import MlaDecode, PagedAttention
@@ -93,13 +94,10 @@ class Target:
 def _target(kind: str, index: int) -> Target:
     if kind == "cpu":
         return Target("interpreter", 8)
-    if kind == "cuda":
-        props = torch.cuda.get_device_properties(index)
-        arch = props.gcnArchName.split(":")[0] if torch.version.hip else f"sm_{props.major}{props.minor}"
-        return Target(arch, props.multi_processor_count)
-    if kind == "xpu":
-        return Target("xe", getattr(torch.xpu.get_device_properties(index), "max_compute_units", 64))
-    raise UnsupportedError(f"the Triton kernels run on CUDA, ROCm and XPU devices, not on {kind}")
+    if kind not in ("cuda", "xpu"):
+        raise UnsupportedError(f"the Triton kernels run on CUDA, ROCm and XPU devices, not on {kind}")
+    found = from_torch(kind, index, getattr(torch, kind).get_device_properties(index), hip=bool(torch.version.hip))
+    return Target("xe" if kind == "xpu" else found.arch, found.units or 64)
 
 
 def target_of(tensor: Tensor, arch: str | None = None) -> Target:
