@@ -9,8 +9,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import jax.export
 import pytest
+
+pytest.importorskip("jax", reason="PALLAS needs jax")
+
+import jax.export
 
 from attnkit import prebuilt
 from attnkit.backends.pallas import CAPABILITY, signature

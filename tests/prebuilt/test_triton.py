@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("triton", reason="Triton is not installed here")
+
 from attnkit.kernels.aot import variants
 from attnkit.kernels.aot.build import build
 from attnkit.kernels.aot.manifest import load

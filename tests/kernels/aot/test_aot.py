@@ -9,6 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed here")
+
 from triton import knobs
 
 from attnkit.errors import UsageError
