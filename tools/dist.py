@@ -2,7 +2,7 @@
 
     python -m tools.dist [--out dist]
 
-The collection gets the project's LICENSE. Images and their bills of materials are built by `make images`
+Every archive contains the LICENSE. Images and their bills of materials are built by `make images`
 (docs/development/release.md).
 """
 
@@ -40,7 +40,7 @@ def build_packages(out: Path) -> None:
 
 
 def build_collection(out: Path) -> None:
-    """The collection's archive, from its tracked files and the LICENSE."""
+    """The collection's archive, from its tracked files."""
     source = collection_root()
     with tempfile.TemporaryDirectory() as folder:
         stage = Path(folder) / "collection"
@@ -48,7 +48,6 @@ def build_collection(out: Path) -> None:
             target = stage / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, target)
-        shutil.copy2(ROOT / "LICENSE", stage)
         galaxy = Path(sys.executable).with_name("ansible-galaxy")
         command = [str(galaxy), "collection", "build", str(stage), "--output-path", str(out), "--force"]
         subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)

@@ -31,7 +31,7 @@ What was built, and what was found in it. This page is generated from the [repor
 and [images/platforms.yaml]({SOURCE}/blob/main/images/platforms.yaml); numbers are those of the examined image, of the
 revision that is named with it. How to build images: [Build images](../guides/build-images.md). A report is made on a machine
 without any accelerator; its checks run as an image's user does: not root, read-only root file system, no capabilities, no
-network.
+network. What the present source precompiles may differ from the counts here: `attnkit kernels list --target sm_75` prints it.
 """
 LAYERS = """
 Where the index has no CPU build of torch (here there was none of 2.8.0, which ipex needs), its CUDA build is taken with the
@@ -112,7 +112,12 @@ def details(name: str, report: dict[str, Any]) -> list[str]:
     lines = ["", f"### {name}", "", f"Built from `{report['revision']}`; {versions}.", ""]
     targets = set(report["targets"])
     missing = [t for t in platforms.load()[name].targets if t not in targets]
-    lines += [f"- {what}: {seen}" for what, seen in report["checks"].items()]
+    counts = (report["kernels"] or {}).get("kernels", {})
+    by_target = (
+        f" (by kind of code: {', '.join(f'{count} {kind}' for kind, count in counts.items())})" if len(counts) > 1 else ""
+    )
+    for what, seen in report["checks"].items():
+        lines.append(f"- {what}: {seen}{by_target if what.startswith('kernels verified') else ''}")
     if missing:
         lines.append(f"- **kernels of {', '.join(missing)} are described and were not compiled for this report**")
     return [*lines, f"- **not run**: {report['not_run']}"]
