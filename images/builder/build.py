@@ -1,7 +1,7 @@
 """Builds the image of a platform: `python -m images.builder.build PLATFORM`, or `--all`, or `--list`.
 
 A build whose inputs did not change ends at once: the hash of everything that goes in is a label of the image. What belongs to
-this machine (package index, mirror, CA bundle, wheel folder; docs/guides/build-images.md) reaches the build as secrets and bind mounts
+this machine (package index, mirror, CA bundle, wheel folder) reaches the build as secrets and bind mounts
 and is no input.
 """
 
