@@ -21,7 +21,7 @@ RUNTIME = {
     "ATTNKIT_KERNELS": "directory of precompiled kernels (`attnkit kernels build`); set in every image that has some",
     "ATTNKIT_PALLAS_INTERPRET": "1: run PALLAS kernels in the JAX interpreter, without a TPU",
     "ATTNKIT_PLATFORM": "the platform that an image was built for; set in every image, so that boot can name a wrong device",
-    "ATTNKIT_PROFILES": "folders with `nodes/` and `workloads/`; profiles there add to the built-in ones ([how to](../how-to/add-a-node-type.md))",
+    "ATTNKIT_PROFILES": "folders of profiles that add to the built-in ones ([how to](../how-to/add-a-node-type.md))",
     "ATTNKIT_VLLM_BACKEND": "attnkit's backend that computes attention inside vLLM ([Serving engines](../guides/engines.md))",
     "ATTNKIT_VLLM_TURING": "1: tensor cores for vLLM's own Triton kernels on Turing ([Turing](../guides/turing.md))",
 }
