@@ -11,7 +11,7 @@ import pytest
 
 from attnkit.backends.registry import all_backends
 from attnkit.selftest.faults import FAULTS
-from attnkit.selftest.speed import FLOORS
+from attnkit.selftest.speed import SPEED_FLOORS
 from tools.docs import cli, environment, links, metrics, rooms, schemas
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -78,7 +78,7 @@ def test_every_backend_and_fault_is_in_its_page() -> None:
 
 
 def test_the_guide_states_the_floors_of_the_code() -> None:
-    floors = [value for floor in FLOORS.values() for value in floor.values()]
+    floors = [value for floor in SPEED_FLOORS.values() for value in floor.values()]
     assert f"The floors are {min(floors):.2%} to {max(floors):.0%}".replace("%", " %") in text("guides/self-test.md")
 
 
