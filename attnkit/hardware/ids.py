@@ -245,6 +245,11 @@ def lookup(pci_id: str, detail: str | None = None) -> Known | None:
     return exact or _KNOWN.get(pci_id) or _BESIDE_A_PROCESSOR.get(pci_id)
 
 
+def integrated_ids(vendor: str) -> tuple[str, ...]:
+    """A vendor's GPUs that are part of a processor: the four digits of each device."""
+    return tuple(sorted(key.partition(":")[2] for key in _BESIDE_A_PROCESSOR if key.startswith(vendor)))
+
+
 def integrated(pci_id: str) -> bool:
     """True for a GPU that is part of a processor and there for its display (not for Strix Halo, which people serve from)."""
     return pci_id in _BESIDE_A_PROCESSOR

@@ -158,7 +158,7 @@ def _read_nvml(nvml: Any, cards: tuple[PciDevice, ...], notes: list[str]) -> _An
                 else:
                     answer.lost[card.address] = words
     finally:
-        nvml.nvmlShutdown()
+        _ask(nvml, nvml.nvmlShutdown)
     if answer.hidden:
         notes.append(f"on PCI but not shown by NVML (not passed into this container?): {', '.join(sorted(answer.hidden))}")
     return answer

@@ -109,9 +109,9 @@ def probe(tree: Tree, pci: tuple[PciDevice, ...]) -> ProbeResult:
         if name is not None:
             devices.append(_device(name, len(devices), card))
         elif _is_npu(card):
-            notes.append(
-                f"{card.address}: {card.pci_id} is an NPU or engine inside a processor: left out, nothing serves from it"
-            )
+            notes.append(f"{card.address}: {card.pci_id} is an NPU inside a processor: left out, nothing serves from it")
+        elif card.pci_class == "1200" and card.vendor not in _SERVED:
+            notes.append(f"{card.address}: {card.pci_id} computes no attention (an FPGA or a fixed-function engine): left out")
     if not devices:
         explained = any((c.vendor == GOOGLE and c.pci_class in ("ff00", "1200")) or _is_npu(c) for c in pci)
         devices = [_device(name, index, node=node) for index, (node, name) in enumerate(_nodes(tree, explained))]

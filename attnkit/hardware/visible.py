@@ -112,6 +112,14 @@ def _cuda(usable: list[Device], result: Visibility) -> list[Device] | None:
         return _one_instance([part for whole in numbered for part in by_address[whole.pci_address] or [whole]], result)
     entries = [entry.strip() for entry in value.split(",")]
     named = [entry for entry in entries if entry.startswith(("GPU-", "MIG-"))]
+    if named and not any(device.uuid for device in usable):
+        alike = len({(device.arch, device.name) for device in wholes}) == 1
+        unknown = f"CUDA_VISIBLE_DEVICES={value} names devices by UUID, and no UUID is known here (that takes nvidia-ml-py)"
+        if alike:
+            result.notes.append(f"{unknown}; all of these GPUs are alike")
+        else:
+            result.ambiguous = f"{unknown}: name them by index, with CUDA_DEVICE_ORDER=PCI_BUS_ID"
+        return None
     if numbered is None and not named and re.match(r"\d", entries[0]):
         names = ", ".join(dict.fromkeys(device.name for device in wholes))
         result.ambiguous = (
@@ -140,8 +148,6 @@ def _cuda_entry(
     if entry.startswith(("GPU-", "MIG-")):
         candidates = wholes if entry.startswith("GPU-") else slices
         fitting = [device for device in candidates if device.uuid and device.uuid.casefold().startswith(entry.casefold())]
-        if not fitting and not any(device.uuid for device in candidates):
-            return f"{entry!r}: the UUIDs are not known here (without NVML)"
         if len(fitting) != 1:
             return f"{entry!r} is the beginning of {len(fitting)} UUIDs, not of one"
         device = fitting[0]

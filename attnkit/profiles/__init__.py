@@ -2,6 +2,7 @@
 
 from attnkit.profiles.files import (
     all_nodes,
+    family_names,
     load_node,
     load_workload,
     node_file,
@@ -44,6 +45,7 @@ __all__ = [
     "WorkloadProfile",
     "all_nodes",
     "effective",
+    "family_names",
     "load_node",
     "load_workload",
     "match_node",

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from attnkit.errors import UsageError
 from attnkit.hardware.device import HIDDEN, INTEGRATED, MIG, MIG_SLICE, Detection, Device
 from attnkit.hardware.visible import CHOOSE
-from attnkit.profiles.files import all_nodes
+from attnkit.profiles.files import all_nodes, load_node
 from attnkit.profiles.schema import Match
 from attnkit.wording import memory_text
 
@@ -59,7 +59,7 @@ def match_node(detection: Detection, vendors: Collection[str] | None = None) -> 
 
     An accelerator that no profile describes, or that cannot be used, is a clear no: nothing is guessed, and its CPU does not
     serve in its place. Devices that a variable hides (CUDA_VISIBLE_DEVICES …) do not count. Among unlike devices nothing is
-    chosen; the variables, or the profiles where they describe one kind alone, choose.
+    chosen; the variables choose, or the profiles, where they describe one kind alone or prefer one over the others.
 
     Args:
         detection: what is in the machine.
@@ -129,13 +129,18 @@ def _one_kind(detection: Detection, matches: list[tuple[Device, NodeMatch]]) -> 
     if named and len({vendor for vendor, _, _ in kinds}) > len(named):
         kinds = {kind: group for kind, group in kinds.items() if kind[0] in named}
     described = {kind: group for kind, group in kinds.items() if kind[2] is not None}
+    for kind, group in described.items():
+        others = {node for _, _, node in described} - {kind[2]}
+        if others and others <= set(load_node(str(kind[2])).match.preferred_over):
+            described = {kind: group}
+            break
     if len(described) == 1 or len(kinds) == 1:
         group = next(iter((described or kinds).values()))
-        others = [device for device, match in matches if (device, match) not in group]
+        left = [device for device, match in matches if (device, match) not in group]
         chosen = group[0][1]
         of_it = [device for device, _ in group]
         why = chosen.why + (f"; unlike ones of this type are here: {_alike(of_it)}" if _alike(of_it) else "")
-        why += f"; left out: {_count(others)}" if others and chosen.node is not None else ""
+        why += f"; left out: {_count(left)}" if left and chosen.node is not None else ""
         return replace(chosen, why=why)
     listed = ", ".join(
         f"{_count(device for device, _ in group)} ({node or f'no node type, {arch}'})"

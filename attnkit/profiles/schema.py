@@ -86,6 +86,7 @@ class Match(_Strict):
         pci_ids: vendor:device, lower case.
         name: regular expression, searched in the device's name without regard to case.
         any_feature: at least one of these device features must be there (CPUs: flags).
+        preferred_over: node types whose devices are left out where a machine has both; unlike devices are refused otherwise.
     """
 
     vendor: Vendor
@@ -93,6 +94,7 @@ class Match(_Strict):
     pci_ids: list[PciId] = []
     name: Regex | None = None
     any_feature: list[str] = []
+    preferred_over: list[str] = []
 
 
 class Changes(_Strict):

@@ -20,8 +20,8 @@ from typing import Any
 import yaml
 
 from attnkit import profiles
-from attnkit.hardware import ids
-from attnkit.hardware.device import Detection, Device
+from attnkit.hardware import ids, other
+from attnkit.hardware.device import Detection, Device, Vendor
 from attnkit.jsonio import RUN_DIRECTORY
 
 HERE = Path(__file__).resolve().parent
@@ -42,7 +42,7 @@ RESOURCES: dict[str, dict[str, int]] = {
     "cpu": {},
 }
 """What each platform's pod requests from its vendor's device plugin. A TPU host's chips can only be requested together."""
-VENDORS = {ids.NVIDIA: "nvidia", ids.AMD: "amd", ids.INTEL: "intel", ids.GOOGLE: "google"}
+VENDORS: dict[str, Vendor] = {ids.NVIDIA: "nvidia", ids.AMD: "amd", ids.INTEL: "intel", ids.GOOGLE: "google"}
 CLASSES = ["0300", "0302", "0380", "1200"]
 LABEL_PLATFORM, LABEL_TYPE = "attnkit.io/platform", "attnkit.io/node-type"
 
@@ -53,7 +53,14 @@ def pci_ids_by_type() -> dict[str, list[tuple[str, str, str | None]]]:
     for key, known in ids.known_ids().items():
         vendor, device, *detail = key.split(":")
         name = VENDORS[vendor]
-        card = Device(name, "tpu" if name == "google" else "gpu", known.name, known.arch, pci_id=f"{vendor}:{device}")  # type: ignore[arg-type]
+        card = Device(
+            name,
+            "tpu" if name == "google" else "gpu",
+            known.name,
+            known.arch,
+            pci_id=f"{vendor}:{device}",
+            features=known.features,
+        )
         node = profiles.match_node(Detection(devices=(card,), probes=())).node
         if node is not None:
             # NFD knows the subsystem, which tells TPUs apart, and not the revision.
@@ -75,19 +82,23 @@ def rules() -> dict[str, Any]:
                 expressions["subsystem_device"] = _is([subsystem])
             terms.append({"matchFeatures": [{"feature": "pci.device", "matchExpressions": expressions}]})
         listed.append({"name": node, "labels": _labels(node), "matchAny": terms})
-    vendors = sorted({ids.NVIDIA, ids.AMD, ids.GOOGLE})
+    vendors = sorted({ids.NVIDIA, ids.GOOGLE, *(vendor for vendor, maker in other.MAKERS.items() if maker.classes)})
+    classes = _is([*CLASSES, "ff00"])
+    displays = {"op": "NotIn", "value": list(ids.integrated_ids(ids.AMD))}
+    accelerators = [
+        {"vendor": _is(vendors), "class": classes},
+        {"vendor": _is([ids.AMD]), "device": displays, "class": classes},
+    ]
     listed.append(
         {
             # Hardware that no profile describes is a clear no: its CPU does not serve in its place.
             "name": "an accelerator",
             "vars": {"attnkit-accelerator": "true"},
-            "matchFeatures": [
-                {"feature": "pci.device", "matchExpressions": {"vendor": _is(vendors), "class": _is([*CLASSES, "ff00"])}}
-            ],
+            "matchAny": [{"matchFeatures": [{"feature": "pci.device", "matchExpressions": each}]} for each in accelerators],
         }
     )
     nothing = {"op": "DoesNotExist"}
-    for profile in sorted(_cpus(), key=lambda p: -len(p.match.any_feature)):
+    for profile in sorted(_cpus(), key=lambda p: len(p.match.any_feature) or len(profiles.all_nodes())):
         match: list[dict[str, Any]] = [
             {"feature": "rule.matched", "matchExpressions": {LABEL_PLATFORM: nothing, "attnkit-accelerator": nothing}}
         ]
@@ -109,7 +120,9 @@ def rules() -> dict[str, Any]:
 
 
 def _cpus() -> Iterable[profiles.NodeProfile]:
-    return (profile for profile in profiles.all_nodes() if profile.match.vendor == "cpu")
+    """CPU node types that NFD can tell apart; whose machine an Arm processor is in, it does not say."""
+    cpus = (profile for profile in profiles.all_nodes() if profile.match.vendor == "cpu")
+    return (profile for profile in cpus if "x86_64" in profile.match.arch)
 
 
 def _labels(node: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,13 @@ def test_the_probe_reads_the_readiness_file(state: str | None, ready: bool, tmp_
     assert (done.returncode == 0) is ready
 
 
+@cache
+def _rules() -> list[dict[str, Any]]:
+    """The rules, read once: the file has every known id."""
+    rules: list[dict[str, Any]] = _manifest("node-types")["spec"]["rules"]
+    return rules
+
+
 def _matched(cards: list[dict[str, str]], cpu: dict[str, Any]) -> dict[str, str]:
     """The labels of a node as the rules give them: matchFeatures and matchAny, backreferences, in order."""
     labels: dict[str, str] = {}
@@ -105,6 +113,7 @@ def _matched(cards: list[dict[str, str]], cpu: dict[str, Any]) -> dict[str, str]
     def holds(values: dict[str, Any], expressions: dict[str, Any]) -> bool:
         tests = {
             "In": lambda key, e: values.get(key) in e["value"],
+            "NotIn": lambda key, e: key in values and values[key] not in e["value"],
             "Exists": lambda key, e: key in values,
             "DoesNotExist": lambda key, e: key not in values,
         }
@@ -116,7 +125,7 @@ def _matched(cards: list[dict[str, str]], cpu: dict[str, Any]) -> dict[str, str]
         }  # fmt: skip
         return any(holds(values, term["matchExpressions"]) for values in sets[term["feature"]])
 
-    for rule in _manifest("node-types")["spec"]["rules"]:
+    for rule in _rules():
         every = all(feature(term) for term in rule.get("matchFeatures", []))
         some = (
             any(all(feature(t) for t in term["matchFeatures"]) for term in rule.get("matchAny", [])) or "matchAny" not in rule
@@ -137,7 +146,7 @@ def test_nodes_get_the_type_that_attnkit_detects(pci_id: str) -> None:
     known = ids.known_ids()[pci_id]
     vendor, device = pci_id.split(":")
     kind = "tpu" if vendor == ids.GOOGLE else "gpu"
-    card = Device(generate.VENDORS[vendor], kind, known.name, known.arch, pci_id=pci_id)
+    card = Device(generate.VENDORS[vendor], kind, known.name, known.arch, pci_id=pci_id, features=known.features)
     node = profiles.match_node(Detection(devices=(card,), probes=())).node
     labels = _matched([{"vendor": vendor, "device": device, "class": "0302"}], XEON)
     if node is not None:
@@ -151,6 +160,10 @@ def test_boxes_without_an_accelerator() -> None:
     assert _matched([vga], XEON) == {"attnkit.io/node-type": "intel-xeon", "attnkit.io/platform": "ipex"}
     assert _matched([vga], EPYC) == {"attnkit.io/node-type": "cpu", "attnkit.io/platform": "cpu"}
     assert _matched([], {"vendor_id": "Intel", "flags": ["AVX2"]})["attnkit.io/node-type"] == "cpu"
+    granite = {"vendor_id": "Intel", "flags": ["AVX512F", "AVX2", "AMXFP16", "AMXTILE"]}
+    assert _matched([vga], granite)["attnkit.io/node-type"] == "granite-rapids"
+    assert _matched([{"vendor": "1002", "device": "164e", "class": "0300"}], EPYC)["attnkit.io/node-type"] == "cpu"
+    assert _matched([{"vendor": "1da3", "device": "1020", "class": "1200"}], XEON) == {}, "it is not served, and no CPU node"
 
 
 def test_the_command(tmp_path: Path) -> None:

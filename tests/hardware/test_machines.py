@@ -83,6 +83,25 @@ def test_an_index_among_cards_whose_order_is_not_known_is_refused(machine: Any) 
     assert machine.ask(CUDA_VISIBLE_DEVICES="1", CUDA_DEVICE_ORDER="PCI_BUS_ID").node == "rtx-3080"
 
 
+def test_a_profile_chooses_among_unlike_cards(machine: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = (profiles.profile_dir() / "nodes" / "h100.yaml").read_text()
+    (tmp_path / "own" / "nodes").mkdir(parents=True)
+    (tmp_path / "own" / "nodes" / "h100.yaml").write_text(text.replace("match:\n", "match:\n  preferred_over: [t4]\n"))
+    machine.nvidia("0000:17:00.0", T4).nvidia("0000:65:00.0", H100)
+    assert machine.ask().code == 2
+    monkeypatch.setenv("ATTNKIT_PROFILES", str(tmp_path / "own"))
+    answer = machine.ask()
+    assert answer.node == "h100" and "left out: Tesla T4" in answer.why
+
+
+def test_uuids_of_cards_whose_uuids_are_not_known(machines: Callable[[], Any]) -> None:
+    alike = machines().nvidia("0000:17:00.0", H100).nvidia("0000:65:00.0", H100, minor=1)
+    assert alike.ask(CUDA_VISIBLE_DEVICES="GPU-1").node == "h100"
+    unlike = machines().nvidia("0000:17:00.0", T4).nvidia("0000:65:00.0", H100, minor=1)
+    answer = unlike.ask(CUDA_VISIBLE_DEVICES="GPU-1")
+    assert answer.code == 2 and "no UUID is known here" in answer.said
+
+
 def test_two_vendors_are_unlike_and_each_ones_variable_chooses(machines: Callable[[], Any]) -> None:
     def both() -> Any:
         made = machines().nvidia("0000:17:00.0", H100)

@@ -15,9 +15,16 @@ from attnkit import profiles
 from attnkit.errors import UsageError
 from attnkit.hardware import detect
 from attnkit.hardware.device import Detection, Device
+from attnkit.profiles.files import family_names
 from attnkit.selftest.results import LEVELS
 
 REPO = Path(__file__).parents[2]
+FAMILIES = {
+    *("gtx-16", "quadro-rtx", "a30", "a800", "a10", "a40", "rtx-a6000", "jetson-orin", "l4", "l40s", "rtx-6000-ada"),
+    *("gh200", "h20", "h800", "b100", "b300", "gb200", "gb300", "dgx-spark", "jetson-thor", "rtx-pro-6000"),
+    *("mi300a", "mi308x", "mi325x", "mi355x", "mi210", "radeon-pro-w7000", "rx-7600", "rx-9070", "strix-halo"),
+    *("arc-b580", "intel-flex", "graviton", "granite-rapids"),
+}
 NODE_TYPES = [
     *(
         "rtx-2080-ti",
@@ -39,9 +46,10 @@ WORKLOADS = ["text", "multimodal", "long-context", "mla", "speculative-tree", "r
 
 
 def test_the_shipped_profiles_are_all_there_and_load() -> None:
-    assert set(profiles.node_names()) == set(NODE_TYPES)
+    assert set(profiles.node_names()) == {*NODE_TYPES, *FAMILIES}
     assert set(profiles.workload_names()) == set(WORKLOADS)
-    assert [p.name for p in profiles.all_nodes()] == sorted(NODE_TYPES)
+    assert [p.name for p in profiles.all_nodes()] == sorted({*NODE_TYPES, *FAMILIES})
+    assert profiles.family_names() == FAMILIES
     for name in WORKLOADS:
         assert profiles.load_workload(name).name == name
 
@@ -78,9 +86,9 @@ EPYC = Device("cpu", "cpu", "AMD EPYC 7763", "x86_64", features=("avx2",))
 
 
 def test_an_accelerator_nobody_described_is_a_clear_no() -> None:
-    found = profiles.match_node(box(Device("nvidia", "gpu", "NVIDIA L4", "sm_89", pci_id="10de:27b8"), EPYC))
-    assert found.node is None and found.device.name == "NVIDIA L4"
-    assert "no node type describes NVIDIA L4 (sm_89, 10de:27b8)" in found.why
+    found = profiles.match_node(box(Device("nvidia", "gpu", "NVIDIA Z900", "sm_89", pci_id="10de:fffe"), EPYC))
+    assert found.node is None and found.device.name == "NVIDIA Z900"
+    assert "no node type describes NVIDIA Z900 (sm_89, 10de:fffe)" in found.why
     assert {c.node: c.why for c in found.candidates}["rtx-4090"] == "neither the PCI id nor the name matches"
 
 
@@ -195,15 +203,17 @@ def test_profiles_of_ones_own_add_to_the_built_in_ones_and_replace_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    l4 = {"vendor": "nvidia", "arch": ["sm_89"], "name": "L4"}
-    overlay(first, "nodes", "l4", match=l4, platform="cuda-ampere", workloads={"chat": {"level": "quick"}})
+    match = {"vendor": "nvidia", "arch": ["sm_89"], "name": "X1"}
+    overlay(first, "nodes", "x1", match=match, platform="cuda-ampere", workloads={"chat": {"level": "quick"}})
+    overlay(first, "nodes", "gh200", match=match | {"name": "X2"}, platform="cuda-ampere")
     overlay(first, "nodes", "cpu", block_size=64)
     overlay(second, "nodes", "cpu", block_size=128)
     overlay(second, "workloads", "chat")
     monkeypatch.setenv("ATTNKIT_PROFILES", os.pathsep.join(map(str, (first, second))))
-    assert set(profiles.node_names()) == {*NODE_TYPES, "l4"}
+    assert set(profiles.node_names()) == {*NODE_TYPES, *family_names(), "gh200", "x1"}
     assert set(profiles.workload_names()) == {*WORKLOADS, "chat"}
-    assert profiles.match_node(box(Device("nvidia", "gpu", "NVIDIA L4", "sm_89"), EPYC)).node == "l4"
+    assert profiles.match_node(box(Device("nvidia", "gpu", "NVIDIA X1", "sm_89"), EPYC)).node == "x1"
+    assert profiles.load_node("gh200").match.name == "X2"  # a built-in one that has no file of its own
     assert profiles.load_node("cpu").block_size == 64
     assert profiles.node_file("cpu") == first / "nodes" / "cpu.yaml"
     assert profiles.workload_file("chat") == second / "workloads" / "chat.yaml"
@@ -216,6 +226,40 @@ def test_an_error_in_a_profile_of_ones_own_names_its_file_and_line(monkeypatch: 
     monkeypatch.setenv("ATTNKIT_PROFILES", str(tmp_path))
     with pytest.raises(UsageError, match=re.escape(f"{path}:{line}: platform: 'cuda' is not allowed.")):
         profiles.all_nodes()
+
+
+def test_a_node_type_of_a_family_is_what_its_family_sets() -> None:
+    l4, h20 = profiles.load_node("L4"), profiles.load_node("h20")
+    assert (l4.name, l4.platform, l4.backends[0], l4.match.arch) == ("l4", "cuda-ampere", "FLASH_ATTN", ["sm_89"])
+    assert h20.backends == profiles.load_node("h100").backends
+    assert profiles.load_node("mi325x").engine.env == {"VLLM_ROCM_USE_AITER": "1"}
+    assert profiles.load_node("gtx-16").engine.args == ["--dtype", "float16"]
+    assert profiles.node_file("l4") == profiles.profile_dir() / "families.yaml"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("vendor: nvidia", "vendor: nvidai"), ["vendor", "Did you mean nvidia"]),
+        (("platform: cuda-turing", "platfrom: cuda-turing"), ["unknown field", "platfrom"]),
+        (("name: '\\bA30X?\\b'", "name: 'A30('"), ["is not a regular expression"]),
+        (("a800: ", "a30: "), ["is given twice"]),
+        (("a10: ", "a800: "), ["node type 'a800' is in two families"]),
+    ],
+)
+def test_a_wrong_families_file_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: tuple[str, str], words: list[str]
+) -> None:
+    text = (profiles.profile_dir() / "families.yaml").read_text()
+    assert change[0] in text
+    (tmp_path / "nodes").mkdir()
+    (tmp_path / "families.yaml").write_text(text.replace(*change, 1))
+    monkeypatch.setenv("ATTNKIT_PROFILES", str(tmp_path))
+    with pytest.raises(UsageError) as caught:
+        profiles.node_names()
+    assert str(tmp_path / "families.yaml") in str(caught.value)
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
 
 
 def test_spellings_in_a_profile_become_canonical(folder: Path) -> None:

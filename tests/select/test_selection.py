@@ -17,7 +17,7 @@ from attnkit.backends.versions import find_version, split_requirement
 from attnkit.errors import UnsupportedError, UsageError
 from attnkit.hardware.device import Device
 from attnkit.profiles.files import load_workload, workload_names
-from attnkit.select.choose import _WORKLOAD_OP, Decision, select
+from attnkit.select.choose import _WORKLOAD_OP, Decision, no_backend_text, select
 from attnkit.spec import DTYPES, FEATURES, KV_CACHE_DTYPES, OPS, PHASES, AttentionSpec
 
 DEVICES = [
@@ -331,3 +331,19 @@ def test_selection_imports_neither_torch_nor_jax_nor_a_vendor_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_turing_without_tensor_cores_is_said_and_takes_what_is_faster_there() -> None:
+    gtx = Device("nvidia", "gpu", "NVIDIA GeForce GTX 1660", "sm_75", features=("no-tensor-cores",))
+    decision = select(gtx, AttentionSpec(dtype="float16"), EVERYTHING)
+    assert [a.backend for a in decision.accepted] == ["XFORMERS", "TRITON_ATTN", "TORCH_SDPA"]
+    assert "needs tensor cores; NVIDIA GeForce GTX 1660 is sm_75 made without them" in reasons(decision, "TURING_ATTN")
+
+
+def test_a_device_that_cannot_be_used_is_refused_by_every_backend_for_that_reason() -> None:
+    lost = Device("nvidia", "gpu", "H100", "sm_90", features=("lost",), problem="0000:1b:00.0: it has fallen off the bus")
+    decision = select(lost, AttentionSpec(), EVERYTHING)
+    assert decision.accepted == ()
+    assert {(r.code, r.message) for x in decision.rejected for r in x.reasons} == {("device", lost.problem)}
+    text = no_backend_text(decision.rejected, "H100", None)
+    assert text == "no backend can serve on H100: 0000:1b:00.0: it has fallen off the bus"

@@ -31,8 +31,8 @@ def markdown() -> str:
     for backend in all_backends():
         providers = ", ".join(provider.name for provider in backend.providers)
         link = f"[{backend.name}](#{backend.name.lower()})"
-        rows.append((link, ", ".join(backend.aliases), backend.summary, providers, _evidence(backend)))
-    lines += table(("backend", "other names", "computes", "providers, in order", "evidence"), rows)
+        rows.append((link, backend.summary, _evidence(backend), providers, ", ".join(backend.aliases)))
+    lines += table(("backend", "computes", "evidence", "providers, in order", "other names"), rows)
     for backend in all_backends():
         lines += ["", f"## {backend.name}", ""]
         head = ("provider", "needs", "runs on", "operations", "dtypes", "cache", "head sizes", "blocks", "features")

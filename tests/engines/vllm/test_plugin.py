@@ -37,7 +37,7 @@ def in_child(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_entry_point_is_installed() -> None:
     points = metadata.entry_points(group="vllm.general_plugins")
-    assert [p.value for p in points if p.name == "attnkit"] == ["attnkit.engines.vllm.plugin:register"]
+    assert [p.value for p in points if p.name == "attnkit"] == ["attnkit.engines.vllm_plugin:register"]
 
 
 def test_unset_leaves_vllm_alone() -> None:

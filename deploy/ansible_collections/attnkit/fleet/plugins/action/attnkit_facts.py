@@ -46,7 +46,8 @@ def as_detection(raw: Mapping[str, Any]) -> Detection:
     """The detection that a node sent as JSON, as attnkit's own type again."""
 
     def device(fields: Mapping[str, Any]) -> Device:
-        return Device(**{**fields, "features": tuple(fields.get("features") or ())})
+        given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+        return Device(**given)
 
     return Detection(
         devices=tuple(device(d) for d in raw["devices"]),
@@ -55,6 +56,9 @@ def as_detection(raw: Mapping[str, Any]) -> Detection:
             for p in raw["probes"]
         ),
         root=raw["root"],
+        visibility=dict(raw.get("visibility") or {}),
+        visibility_notes=tuple(raw.get("visibility_notes") or ()),
+        ambiguous=raw.get("ambiguous"),
         host=dict(raw["host"]),
     )
 
