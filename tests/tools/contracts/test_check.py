@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from attnkit.backends import mla
+from attnkit.backends.base import Backend
+from attnkit.backends.registry import get
+from tools.contracts import check as contract_check
 from tools.contracts.check import Check, check, check_file
 from tools.contracts.package import Definition, Package
 from tools.contracts.stand_in import ContractError, Recorder, standing_in
-from tools.contracts.table import CONTRACTS
+from tools.contracts.table import CONTRACTS, Contract
 
 SGL = replace(next(c for c in CONTRACTS if c.provider == "sgl-kernel"), facts={}, operators={})
 GOOD = """
@@ -75,13 +78,24 @@ def test_a_name_no_longer_exported_is_seen(tmp_path: Path) -> None:
     assert "cutlass_mla_get_workspace_size" in done.detail
 
 
+def wrongly(monkeypatch: pytest.MonkeyPatch, contract: Contract, change: Callable[[Any], Any]) -> None:
+    """Inside the test, the contract's provider runs a changed call."""
+
+    def changed(name: str) -> Backend:
+        found = get(name)
+        if found.name != contract.backend:
+            return found
+        providers = (
+            replace(p, run=lambda call, right=p.run: right(change(call))) if p.name == contract.provider else p
+            for p in found.providers
+        )
+        return replace(found, providers=tuple(providers))
+
+    monkeypatch.setattr(contract_check, "get", changed)
+
+
 def test_a_wrong_call_of_ours_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = mla._sgl_cutlass
-
-    def wrong(call: Any, query: Any, table: Any) -> Any:
-        return right(replace(call, seq_lens=call.seq_lens + 1), query, table)
-
-    monkeypatch.setattr(mla, "_sgl_cutlass", wrong)
+    wrongly(monkeypatch, SGL, lambda call: replace(call, seq_lens=call.seq_lens + 1))
     done = checked(tmp_path, GOOD)
     assert not done.ok
     assert "something other than call.seq_lens as seq_lens" in done.detail
@@ -213,16 +227,9 @@ def test_xformers_never_sees_the_queries_that_no_key_precedes(tmp_path: Path) ->
 
 
 def test_a_wrong_result_of_the_installed_package_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from attnkit.backends import ipex
-
     contract = next(c for c in CONTRACTS if c.installed)
     assert check(contract, tmp_path).ok
-    right = ipex._torch_xpu
-
-    def wrong(call: Any) -> Any:
-        return right(replace(call, softmax=replace(call.softmax, softmax_scale=2 * call.softmax.softmax_scale)))
-
-    monkeypatch.setattr(ipex, "_torch_xpu", wrong)
+    wrongly(monkeypatch, contract, lambda call: call.with_softmax(softmax_scale=2 * call.softmax.softmax_scale))
     done = check(contract, tmp_path)
     assert not done.ok
     assert "from TORCH_SDPA" in done.detail
