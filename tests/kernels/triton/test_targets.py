@@ -62,8 +62,8 @@ def test_every_claimed_architecture_is_compiled_for() -> None:
 
 
 @pytest.mark.parametrize("arch", TENSOR_CORES)
-def test_serving_kernels(arch: str, tmp_path: Path) -> None:
-    rows = compile_group(arch, "short", tmp_path)
+def test_serving_kernels(arch: str, compiled: Path) -> None:
+    rows = compile_group(arch, "short", compiled)
     prefill = "hopper_prefill" if arch == "sm_90" else "paged_prefill"
     decode = "warp_decode" if arch == "sm_90" else "paged_decode"
     assert [row["kernel"] for row in rows] == [prefill, decode, "merge_splits"]
@@ -74,8 +74,8 @@ def test_serving_kernels(arch: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arch", [arch if arch in KINDS else pytest.param(arch, marks=pytest.mark.on_demand) for arch in TARGETS]
 )
-def test_every_kernel(arch: str, tmp_path: Path) -> None:
-    rows = compile_group(arch, "long", tmp_path)
+def test_every_kernel(arch: str, compiled: Path) -> None:
+    rows = compile_group(arch, "long", compiled)
     others = {"mla_decode_split", "dual_chunk_attention", *PLAIN} if arch in TENSOR_CORES else {"merge_splits", "cache_write"}
     hopper = {"hopper_prefill", "hopper_mla_decode", "warp_decode"} if arch == "sm_90" else set()
     assert {row["kernel"] for row in rows} == {"paged_prefill", "paged_decode", *others, *hopper}
