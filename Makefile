@@ -8,6 +8,7 @@ DOCS := .venv-docs
 OLDEST := .cache/venv-oldest
 BIN := $(TESTS)/bin
 PYTEST := $(BIN)/pytest
+PARALLEL := -n auto --maxprocesses 4 --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help venv engine image images images-test kernels-test bundle demo demo-fault demo-down lab lab-scale lock test-venv docs-venv \
@@ -35,7 +36,7 @@ images-test: test-venv ## builds and inspects every image (30 GB of disk, hours)
 	$(PYTEST) -m on_demand tests/images
 
 kernels-test: test-venv ## compiles every kernel for every architecture (half an hour)
-	$(PYTEST) -m on_demand -n auto --maxprocesses 4 --dist loadgroup tests/kernels tests/prebuilt tests/tools/kernels
+	$(PYTEST) -m on_demand $(PARALLEL) tests/kernels tests/prebuilt tests/tools/kernels
 
 bundle: venv ## one file for hosts without a network: image, playbooks, profiles, wheels, checksums: make bundle PLATFORM=cpu
 	@$(VENV)/bin/python -m images.offline.bundle "$(PLATFORM)"
@@ -49,7 +50,7 @@ demo-fault: venv ## rehearse a node that fails its self-test: make demo-fault FA
 demo-down: venv ## remove everything that the demo made
 	@$(VENV)/bin/python -m deploy.demo --down
 
-lab: venv ## fault injection on a heterogeneous fleet of stand-in images: every scenario of docs/fleet.md; takes an hour
+lab: venv ## fault injection on a heterogeneous fleet of stand-in images: every scenario of docs/reports/fleet.md; takes an hour
 	@$(VENV)/bin/python -m deploy.lab
 
 lab-scale: venv ## a rollout of 20 nodes, measured and compared with plain Ansible that does the same steps
@@ -71,6 +72,7 @@ lint: test-venv ## style, types, layers, YAML, Dockerfiles, playbooks, generated
 	$(BIN)/lint-imports
 	git ls-files '*.yml' '*.yaml' | xargs $(BIN)/yamllint --strict
 	git ls-files '*Dockerfile' | xargs $(BIN)/hadolint
+	git ls-files '*.sh' .ci/run | xargs $(BIN)/shellcheck
 	@$(MAKE) --no-print-directory check-generated
 	$(BIN)/python tests/packaging/machine_words.py
 	cd deploy && PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ANSIBLE_HOME="$(CURDIR)/.cache/ansible" ansible-lint
@@ -79,9 +81,8 @@ test: lint test-python test-docker ## everything that this machine can run, agai
 
 # tests/deploy has a run of its own: Ansible changes the interpreter (sys.intern) in a way that torch's compiler does not tolerate.
 test-python: test-venv ## the tests that need no container runtime
-	$(PYTEST) -m 'not docker' --ignore=tests/kernels --ignore=tests/prebuilt --ignore=tests/tools/kernels --ignore=tests/deploy --durations=10
+	$(PYTEST) -m 'not docker and not on_demand' $(PARALLEL) --ignore=tests/deploy --durations=10
 	$(PYTEST) -m 'not docker' tests/deploy --durations=5
-	$(PYTEST) -m 'not docker and not on_demand' -n auto --maxprocesses 4 --dist loadgroup tests/kernels tests/prebuilt tests/tools/kernels --durations=10
 
 test-docker: test-venv ## the tests that need a container runtime
 	@$(PYTHON) -m images.builder.container_engine || test "$$ATTNKIT_REQUIRE_DOCKER" != 1

@@ -15,8 +15,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from attnkit.backends import registry
-from attnkit.backends.base import Installed
 from attnkit.backends.installed import installed_versions
+from attnkit.backends.versions import Installed
 from attnkit.errors import NoBackendError, UsageError
 from attnkit.hardware.device import Device
 from attnkit.select.choose import select
@@ -24,6 +24,7 @@ from attnkit.spec import (
     NO_WINDOW,
     AttentionOutput,
     AttentionSpec,
+    Batch,
     Call,
     DifferentialAttention,
     DualChunkAttention,
@@ -56,7 +57,7 @@ def choose(call: Call) -> str:
     """The backend that `attnkit.select.choose` takes for this kind of call on the device of its tensors."""
     from attnkit.backends.torch_device import device_of
 
-    return _chosen(device_of(_batch(call).query), call.spec())
+    return _chosen(device_of(call.batch.query), call.spec())
 
 
 def paged_attention(
@@ -228,6 +229,8 @@ def write_kv_cache(
     """
     import torch
 
+    from attnkit.backends.torch_device import made_current
+
     for name, new, cache_ in (("key", key, key_cache), ("value", value, value_cache)):
         _need(new.dim() == 3, f"{name} must be [num_tokens, num_kv_heads, head_dim], not {_shape(new)}")
         _need(
@@ -242,16 +245,17 @@ def write_kv_cache(
     )
     kept = slot_mapping >= 0
     slot = slot_mapping[kept].long()
-    for new, cache_, scale in ((key, key_cache, k_scale), (value, value_cache, v_scale)):
-        rows = new[kept]
-        if cache_.element_size() == 1:
-            limit = torch.finfo(cache_.dtype).max
-            stored = (rows.float() / scale).clamp(-limit, limit).to(cache_.dtype)
-            # indexed writes of float8 are not implemented everywhere; its bytes can always be moved
-            cache_.view(torch.uint8).flatten(0, 1)[slot] = stored.view(torch.uint8)
-        else:
-            _need(scale == 1.0, f"a scale of {scale} needs a float8 cache; this one is {cache_.dtype}")
-            cache_.flatten(0, 1)[slot] = rows.to(cache_.dtype)
+    with made_current(key.device):
+        for new, cache_, scale in ((key, key_cache, k_scale), (value, value_cache, v_scale)):
+            rows = new[kept]
+            if cache_.element_size() == 1:
+                limit = torch.finfo(cache_.dtype).max
+                stored = (rows.float() / scale).clamp(-limit, limit).to(cache_.dtype)
+                # indexed writes of float8 are not implemented everywhere; its bytes can always be moved
+                cache_.view(torch.uint8).flatten(0, 1)[slot] = stored.view(torch.uint8)
+            else:
+                _need(scale == 1.0, f"a scale of {scale} needs a float8 cache; this one is {cache_.dtype}")
+                cache_.flatten(0, 1)[slot] = rows.to(cache_.dtype)
 
 
 def check(call: Call) -> None:
@@ -260,7 +264,7 @@ def check(call: Call) -> None:
     Raises:
         UsageError: with the shapes that were given and what was expected.
     """
-    batch = _batch(call)
+    batch = call.batch
     _need(batch.query.dim() == 3, f"query must be [num_tokens, num_heads, head_dim], not {_shape(batch.query)}")
     _need(batch.query_start_loc.dim() == 1, f"query_start_loc must be [num_seqs + 1], not {_shape(batch.query_start_loc)}")
     num_seqs = batch.query_start_loc.shape[0] - 1
@@ -338,7 +342,7 @@ def _check_cache(batch: PagedAttention | MlaDecode, num_seqs: int) -> None:
     )
 
 
-def _check_heads(call: Call, batch: PagedAttention | VarlenAttention | MlaDecode) -> None:
+def _check_heads(call: Call, batch: Batch) -> None:
     heads = batch.query.shape[1]
     kv_heads = (
         1 if isinstance(batch, MlaDecode) else (batch.key if isinstance(batch, VarlenAttention) else batch.key_cache).shape[-2]
@@ -354,17 +358,14 @@ def _check_heads(call: Call, batch: PagedAttention | VarlenAttention | MlaDecode
                 _need(tuple(given.shape) == (heads,), f"{name} {_shape(given)} must be [{heads}], one a query head")
         _need(min(batch.softmax.window) >= -1, f"window {batch.softmax.window}: tokens to the left and right, -1 for unlimited")
     if batch.out is not None:
-        width = call.spec().value_dim
-        shape = [batch.query.shape[0], heads, width]
-        if isinstance(call, DifferentialAttention):
-            shape = [shape[0], heads // 2, 2 * width]
+        shape = list(call.out_shape)
         _need(
             list(batch.out.shape) == shape and batch.out.dtype == batch.query.dtype,
             f"out {_shape(batch.out)} {batch.out.dtype} must be {shape} {batch.query.dtype}",
         )
 
 
-def _check_devices(batch: PagedAttention | VarlenAttention | MlaDecode) -> None:
+def _check_devices(batch: Batch) -> None:
     home = batch.query.device
     for name, value in vars(batch).items():
         where = getattr(value, "device", home)
@@ -395,10 +396,6 @@ def _chosen(device: Device, spec: AttentionSpec) -> str:
         against = "; ".join(f"{r.backend}: {', '.join(reason.message for reason in r.reasons)}" for r in decision.rejected)
         raise NoBackendError(f"no backend can run {spec} on {device.name} ({device.arch}): {against}")
     return decision.chosen.backend
-
-
-def _batch(call: Call) -> PagedAttention | VarlenAttention | MlaDecode:
-    return call.paged if isinstance(call, TreeAttention | DualChunkAttention | DifferentialAttention) else call
 
 
 def _longest(starts: Tensor, name: str) -> int:

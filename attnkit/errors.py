@@ -49,10 +49,14 @@ def require_packages(command: str, *packages: str) -> None:
 def unknown_name(what: str, name: str, known: Iterable[str]) -> UsageError:
     """A UsageError for a name that does not exist, with the nearest known names first and then all of them."""
     names = sorted(known)
-    by_folded = {n.casefold(): n for n in names}
+    return UsageError(f"unknown {what} {name!r}.{did_you_mean(name, names)} Known: {', '.join(names)}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """' Did you mean A, B or C?' with the nearest names, whatever their letter case; '' where none is near."""
+    by_folded = {n.casefold(): n for n in known}
     near = [by_folded[n] for n in get_close_matches(name.casefold(), list(by_folded), n=3, cutoff=0.5)]
-    hint = f" Did you mean {', '.join(near[:-1])}{' or ' if near[1:] else ''}{near[-1]}?" if near else ""
-    return UsageError(f"unknown {what} {name!r}.{hint} Known: {', '.join(names)}")
+    return f" Did you mean {', '.join(near[:-1])}{' or ' if near[1:] else ''}{near[-1]}?" if near else ""
 
 
 def describe_exit(code: int) -> str:

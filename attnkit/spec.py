@@ -6,7 +6,8 @@ Two layers:
   neither torch nor jax.
 * The call classes (`PagedAttention`, `VarlenAttention`, `MlaDecode`, `TreeAttention`, `DualChunkAttention`,
   `DifferentialAttention`) hold the tensors of one call. Every backend takes a call and returns an `AttentionOutput`;
-  `call.spec()` derives the need, so that the check before a run and the check at selection are the same code.
+  `call.spec()` derives the need, so that the check before a run and the check at selection are the same code;
+  `call.batch` is what holds query, keys and values, and `call.with_batch(...)` the call with fields of it changed.
 
 Shapes use the field's names: query [num_tokens, num_heads, head_dim]; key_cache, value_cache
 [num_blocks, block_size, num_kv_heads, head_dim]; block_table [num_seqs, max_blocks] int32; seq_lens [num_seqs] int32
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from typing_extensions import Self
 else:
     Tensor = Any
 
@@ -124,17 +126,32 @@ class Softmax:
 
     def features(self, return_lse: bool) -> frozenset[Feature]:
         """The features a backend must claim to run this."""
-        asked: dict[Feature, bool] = {
-            "non_causal": not self.causal,
-            "window": self.window != NO_WINDOW,
-            "softcap": self.softcap > 0.0,
-            "alibi": self.alibi_slopes is not None,
-            "sinks": self.sinks is not None,
-            "lse": return_lse,
-            "score_mod": self.score_mod is not None,
-            "mask_mod": self.mask_mod is not None,
-        }
-        return frozenset(name for name, wanted in asked.items() if wanted)
+        return features_of(
+            causal=self.causal,
+            window=self.window,
+            softcap=self.softcap,
+            alibi=self.alibi_slopes is not None,
+            sinks=self.sinks is not None,
+            lse=return_lse,
+            score_mod=self.score_mod is not None,
+            mask_mod=self.mask_mod is not None,
+        )
+
+
+def features_of(
+    *,
+    causal: bool,
+    window: tuple[int, int],
+    softcap: float,
+    alibi: bool,
+    sinks: bool,
+    lse: bool,
+    score_mod: bool,
+    mask_mod: bool,
+) -> frozenset[Feature]:
+    """The features a backend must claim where a call has these; the last five: whether it has them at all."""
+    asked = (not causal, window != NO_WINDOW, softcap > 0.0, alibi, sinks, lse, score_mod, mask_mod)
+    return frozenset(name for name, wanted in zip(FEATURES, asked, strict=True) if wanted)
 
 
 def dtype_name(tensor: Tensor) -> str:
@@ -149,8 +166,46 @@ def _cache_dtype(cache: Tensor) -> KvCacheDtype:
     return _FP8.get(dtype_name(cache), "auto")  # type: ignore[return-value]
 
 
+class _Batch:
+    """A call that is its own batch."""
+
+    @property
+    def batch(self) -> Self:
+        """What holds query, keys and values: the call itself."""
+        return self
+
+    def with_batch(self, **changes: Any) -> Self:
+        """The call with fields of its batch changed."""
+        return replace(self, **changes)  # type: ignore[type-var]
+
+    def with_softmax(self, **changes: Any) -> Self:
+        """The call with fields of its `Softmax` changed."""
+        return self.with_batch(softmax=replace(self.batch.softmax, **changes))  # type: ignore[attr-defined]
+
+    @property
+    def out_shape(self) -> tuple[int, int, int]:
+        """Shape of the output: [num_tokens, num_heads, head_dim_v]."""
+        spec = self.spec()  # type: ignore[attr-defined]
+        return self.batch.query.shape[0], spec.num_heads, spec.value_dim  # type: ignore[attr-defined]
+
+
+class _OverBatch(_Batch):
+    """A call that adds something to a paged batch."""
+
+    paged: PagedAttention
+
+    @property
+    def batch(self) -> PagedAttention:  # type: ignore[override]
+        """What holds query, keys and values: the paged batch."""
+        return self.paged
+
+    def with_batch(self, **changes: Any) -> Self:
+        """The call with fields of its batch changed."""
+        return replace(self, paged=replace(self.paged, **changes))  # type: ignore[type-var]
+
+
 @dataclass(frozen=True)
-class PagedAttention:
+class PagedAttention(_Batch):
     """Attention of new tokens over a paged cache that already holds their keys and values.
 
     Prefill, chunked prefill, decode and mixed batches are all this call.
@@ -207,7 +262,7 @@ class PagedAttention:
 
 
 @dataclass(frozen=True)
-class VarlenAttention:
+class VarlenAttention(_Batch):
     """Attention over contiguous, packed sequences without a cache (prefill, encoders, vision towers).
 
     Args:
@@ -244,7 +299,7 @@ class VarlenAttention:
 
 
 @dataclass(frozen=True)
-class MlaDecode:
+class MlaDecode(_Batch):
     """Multi-head latent attention over the compressed cache, absorbed form.
 
     out = softmax(softmax_scale * (q_latent.c + q_pe.k_pe)) c, per head; W_UV is applied by the caller.
@@ -271,6 +326,15 @@ class MlaDecode:
     return_lse: bool = False
     out: Tensor | None = None
 
+    @property
+    def softmax(self) -> Softmax:
+        """How the scores are shaped: plain and causal."""
+        return Softmax(self.softmax_scale)
+
+    def with_softmax(self, **changes: Any) -> Self:
+        """The call with another `softmax_scale`; there is nothing else to change."""
+        return replace(self, **changes)
+
     def spec(self) -> AttentionSpec:
         """What a backend must support to compute this call."""
         return AttentionSpec(
@@ -288,7 +352,7 @@ class MlaDecode:
 
 
 @dataclass(frozen=True)
-class TreeAttention:
+class TreeAttention(_OverBatch):
     """Verification of a speculative tree: every node sees the context, the root, itself and its ancestors.
 
     The new tokens of a sequence are the tree's nodes in topological order; their keys and values are already in the cache at
@@ -306,11 +370,11 @@ class TreeAttention:
 
     def spec(self) -> AttentionSpec:
         """What a backend must support to compute this call."""
-        return _replace_op(self.paged.spec(), self.op, frozenset({"mixed"}))
+        return replace(self.paged.spec(), op=self.op, phases=frozenset({"mixed"}))
 
 
 @dataclass(frozen=True)
-class DualChunkAttention:
+class DualChunkAttention(_OverBatch):
     """Qwen2.5-1M's dual chunk attention over a paged cache of *unrotated* keys (arXiv 2402.17463, 2501.15383).
 
     Args:
@@ -330,11 +394,11 @@ class DualChunkAttention:
 
     def spec(self) -> AttentionSpec:
         """What a backend must support to compute this call."""
-        return _replace_op(self.paged.spec(), self.op, None)
+        return replace(self.paged.spec(), op=self.op)
 
 
 @dataclass(frozen=True)
-class DifferentialAttention:
+class DifferentialAttention(_OverBatch):
     """Differential Transformer attention: (softmax1 - lambda softmax2) V, head-wise RMSNorm, times 1 - lambda_init.
 
     Heads come in pairs: query head pair h is (2h, 2h + 1), key head pair likewise, and V of the pair is [v1; v2] of width
@@ -357,13 +421,16 @@ class DifferentialAttention:
     norm_weight: Tensor | None = None
     eps: float = 1e-5
 
+    @property
+    def out_shape(self) -> tuple[int, int, int]:
+        """Shape of the output: [num_tokens, pairs, 2 * head_dim]."""
+        tokens, heads, width = super().out_shape
+        return tokens, heads // 2, 2 * width
+
     def spec(self) -> AttentionSpec:
         """What a backend must support to compute this call."""
-        return _replace_op(self.paged.spec(), self.op, None)
+        return replace(self.paged.spec(), op=self.op)
 
 
+Batch: TypeAlias = PagedAttention | VarlenAttention | MlaDecode
 Call: TypeAlias = PagedAttention | VarlenAttention | MlaDecode | TreeAttention | DualChunkAttention | DifferentialAttention
-
-
-def _replace_op(spec: AttentionSpec, op: Op, phases: frozenset[Phase] | None) -> AttentionSpec:
-    return replace(spec, op=op, phases=spec.phases if phases is None else phases)

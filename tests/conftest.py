@@ -57,6 +57,7 @@ def _cuda_device() -> bool:
     return torch.cuda.is_available()
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what this machine cannot run, with the reason; ATTNKIT_REQUIRE_DOCKER=1 turns a missing engine into a failure.
 
@@ -69,7 +70,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("gpu") and not _cuda_device():
             item.add_marker(pytest.mark.skip(reason="no CUDA device here; the last report is in docs/reports"))
         if config.pluginmanager.hasplugin("xdist") and not item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+            item.add_marker(pytest.mark.xdist_group(item.location[0]))
 
 
 def pytest_report_header() -> str:
@@ -210,7 +211,7 @@ def engine() -> Callable[..., tuple[list[str], str]]:
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """installed("0.33.0", registered_as="vllm"): a package that states its version where vLLM does comes first on the path."""
-    from attnkit.backends.installed import _library_version  # its cache lives as long as the process
+    from attnkit.backends.versions import _library_version  # its cache lives as long as the process
 
     def put(version: str, *, registered_as: str = "vllm") -> None:
         (tmp_path / "vllm").mkdir()

@@ -2,18 +2,18 @@
 
 A backend is a *name* users know (FLASH_ATTN, TRITON_ATTN …). Behind it stand one or more *providers*, each with its own
 `Capability`: FLASH_ATTN has vLLM's FA3 (sm_90 only) and FA2 (sm_80 on). Everything here is plain data; torch, jax and vendor
-libraries are imported inside `Backend.run`, never at import time.
+libraries are imported inside a provider's `run`, never at import time.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import cache, lru_cache
-from typing import TYPE_CHECKING, ClassVar, Literal
+from functools import cache, cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, Literal
 
+from attnkit.backends.versions import Installed, lookup, split_requirement
 from attnkit.errors import UnsupportedError
 from attnkit.hardware.device import Device
 from attnkit.spec import AttentionOutput, AttentionSpec, Call, Dtype, Feature, KvCacheDtype, Op, Phase
@@ -206,16 +206,19 @@ class Provider:
     Args:
         name: "torch", "vllm_flash_attn", "flashinfer-python", "attnkit" …
         capability: what it can do.
+        run: computes a call that `capability` claims, on the device of its tensors, which is the current one. Imports its
+            library when it is called.
         requires: distributions or import names that must be present, with an optional version specifier:
             ("torch>=2.8", "triton>=3.6,<3.10"). Looked up without importing them.
         why: one line on what it is, for the docs table.
         kind: "kernel" (one kernel reads the cache's pages where they lie), "composed" (pages are gathered, then the library's
-            dense kernel runs) or "interpreter"; what speed is expected of it (`selftest.floor`). None: nothing is stated.
+            dense kernel runs) or "interpreter"; what speed is expected of it (`selftest.speed`). None: nothing is stated.
         to_get: what to do where a requirement of our own ("attnkit-…") is missing, which no package installs.
     """
 
     name: str
     capability: Capability
+    run: Callable[[Any], AttentionOutput] = field(repr=False, compare=False)
     requires: tuple[str, ...] = ()
     why: str = ""
     kind: Literal["kernel", "composed", "interpreter"] | None = None
@@ -239,38 +242,61 @@ class Rejected:
     reasons: tuple[Reason, ...]
 
 
-Installed = Mapping[str, str | None]
-"""Version by requirement name, None where absent: what is installed, as a value, so that selection stays a pure function."""
-
-
 _HOPELESS = frozenset({"device", "arch", "op"})
 """Reasons that no installation cures: what else is missing then does not matter."""
 
 
-class Backend(ABC):
-    """A named implementation of attention.
+@dataclass(frozen=True, eq=False)
+class Backend:
+    """A named implementation of attention. One instance lives in the registry; a changed one is made by `replace`.
 
-    Subclasses are stateless; one instance lives in the registry. They set the class variables and implement `run`.
+    Args:
+        name, aliases: the name users know and its other spellings.
+        providers: what may run it, the preferred first.
+        summary: one line for the docs table.
+        automatic: False where only an explicit choice or a debug workload may take it (NO_ATTENTION).
+        device_of: the device a tensor counts as living on, where that is not what torch says.
     """
 
-    name: ClassVar[str]
-    aliases: ClassVar[tuple[str, ...]] = ()
-    summary: ClassVar[str] = ""
-    providers: ClassVar[tuple[Provider, ...]]
-    automatic: ClassVar[bool] = True
-    """False: only an explicit choice or a debug workload may take it (NO_ATTENTION)."""
+    name: str
+    providers: tuple[Provider, ...]
+    aliases: tuple[str, ...] = ()
+    summary: str = ""
+    automatic: bool = True
+    device_of: Callable[[Any], Device] | None = field(default=None, repr=False)
 
-    @abstractmethod
     def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
-        """Compute `call`.
+        """Compute `call` on the device of its tensors, whichever is current.
 
         Args:
             call: one of the call classes of spec.py.
-            provider: which provider to use; None takes the first that is installed and can serve.
+            provider: which provider to use, used as asked: where its library is missing, the import says so. None takes the
+                first that is installed and can serve.
 
         Raises:
             UnsupportedError: the call is outside the provider's capability. Never computes something else instead.
         """
+        from attnkit.backends import torch_device
+
+        if not any(call.op in p.capability.ops for p in self.providers):
+            ops = frozenset[Op]().union(*(p.capability.ops for p in self.providers))
+            raise UnsupportedError(
+                f"{self.name} cannot run this call: it does not implement {call.op}; implements {_list(ops)}"
+            )
+        query = call.batch.query
+        device = (self.device_of or torch_device.device_of)(query)
+        chosen = self.require(call, device, provider, self.installed() if provider is None else None)
+        with torch_device.made_current(query.device):
+            return chosen.run(call)
+
+    @cached_property
+    def requirements(self) -> tuple[str, ...]:
+        """Every name that any provider requires, sorted."""
+        return tuple(sorted({split_requirement(text)[0] for p in self.providers for text in p.requires}))
+
+    def installed(self) -> Installed:
+        """Versions of what the providers require, None where absent. Looked up, not imported."""
+        return lookup(self.requirements)
 
     def evaluate(self, spec: AttentionSpec, device: Device, installed: Installed) -> Accepted | Rejected:
         """The first provider that can serve `spec` on `device` with what is `installed`, or all reasons against."""
@@ -304,9 +330,8 @@ class Backend(ABC):
         Raises:
             UnsupportedError: no such provider, or it cannot serve the call; the message lists every reason.
         """
-        if installed is None:
-            return _required(self, call.spec(), device, provider)
-        return self._first(call.spec(), device, provider, installed)
+        versions = None if installed is None else tuple(installed.items())
+        return _required(self, call.spec(), device, provider, versions)
 
     def _first(self, spec: AttentionSpec, device: Device, provider: str | None, installed: Installed | None) -> Provider:
         candidates = [p for p in self.providers if provider in (None, p.name)]
@@ -325,8 +350,14 @@ class Backend(ABC):
 
 
 @lru_cache(maxsize=1024)  # an engine asks the same of every layer in every step
-def _required(backend: Backend, spec: AttentionSpec, device: Device, provider: str | None) -> Provider:
-    return backend._first(spec, device, provider, None)
+def _required(
+    backend: Backend,
+    spec: AttentionSpec,
+    device: Device,
+    provider: str | None,
+    installed: tuple[tuple[str, str | None], ...] | None,
+) -> Provider:
+    return backend._first(spec, device, provider, None if installed is None else dict(installed))
 
 
 def missing(provider: Provider, installed: Installed) -> tuple[Reason, ...]:
@@ -341,12 +372,6 @@ def missing(provider: Provider, installed: Installed) -> tuple[Reason, ...]:
         elif wanted and not _specifier(wanted).contains(version, prereleases=True):
             reasons.append(Reason("version", f"{name} {version} is installed; needs {wanted}"))
     return tuple(reasons)
-
-
-def split_requirement(text: str) -> tuple[str, str]:
-    """Name and version specifier: "torch>=2.8,<2.9" gives ("torch", ">=2.8,<2.9")."""
-    name = text[: next((i for i, c in enumerate(text) if c in "<>=!~"), len(text))]
-    return name.strip(), text[len(name) :].strip()
 
 
 @cache

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from attnkit.backends.base import Backend, Capability, HeadDims, Provider
-from attnkit.backends.triton_common import BF16_ARCHS, GPU_ARCHS, check, kernel_name, providers
-from attnkit.errors import UnsupportedError
-from attnkit.spec import AttentionOutput, Call, DifferentialAttention
+from attnkit.backends.base import Backend, Capability, HeadDims
+from attnkit.backends.triton_common import BF16_ARCHS, GPU_ARCHS, Result, triton_backend
+from attnkit.spec import DifferentialAttention
 
 CAPABILITY = Capability(
     ops=frozenset({"differential"}),
@@ -24,23 +21,21 @@ CAPABILITY = Capability(
 )
 
 
-class Differential(Backend):
+def _kernels(call: DifferentialAttention, code: str | None) -> Result:
     """Two paged passes that share the value pairs, then difference, head-wise RMSNorm and scale in one kernel."""
+    from attnkit.kernels.triton import differential
 
-    name: ClassVar[str] = "DIFFERENTIAL_FLASH_ATTN"
-    aliases: ClassVar[tuple[str, ...]] = ("DIFFERENTIAL_FLASH_ATTN_VLLM_V1", "differential", "differential_flash_attn")
-    summary: ClassVar[str] = "Differential Transformer: the difference of two softmaxes"
-    providers: ClassVar[tuple[Provider, ...]] = providers(CAPABILITY, "our Triton kernels: two passes and a combine")
-
-    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
-        """Compute a `DifferentialAttention`; see `Backend.run`."""
-        if not isinstance(call, DifferentialAttention):
-            raise UnsupportedError(f"{self.name} does not implement {call.op}; implements differential")
-        code = check(self, call, call.paged.query, provider)
-        from attnkit.kernels.triton import differential
-
-        out, kernel = differential.run(call, arch=code)
-        return AttentionOutput(out, None, kernel_name(code, kernel))
+    out, kernel = differential.run(call, arch=code)
+    return out, None, kernel
 
 
-BACKENDS: tuple[Backend, ...] = (Differential(),)
+BACKENDS: tuple[Backend, ...] = (
+    triton_backend(
+        "DIFFERENTIAL_FLASH_ATTN",
+        CAPABILITY,
+        _kernels,
+        aliases=("DIFFERENTIAL_FLASH_ATTN_VLLM_V1", "differential", "differential_flash_attn"),
+        summary="Differential Transformer: the difference of two softmaxes",
+        why="our Triton kernels: two passes and a combine",
+    ),
+)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from attnkit.backends.base import Backend, Capability, HeadDims, Provider
-from attnkit.backends.triton_common import BF16_ARCHS, GPU_ARCHS, check, kernel_name, providers
-from attnkit.errors import UnsupportedError
-from attnkit.spec import AttentionOutput, Call, DualChunkAttention
+from attnkit.backends.base import Backend, Capability, HeadDims
+from attnkit.backends.triton_common import BF16_ARCHS, GPU_ARCHS, Result, triton_backend
+from attnkit.spec import DualChunkAttention
 
 CAPABILITY = Capability(
     ops=frozenset({"dual_chunk"}),
@@ -24,23 +21,20 @@ CAPABILITY = Capability(
 )
 
 
-class DualChunk(Backend):
+def _kernels(call: DualChunkAttention, code: str | None) -> Result:
     """Keys are rotated by their position inside the chunk as they are loaded; three query rotations, one softmax."""
+    from attnkit.kernels.triton.dual_chunk import plan
 
-    name: ClassVar[str] = "DUAL_CHUNK_FLASH_ATTN"
-    aliases: ClassVar[tuple[str, ...]] = ("DUAL_CHUNK_FLASH_ATTN_VLLM_V1", "dual_chunk", "dual_chunk_flash_attn")
-    summary: ClassVar[str] = "dual chunk attention for contexts past the trained length (Qwen2.5-1M)"
-    providers: ClassVar[tuple[Provider, ...]] = providers(CAPABILITY, "our Triton kernel; rotates keys on load")
-
-    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
-        """Compute a `DualChunkAttention`; see `Backend.run`."""
-        if not isinstance(call, DualChunkAttention):
-            raise UnsupportedError(f"{self.name} does not implement {call.op}; implements dual_chunk")
-        code = check(self, call, call.paged.query, provider)
-        from attnkit.kernels.triton.dual_chunk import plan as dual_chunk
-
-        out, lse, kernel = dual_chunk.run(call, arch=code)
-        return AttentionOutput(out, lse, kernel_name(code, kernel))
+    return plan.run(call, arch=code)
 
 
-BACKENDS: tuple[Backend, ...] = (DualChunk(),)
+BACKENDS: tuple[Backend, ...] = (
+    triton_backend(
+        "DUAL_CHUNK_FLASH_ATTN",
+        CAPABILITY,
+        _kernels,
+        aliases=("DUAL_CHUNK_FLASH_ATTN_VLLM_V1", "dual_chunk", "dual_chunk_flash_attn"),
+        summary="dual chunk attention for contexts past the trained length (Qwen2.5-1M)",
+        why="our Triton kernel; rotates keys on load",
+    ),
+)

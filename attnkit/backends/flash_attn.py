@@ -14,11 +14,11 @@ Sources: vllm/vllm_flash_attn/flash_attn_interface.py, flash_attn/flash_attn_int
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from attnkit.backends.base import Backend, Capability, HeadDims, Provider
-from attnkit.errors import UnsupportedError
-from attnkit.spec import AttentionOutput, Call, Dtype, Feature, Op, PagedAttention, Softmax, VarlenAttention
+from attnkit.spec import AttentionOutput, Dtype, Feature, Op, PagedAttention, Softmax, VarlenAttention
 
 _OPS: frozenset[Op] = frozenset({"paged", "varlen"})
 _HALF: frozenset[Dtype] = frozenset({"float16", "bfloat16"})
@@ -69,49 +69,6 @@ _FA4 = Capability(
     block_sizes=frozenset({16, 32, 64}),
     features=_FEATURES | {"sinks"},
 )
-
-
-class FlashAttn(Backend):
-    """Paged and varlen attention by FlashAttention 2, 3 or 4."""
-
-    name = "FLASH_ATTN"
-    aliases = ("FLASH_ATTN_VLLM_V1",)
-    summary = "FlashAttention 2, 3 and 4"
-    providers = (
-        Provider(
-            "vllm_flash_attn-fa3",
-            _FA3,
-            ("torch>=2.8", "vllm.vllm_flash_attn._vllm_fa3_C"),
-            "vLLM's build of FlashAttention 3",
-            kind="kernel",
-        ),
-        Provider(
-            "vllm_flash_attn-fa2",
-            _FA2,
-            ("torch>=2.8", "vllm.vllm_flash_attn._vllm_fa2_C"),
-            "vLLM's build of FlashAttention 2",
-            kind="kernel",
-        ),
-        Provider("flash-attn", _FA2_UPSTREAM, ("torch>=2.8", "flash-attn>=2.6,<3"), "FlashAttention 2", kind="kernel"),
-        Provider("flash-attn-4", _FA4, ("torch>=2.8", "flash-attn-4"), "FlashAttention 4, in CuTe DSL", kind="kernel"),
-    )
-
-    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
-        """Compute a `PagedAttention` or `VarlenAttention`.
-
-        Raises:
-            UnsupportedError: outside the provider's capability.
-        """
-        from attnkit.backends.torch_device import pick_provider
-
-        chosen = pick_provider(self, call, provider).name
-        if not isinstance(call, PagedAttention | VarlenAttention):
-            raise UnsupportedError(f"FLASH_ATTN does not implement {call.op}")
-        if chosen == "flash-attn":
-            return _flash_attn_2(call)
-        if chosen == "flash-attn-4":
-            return _flash_attn_4(call)
-        return _vllm_flash_attn(call, 3 if chosen.endswith("fa3") else 2)
 
 
 def _window(softmax: Softmax) -> tuple[int, int]:
@@ -224,4 +181,44 @@ def _flash_attn_4(call: PagedAttention | VarlenAttention) -> AttentionOutput:
     return finish(call, out, heads_first_lse(lse) if call.return_lse else None, "flash_attn.cute")
 
 
-BACKENDS: tuple[Backend, ...] = (FlashAttn(),)
+BACKENDS: tuple[Backend, ...] = (
+    Backend(
+        "FLASH_ATTN",
+        (
+            Provider(
+                "vllm_flash_attn-fa3",
+                _FA3,
+                partial(_vllm_flash_attn, version=3),
+                ("torch>=2.8", "vllm.vllm_flash_attn._vllm_fa3_C"),
+                "vLLM's build of FlashAttention 3",
+                kind="kernel",
+            ),
+            Provider(
+                "vllm_flash_attn-fa2",
+                _FA2,
+                partial(_vllm_flash_attn, version=2),
+                ("torch>=2.8", "vllm.vllm_flash_attn._vllm_fa2_C"),
+                "vLLM's build of FlashAttention 2",
+                kind="kernel",
+            ),
+            Provider(
+                "flash-attn",
+                _FA2_UPSTREAM,
+                _flash_attn_2,
+                ("torch>=2.8", "flash-attn>=2.6,<3"),
+                "FlashAttention 2",
+                kind="kernel",
+            ),
+            Provider(
+                "flash-attn-4",
+                _FA4,
+                _flash_attn_4,
+                ("torch>=2.8", "flash-attn-4"),
+                "FlashAttention 4, in CuTe DSL",
+                kind="kernel",
+            ),
+        ),
+        aliases=("FLASH_ATTN_VLLM_V1",),
+        summary="FlashAttention 2, 3 and 4",
+    ),
+)

@@ -15,11 +15,10 @@ from __future__ import annotations
 
 from functools import cache
 from math import log
-from typing import Any, ClassVar
+from typing import Any
 
 from attnkit.backends.base import Backend, Capability, HeadDims, Provider
-from attnkit.errors import UnsupportedError
-from attnkit.spec import AttentionOutput, Call, MlaDecode, PagedAttention, VarlenAttention
+from attnkit.spec import AttentionOutput, MlaDecode, PagedAttention, VarlenAttention
 
 _WORKSPACE_BYTES = 128 * 1024 * 1024  # what FlashInfer's documentation recommends
 _LN2 = log(2.0)
@@ -53,70 +52,11 @@ _MLA_TRTLLM = Capability(
 )
 
 
-class FlashInfer(Backend):
-    """Paged and ragged attention by FlashInfer."""
+def _flashinfer(call: PagedAttention | VarlenAttention) -> AttentionOutput:
+    from attnkit.backends.torch_device import finish
 
-    name: ClassVar[str] = "FLASHINFER"
-    aliases: ClassVar[tuple[str, ...]] = ("FLASHINFER_VLLM_V1",)
-    summary: ClassVar[str] = "FlashInfer's prefill and decode kernels"
-    providers: ClassVar[tuple[Provider, ...]] = (
-        Provider(
-            "flashinfer-python",
-            _PAGED,
-            ("torch>=2.8", "flashinfer-python>=0.3"),
-            "FlashInfer; reads float8 caches",
-            kind="kernel",
-        ),
-    )
-
-    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
-        """Compute a `PagedAttention` or `VarlenAttention`.
-
-        Raises:
-            UnsupportedError: outside the provider's capability.
-        """
-        from attnkit.backends.torch_device import finish, pick_provider
-
-        pick_provider(self, call, provider)
-        if isinstance(call, PagedAttention):
-            out, lse, kernel = _paged(call)
-        elif isinstance(call, VarlenAttention):
-            out, lse, kernel = _ragged(call)
-        else:
-            raise UnsupportedError(f"{self.name} does not implement {call.op}")
-        return finish(call, out, lse if call.return_lse else None, kernel)
-
-
-class FlashInferMla(Backend):
-    """MLA decode by FlashInfer: its own kernels up to Hopper, TensorRT-LLM's on Blackwell."""
-
-    name: ClassVar[str] = "FLASHINFER_MLA"
-    aliases: ClassVar[tuple[str, ...]] = ()
-    summary: ClassVar[str] = "FlashInfer's MLA decode"
-    providers: ClassVar[tuple[Provider, ...]] = (
-        Provider(
-            "flashinfer-mla", _MLA_WRAPPER, ("torch>=2.8", "flashinfer-python>=0.3"), "FlashInfer's MLA wrapper", kind="kernel"
-        ),
-        Provider(
-            "flashinfer-trtllm", _MLA_TRTLLM, ("torch>=2.8", "flashinfer-python>=0.3"), "TensorRT-LLM's kernels", kind="kernel"
-        ),
-    )
-
-    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
-        """Compute an `MlaDecode`.
-
-        Raises:
-            UnsupportedError: outside the provider's capability.
-        """
-        from attnkit.backends.torch_device import finish, pick_provider
-
-        chosen = pick_provider(self, call, provider).name
-        if not isinstance(call, MlaDecode):
-            raise UnsupportedError(f"{self.name} does not implement {call.op}")
-        if chosen == "flashinfer-trtllm":
-            return finish(call, _mla_trtllm(call), None, "flashinfer.trtllm_batch_decode_with_kv_cache_mla")
-        out, lse = _mla_wrapper(call)
-        return finish(call, out, lse if call.return_lse else None, "flashinfer.BatchMLAPagedAttentionWrapper")
+    out, lse, kernel = _paged(call) if isinstance(call, PagedAttention) else _ragged(call)
+    return finish(call, out, lse if call.return_lse else None, kernel)
 
 
 @cache
@@ -254,8 +194,10 @@ def _rows_without_keys(call: VarlenAttention) -> list[int]:
     return rows
 
 
-def _mla_wrapper(call: MlaDecode) -> tuple[Any, Any]:
+def _mla_wrapper(call: MlaDecode) -> AttentionOutput:
     from flashinfer.mla import BatchMLAPagedAttentionWrapper
+
+    from attnkit.backends.torch_device import finish
 
     rank, block_size = call.kv_lora_rank, call.kv_cache.shape[1]
     seq_lens = call.seq_lens.tolist()
@@ -283,13 +225,14 @@ def _mla_wrapper(call: MlaDecode) -> tuple[Any, Any]:
         call.kv_cache[..., rank:],
         return_lse=True,
     )
-    return out, lse.float() * _LN2
+    lse = lse.float() * _LN2 if call.return_lse else None
+    return finish(call, out, lse, "flashinfer.BatchMLAPagedAttentionWrapper")
 
 
-def _mla_trtllm(call: MlaDecode) -> Any:
+def _mla_trtllm(call: MlaDecode) -> AttentionOutput:
     from flashinfer.mla import trtllm_batch_decode_with_kv_cache_mla
 
-    from attnkit.backends.torch_device import by_sequence
+    from attnkit.backends.torch_device import by_sequence, finish
 
     query = by_sequence(call)
     out = trtllm_batch_decode_with_kv_cache_mla(
@@ -304,7 +247,25 @@ def _mla_trtllm(call: MlaDecode) -> Any:
         max_seq_len=call.max_seq_len,
         bmm1_scale=call.softmax_scale,
     )
-    return out.reshape(-1, query.shape[2], call.kv_lora_rank)
+    out = out.reshape(-1, query.shape[2], call.kv_lora_rank)
+    return finish(call, out, None, "flashinfer.trtllm_batch_decode_with_kv_cache_mla")
 
 
-BACKENDS: tuple[Backend, ...] = (FlashInfer(), FlashInferMla())
+_REQUIRES = ("torch>=2.8", "flashinfer-python>=0.3")
+
+BACKENDS: tuple[Backend, ...] = (
+    Backend(
+        "FLASHINFER",
+        (Provider("flashinfer-python", _PAGED, _flashinfer, _REQUIRES, "FlashInfer; reads float8 caches", kind="kernel"),),
+        aliases=("FLASHINFER_VLLM_V1",),
+        summary="FlashInfer's prefill and decode kernels",
+    ),
+    Backend(
+        "FLASHINFER_MLA",
+        (
+            Provider("flashinfer-mla", _MLA_WRAPPER, _mla_wrapper, _REQUIRES, "FlashInfer's MLA wrapper", kind="kernel"),
+            Provider("flashinfer-trtllm", _MLA_TRTLLM, _mla_trtllm, _REQUIRES, "TensorRT-LLM's kernels", kind="kernel"),
+        ),
+        summary="FlashInfer's MLA decode",
+    ),
+)

@@ -8,10 +8,10 @@ kernel's name says so.
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from attnkit.backends.base import Backend, Capability, HeadDims, Provider
-from attnkit.backends.torch_device import finish, pick_provider
+from attnkit.backends.torch_device import finish
 from attnkit.spec import AttentionOutput, Call, PagedAttention, TreeAttention, VarlenAttention
 
 if TYPE_CHECKING:
@@ -31,56 +31,42 @@ CAPABILITY = Capability(
 )
 
 
-class FlexAttention(Backend):
-    """Attention by torch's flex_attention: compiled on accelerators, eager on the CPU (and its kernel name says so)."""
+def _flex(call: PagedAttention | VarlenAttention | TreeAttention) -> AttentionOutput:
+    """Compiled on accelerators, eager on the CPU (and its kernel name says so)."""
+    import torch
+    from torch.nn.attention import flex_attention as flex
 
-    name: ClassVar[str] = "FLEX_ATTENTION"
-    aliases: ClassVar[tuple[str, ...]] = ("flex",)
-    summary: ClassVar[str] = "programmable score_mod / mask_mod attention through torch's flex_attention"
-    providers: ClassVar[tuple[Provider, ...]] = (
-        Provider("torch", CAPABILITY, ("torch>=2.8",), "torch.nn.attention.flex_attention", kind="composed"),
+    from attnkit.backends.torch_common import apply_sinks, gather_kv
+
+    batch = call.batch
+    key, value, key_starts = gather_kv(batch)
+    query, softmax = batch.query, batch.softmax
+    if query.shape[0] == 0 or key.shape[0] == 0:
+        out = query.new_zeros(*query.shape[:2], value.shape[2])
+        lse = torch.full(query.shape[:2], float("-inf"), device=query.device)
+        return finish(batch, out, lse if batch.return_lse else None, "none: no keys")
+    q_seq, q_pos, k_seq, k_pos = _positions(batch.query_start_loc, key_starts)
+    mask_mod = _mask_mod(call, batch, q_seq, q_pos, k_seq, k_pos)
+    block_mask = flex.create_block_mask(mask_mod, None, None, query.shape[0], key.shape[0], device=query.device)
+    attention, kernel = (
+        (flex.flex_attention, "flex_attention(eager)")
+        if query.device.type == "cpu"
+        else (_compiled(), "flex_attention(compiled)")
     )
-
-    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
-        import torch
-        from torch.nn.attention import flex_attention as flex
-
-        from attnkit.backends.torch_common import apply_sinks, gather_kv
-
-        pick_provider(self, call, provider)
-        batch = call.paged if isinstance(call, TreeAttention) else call
-        assert isinstance(batch, PagedAttention | VarlenAttention)
-        if isinstance(batch, VarlenAttention):
-            key, value, key_starts = batch.key, batch.value, batch.key_start_loc
-        else:
-            key, value, key_starts = gather_kv(batch)
-        query, softmax = batch.query, batch.softmax
-        if query.shape[0] == 0 or key.shape[0] == 0:
-            out = query.new_zeros(*query.shape[:2], value.shape[2])
-            lse = torch.full(query.shape[:2], float("-inf"), device=query.device)
-            return finish(batch, out, lse if batch.return_lse else None, "none: no keys")
-        q_seq, q_pos, k_seq, k_pos = _positions(batch.query_start_loc, key_starts)
-        mask_mod = _mask_mod(call, batch, q_seq, q_pos, k_seq, k_pos)
-        block_mask = flex.create_block_mask(mask_mod, None, None, query.shape[0], key.shape[0], device=query.device)
-        attention, kernel = (
-            (flex.flex_attention, "flex_attention(eager)")
-            if query.device.type == "cpu"
-            else (_compiled(), "flex_attention(compiled)")
-        )
-        out, aux = attention(
-            *(x.transpose(0, 1).unsqueeze(0) for x in (query, key, value)),
-            score_mod=_score_mod(batch, q_seq, q_pos, k_pos),
-            block_mask=block_mask,
-            scale=softmax.softmax_scale,
-            enable_gqa=query.shape[1] != key.shape[1],
-            return_aux=flex.AuxRequest(lse=True),
-            # The split-decoding template has no configuration for some short batches and fails to compile there.
-            kernel_options=None if query.device.type == "cpu" else {"FORCE_USE_FLEX_ATTENTION": True},
-        )
-        out, lse = out[0].transpose(0, 1).contiguous(), aux.lse[0].transpose(0, 1).contiguous()
-        if softmax.sinks is not None:
-            out, lse = apply_sinks(out, lse, softmax.sinks)
-        return finish(batch, out, lse if batch.return_lse else None, kernel)
+    out, aux = attention(
+        *(x.transpose(0, 1).unsqueeze(0) for x in (query, key, value)),
+        score_mod=_score_mod(batch, q_seq, q_pos, k_pos),
+        block_mask=block_mask,
+        scale=softmax.softmax_scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+        return_aux=flex.AuxRequest(lse=True),
+        # The split-decoding template has no configuration for some short batches and fails to compile there.
+        kernel_options=None if query.device.type == "cpu" else {"FORCE_USE_FLEX_ATTENTION": True},
+    )
+    out, lse = out[0].transpose(0, 1).contiguous(), aux.lse[0].transpose(0, 1).contiguous()
+    if softmax.sinks is not None:
+        out, lse = apply_sinks(out, lse, softmax.sinks)
+    return finish(batch, out, lse if batch.return_lse else None, kernel)
 
 
 @cache
@@ -155,4 +141,11 @@ def _score_mod(batch: PagedAttention | VarlenAttention, q_seq: Tensor, q_pos: Te
     return score_mod
 
 
-BACKENDS: tuple[Backend, ...] = (FlexAttention(),)
+BACKENDS: tuple[Backend, ...] = (
+    Backend(
+        "FLEX_ATTENTION",
+        (Provider("torch", CAPABILITY, _flex, ("torch>=2.8",), "torch.nn.attention.flex_attention", kind="composed"),),
+        aliases=("flex",),
+        summary="programmable score_mod / mask_mod attention through torch's flex_attention",
+    ),
+)

@@ -9,11 +9,10 @@ vllm_xpu_kernels/flash_attn_interface.py; torch.nn.functional.scaled_dot_product
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from attnkit.backends.base import Backend, Capability, HeadDims, Provider
-from attnkit.errors import UnsupportedError
-from attnkit.spec import AttentionOutput, Call, PagedAttention, VarlenAttention
+from attnkit.spec import AttentionOutput, PagedAttention, VarlenAttention
 
 _CPU = Capability(
     ops=frozenset({"paged"}),
@@ -44,42 +43,6 @@ _TORCH_XPU = Capability(
     kv_cache_dtypes=frozenset({"auto", "fp8_e4m3", "fp8_e5m2"}),
     features=frozenset({"non_causal", "window"}),
 )
-
-
-class Ipex(Backend):
-    """Paged attention on Intel CPUs by IPEX; paged and varlen attention on Intel GPUs by what replaced it."""
-
-    name: ClassVar[str] = "IPEX"
-    aliases: ClassVar[tuple[str, ...]] = ()
-    summary: ClassVar[str] = "Intel CPUs (IPEX 2.8) and GPUs (vllm-xpu-kernels, torch XPU)"
-    providers: ClassVar[tuple[Provider, ...]] = (
-        Provider(
-            "ipex",
-            _CPU,
-            ("torch>=2.8,<2.9", "intel-extension-for-pytorch>=2.8,<2.9"),
-            "IPEX 2.8.0, the last release",
-            kind="kernel",
-        ),
-        Provider(
-            "vllm-xpu-kernels", _XPU_KERNELS, ("torch>=2.8", "vllm-xpu-kernels"), "vLLM's kernels for Intel GPUs", kind="kernel"
-        ),
-        Provider("torch-xpu", _TORCH_XPU, ("torch>=2.8",), "torch's own attention on Intel GPUs", kind="composed"),
-    )
-
-    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
-        """Compute a `PagedAttention`, on GPUs a `VarlenAttention` too.
-
-        Raises:
-            UnsupportedError: outside the provider's capability.
-        """
-        from attnkit.backends.torch_device import pick_provider
-
-        chosen = pick_provider(self, call, provider).name
-        if chosen == "ipex" and isinstance(call, PagedAttention):
-            return _ipex(call)
-        if chosen != "ipex" and isinstance(call, PagedAttention | VarlenAttention):
-            return _xpu_kernels(call) if chosen == "vllm-xpu-kernels" else _torch_xpu(call)
-        raise UnsupportedError(f"{self.name} does not implement {call.op}")
 
 
 def _ipex(call: PagedAttention) -> AttentionOutput:
@@ -166,10 +129,7 @@ def _torch_xpu(call: PagedAttention | VarlenAttention) -> AttentionOutput:
     from attnkit.backends.torch_common import gather_kv, visible
     from attnkit.backends.torch_device import finish
 
-    if isinstance(call, PagedAttention):
-        key, value, key_start_loc = gather_kv(call)
-    else:
-        key, value, key_start_loc = call.key, call.value, call.key_start_loc
+    key, value, key_start_loc = gather_kv(call)
     out = call.query.new_zeros(*call.query.shape[:2], value.shape[-1])
     query_starts, key_starts = call.query_start_loc.tolist(), key_start_loc.tolist()
     for i in range(len(query_starts) - 1):
@@ -190,4 +150,30 @@ def _torch_xpu(call: PagedAttention | VarlenAttention) -> AttentionOutput:
     return finish(call, out, None, "torch.scaled_dot_product_attention(xpu)")
 
 
-BACKENDS: tuple[Backend, ...] = (Ipex(),)
+BACKENDS: tuple[Backend, ...] = (
+    Backend(
+        "IPEX",
+        (
+            Provider(
+                "ipex",
+                _CPU,
+                _ipex,
+                ("torch>=2.8,<2.9", "intel-extension-for-pytorch>=2.8,<2.9"),
+                "IPEX 2.8.0, the last release",
+                kind="kernel",
+            ),
+            Provider(
+                "vllm-xpu-kernels",
+                _XPU_KERNELS,
+                _xpu_kernels,
+                ("torch>=2.8", "vllm-xpu-kernels"),
+                "vLLM's kernels for Intel GPUs",
+                kind="kernel",
+            ),
+            Provider(
+                "torch-xpu", _TORCH_XPU, _torch_xpu, ("torch>=2.8",), "torch's own attention on Intel GPUs", kind="composed"
+            ),
+        ),
+        summary="Intel CPUs (IPEX 2.8) and GPUs (vllm-xpu-kernels, torch XPU)",
+    ),
+)

@@ -9,11 +9,13 @@ sgl_kernel/attention.py.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from attnkit.backends.base import Backend, Capability, HeadDims, Provider
 from attnkit.errors import UnsupportedError
-from attnkit.spec import AttentionOutput, Call, Dtype, MlaDecode, Op, Phase
+from attnkit.spec import AttentionOutput, Dtype, MlaDecode, Op, Phase
 
 _OP: frozenset[Op] = frozenset({"mla_decode"})
 _HALF: frozenset[Dtype] = frozenset({"float16", "bfloat16"})
@@ -53,51 +55,36 @@ _FA3 = Capability(
 )
 
 
-class FlashMla(Backend):
-    """MLA decode by DeepSeek's FlashMLA."""
+def _flashmla(call: MlaDecode, functions: Callable[[], tuple[Any, Any]]) -> AttentionOutput:
+    """Every sequence must have the same number of new tokens."""
+    from attnkit.backends.torch_device import by_sequence, finish
 
-    name: ClassVar[str] = "FLASHMLA"
-    aliases: ClassVar[tuple[str, ...]] = ("FLASHMLA_VLLM_V1",)
-    summary: ClassVar[str] = "FlashMLA's MLA decode (Hopper)"
-    providers: ClassVar[tuple[Provider, ...]] = (
-        Provider("vllm-flashmla", _FLASHMLA, ("torch>=2.8", "vllm._flashmla_C"), "vLLM's build of FlashMLA", kind="kernel"),
-        Provider("flash-mla", _FLASHMLA, ("torch>=2.8", "flash-mla"), "FlashMLA", kind="kernel"),
+    flash_mla_with_kvcache, get_mla_metadata = functions()
+    query = by_sequence(call)
+    new_tokens, heads = query.shape[1], query.shape[2]
+    metadata, splits = get_mla_metadata(call.seq_lens, new_tokens * heads, 1)
+    out, lse = flash_mla_with_kvcache(
+        q=query,
+        k_cache=call.kv_cache.unsqueeze(2),
+        block_table=call.block_table,
+        cache_seqlens=call.seq_lens,
+        head_dim_v=call.kv_lora_rank,
+        tile_scheduler_metadata=metadata,
+        num_splits=splits,
+        softmax_scale=call.softmax_scale,
+        causal=True,
     )
-
-    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
-        """Compute an `MlaDecode` in which every sequence has the same number of new tokens.
-
-        Raises:
-            UnsupportedError: outside the provider's capability.
-        """
-        from attnkit.backends.torch_device import by_sequence, finish, pick_provider
-
-        chosen = pick_provider(self, call, provider).name
-        if not isinstance(call, MlaDecode):
-            raise UnsupportedError(f"{self.name} does not implement {call.op}")
-        if chosen == "flash-mla":
-            from flash_mla import flash_mla_with_kvcache, get_mla_metadata
-        else:
-            flash_mla_with_kvcache, get_mla_metadata = _vllm_flashmla()
-        query = by_sequence(call)
-        new_tokens, heads = query.shape[1], query.shape[2]
-        metadata, splits = get_mla_metadata(call.seq_lens, new_tokens * heads, 1)
-        out, lse = flash_mla_with_kvcache(
-            q=query,
-            k_cache=call.kv_cache.unsqueeze(2),
-            block_table=call.block_table,
-            cache_seqlens=call.seq_lens,
-            head_dim_v=call.kv_lora_rank,
-            tile_scheduler_metadata=metadata,
-            num_splits=splits,
-            softmax_scale=call.softmax_scale,
-            causal=True,
-        )
-        lse = lse.transpose(1, 2).reshape(-1, heads).contiguous() if call.return_lse else None
-        return finish(call, out.reshape(-1, heads, call.kv_lora_rank), lse, "flash_mla_with_kvcache")
+    lse = lse.transpose(1, 2).reshape(-1, heads).contiguous() if call.return_lse else None
+    return finish(call, out.reshape(-1, heads, call.kv_lora_rank), lse, "flash_mla_with_kvcache")
 
 
-def _vllm_flashmla() -> tuple[Any, Any]:
+def _upstream_functions() -> tuple[Any, Any]:
+    from flash_mla import flash_mla_with_kvcache, get_mla_metadata
+
+    return flash_mla_with_kvcache, get_mla_metadata
+
+
+def _vllm_functions() -> tuple[Any, Any]:
     """vLLM moved the module between 0.10 and 0.13."""
     try:
         from vllm.v1.attention.ops import flashmla
@@ -106,41 +93,14 @@ def _vllm_flashmla() -> tuple[Any, Any]:
     return flashmla.flash_mla_with_kvcache, flashmla.get_mla_metadata
 
 
-class CutlassMla(Backend):
-    """MLA decode by the CUTLASS kernel for sm_100, one new token a sequence."""
+def _cutlass(call: MlaDecode, decode: Callable[[MlaDecode, Any, Any], Any], kernel: str) -> AttentionOutput:
+    """One new token a sequence."""
+    from attnkit.backends.torch_device import by_sequence, finish
 
-    name: ClassVar[str] = "CUTLASS_MLA"
-    aliases: ClassVar[tuple[str, ...]] = ("CUTLASS_MLA_VLLM_V1",)
-    summary: ClassVar[str] = "CUTLASS MLA decode (sm_100)"
-    providers: ClassVar[tuple[Provider, ...]] = (
-        Provider(
-            "vllm-cutlass-mla",
-            _CUTLASS,
-            ("torch>=2.8", "vllm._C_stable_libtorch"),
-            "vLLM's sm100_cutlass_mla_decode",
-            kind="kernel",
-        ),
-        Provider("sgl-kernel", _CUTLASS, ("torch>=2.8", "sgl-kernel"), "sgl-kernel's cutlass_mla_decode", kind="kernel"),
-    )
-
-    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
-        """Compute an `MlaDecode` with one new token a sequence.
-
-        Raises:
-            UnsupportedError: outside the provider's capability.
-        """
-        from attnkit.backends.torch_device import by_sequence, finish, pick_provider
-
-        chosen = pick_provider(self, call, provider).name
-        if not isinstance(call, MlaDecode):
-            raise UnsupportedError(f"{self.name} does not implement {call.op}")
-        query = by_sequence(call)
-        if query.shape[1] != 1:
-            raise UnsupportedError(f"{self.name} takes one new token a sequence, not {query.shape[1]}")
-        table = _padded_table(call)
-        if chosen == "sgl-kernel":
-            return finish(call, _sgl_cutlass(call, query.squeeze(1), table), None, "sgl_kernel.cutlass_mla_decode")
-        return finish(call, _vllm_cutlass(call, query.squeeze(1), table), None, "vllm.sm100_cutlass_mla_decode")
+    query = by_sequence(call)
+    if query.shape[1] != 1:
+        raise UnsupportedError(f"CUTLASS_MLA takes one new token a sequence, not {query.shape[1]}")
+    return finish(call, decode(call, query.squeeze(1), _padded_table(call)), None, kernel)
 
 
 def _padded_table(call: MlaDecode) -> Any:
@@ -155,12 +115,16 @@ def _vllm_cutlass(call: MlaDecode, query: Any, table: Any) -> Any:
     import torch
     from vllm import _custom_ops as ops
 
+    from attnkit.backends import torch_device
+
     num_seqs, heads, width = query.shape
     padded = torch.nn.functional.pad(query, (0, 0, 0, _CUTLASS_HEADS - heads))
     out = query.new_empty(num_seqs, _CUTLASS_HEADS, call.kv_lora_rank)
-    units = torch.cuda.get_device_properties(query.device).multi_processor_count
     size = ops.sm100_cutlass_mla_get_workspace_size(
-        max_seq_len=table.shape[1] * call.kv_cache.shape[1], num_batches=num_seqs, sm_count=units, num_kv_splits=-1
+        max_seq_len=table.shape[1] * call.kv_cache.shape[1],
+        num_batches=num_seqs,
+        sm_count=torch_device.device_of(query).units,
+        num_kv_splits=-1,
     )
     ops.sm100_cutlass_mla_decode(
         out=out,
@@ -196,53 +160,91 @@ def _sgl_cutlass(call: MlaDecode, query: Any, table: Any) -> Any:
     )
 
 
-class FlashAttnMla(Backend):
-    """MLA decode through FlashAttention 3: the rotary part as q and k, the latent part as q_v and v."""
+def _flash_attn_3(call: MlaDecode) -> AttentionOutput:
+    """The rotary part as q and k, the latent part as q_v and v."""
+    from vllm.vllm_flash_attn import flash_attn_varlen_func
 
-    name: ClassVar[str] = "FLASH_ATTN_MLA"
-    aliases: ClassVar[tuple[str, ...]] = ()
-    summary: ClassVar[str] = "MLA decode through FlashAttention 3 (Hopper)"
-    providers: ClassVar[tuple[Provider, ...]] = (
-        Provider(
-            "vllm_flash_attn-fa3",
-            _FA3,
-            ("torch>=2.8", "vllm.vllm_flash_attn._vllm_fa3_C"),
-            "vLLM's build of FlashAttention 3",
-            kind="kernel",
-        ),
+    from attnkit.backends.torch_device import finish, heads_first_lse
+
+    rank = call.kv_lora_rank
+    result = flash_attn_varlen_func(
+        q=call.query[..., rank:].contiguous(),
+        k=call.kv_cache[..., rank:].unsqueeze(2),
+        v=call.kv_cache[..., :rank].unsqueeze(2),
+        q_v=call.query[..., :rank].contiguous(),
+        max_seqlen_q=call.max_query_len,
+        cu_seqlens_q=call.query_start_loc,
+        max_seqlen_k=call.max_seq_len,
+        seqused_k=call.seq_lens,
+        block_table=call.block_table,
+        softmax_scale=call.softmax_scale,
+        causal=True,
+        return_softmax_lse=call.return_lse,
+        fa_version=3,
     )
-
-    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
-        """Compute an `MlaDecode`.
-
-        Raises:
-            UnsupportedError: outside the provider's capability.
-        """
-        from attnkit.backends.torch_device import finish, heads_first_lse, pick_provider
-
-        pick_provider(self, call, provider)
-        if not isinstance(call, MlaDecode):
-            raise UnsupportedError(f"{self.name} does not implement {call.op}")
-        from vllm.vllm_flash_attn import flash_attn_varlen_func
-
-        rank = call.kv_lora_rank
-        result = flash_attn_varlen_func(
-            q=call.query[..., rank:].contiguous(),
-            k=call.kv_cache[..., rank:].unsqueeze(2),
-            v=call.kv_cache[..., :rank].unsqueeze(2),
-            q_v=call.query[..., :rank].contiguous(),
-            max_seqlen_q=call.max_query_len,
-            cu_seqlens_q=call.query_start_loc,
-            max_seqlen_k=call.max_seq_len,
-            seqused_k=call.seq_lens,
-            block_table=call.block_table,
-            softmax_scale=call.softmax_scale,
-            causal=True,
-            return_softmax_lse=call.return_lse,
-            fa_version=3,
-        )
-        out, lse = (result[0], heads_first_lse(result[1])) if call.return_lse else (result, None)
-        return finish(call, out, lse, "vllm_flash_attn.fa3(q_v)")
+    out, lse = (result[0], heads_first_lse(result[1])) if call.return_lse else (result, None)
+    return finish(call, out, lse, "vllm_flash_attn.fa3(q_v)")
 
 
-BACKENDS: tuple[Backend, ...] = (FlashMla(), CutlassMla(), FlashAttnMla())
+BACKENDS: tuple[Backend, ...] = (
+    Backend(
+        "FLASHMLA",
+        (
+            Provider(
+                "vllm-flashmla",
+                _FLASHMLA,
+                partial(_flashmla, functions=_vllm_functions),
+                ("torch>=2.8", "vllm._flashmla_C"),
+                "vLLM's build of FlashMLA",
+                kind="kernel",
+            ),
+            Provider(
+                "flash-mla",
+                _FLASHMLA,
+                partial(_flashmla, functions=_upstream_functions),
+                ("torch>=2.8", "flash-mla"),
+                "FlashMLA",
+                kind="kernel",
+            ),
+        ),
+        aliases=("FLASHMLA_VLLM_V1",),
+        summary="FlashMLA's MLA decode (Hopper)",
+    ),
+    Backend(
+        "CUTLASS_MLA",
+        (
+            Provider(
+                "vllm-cutlass-mla",
+                _CUTLASS,
+                partial(_cutlass, decode=_vllm_cutlass, kernel="vllm.sm100_cutlass_mla_decode"),
+                ("torch>=2.8", "vllm._C_stable_libtorch"),
+                "vLLM's sm100_cutlass_mla_decode",
+                kind="kernel",
+            ),
+            Provider(
+                "sgl-kernel",
+                _CUTLASS,
+                partial(_cutlass, decode=_sgl_cutlass, kernel="sgl_kernel.cutlass_mla_decode"),
+                ("torch>=2.8", "sgl-kernel"),
+                "sgl-kernel's cutlass_mla_decode",
+                kind="kernel",
+            ),
+        ),
+        aliases=("CUTLASS_MLA_VLLM_V1",),
+        summary="CUTLASS MLA decode (sm_100)",
+    ),
+    Backend(
+        "FLASH_ATTN_MLA",
+        (
+            Provider(
+                "vllm_flash_attn-fa3",
+                _FA3,
+                _flash_attn_3,
+                ("torch>=2.8", "vllm.vllm_flash_attn._vllm_fa3_C"),
+                "vLLM's build of FlashAttention 3",
+                kind="kernel",
+            ),
+        ),
+        summary="MLA decode through FlashAttention 3 (Hopper)",
+    ),
+)

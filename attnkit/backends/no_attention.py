@@ -2,20 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from attnkit.backends.base import Backend, Capability, HeadDims, Provider
-from attnkit.spec import (
-    DTYPES,
-    FEATURES,
-    KV_CACHE_DTYPES,
-    OPS,
-    AttentionOutput,
-    Call,
-    DifferentialAttention,
-    DualChunkAttention,
-    TreeAttention,
-)
+from attnkit.spec import DTYPES, FEATURES, KV_CACHE_DTYPES, OPS, AttentionOutput, Call
 
 CAPABILITY = Capability(
     ops=frozenset(OPS),
@@ -29,32 +17,22 @@ CAPABILITY = Capability(
 )
 
 
-class NoAttention(Backend):
-    """Returns zeros of the right shape (log-sum-exp: -inf, nothing was seen). The self-test never passes it."""
+def _zeros(call: Call) -> AttentionOutput:
+    """Zeros of the right shape (log-sum-exp: -inf, nothing was seen). The self-test never passes it."""
+    import torch
 
-    name: ClassVar[str] = "NO_ATTENTION"
-    summary: ClassVar[str] = "skips attention and returns zeros; for debugging a pipeline, never ready"
-    automatic: ClassVar[bool] = False
-    providers: ClassVar[tuple[Provider, ...]] = (
-        Provider("attnkit", CAPABILITY, ("torch>=2.8",), "zeros of the right shape, no attention"),
-    )
-
-    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
-        """See `Backend.run`."""
-        import torch
-
-        spec = call.spec()
-        paged = call.paged if isinstance(call, TreeAttention | DualChunkAttention | DifferentialAttention) else call
-        tokens = paged.query.shape[0]
-        shape = (tokens, spec.num_heads, spec.value_dim)
-        if isinstance(call, DifferentialAttention):
-            shape = (tokens, spec.num_heads // 2, 2 * spec.value_dim)
-        out = paged.query.new_empty(shape) if paged.out is None else paged.out
-        out.zero_()
-        lse = None
-        if paged.return_lse:
-            lse = torch.full(shape[:2], float("-inf"), dtype=torch.float32, device=out.device)
-        return AttentionOutput(out, lse, "no_attention")
+    batch = call.batch
+    out = batch.query.new_empty(call.out_shape) if batch.out is None else batch.out
+    out.zero_()
+    lse = torch.full(call.out_shape[:2], float("-inf"), device=out.device) if batch.return_lse else None
+    return AttentionOutput(out, lse, "no_attention")
 
 
-BACKENDS: tuple[Backend, ...] = (NoAttention(),)
+BACKENDS: tuple[Backend, ...] = (
+    Backend(
+        "NO_ATTENTION",
+        (Provider("attnkit", CAPABILITY, _zeros, ("torch>=2.8",), "zeros of the right shape, no attention"),),
+        summary="skips attention and returns zeros; for debugging a pipeline, never ready",
+        automatic=False,
+    ),
+)

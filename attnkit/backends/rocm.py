@@ -9,11 +9,11 @@ meant here is the distribution amd-aiter; `aiter` on PyPI is an unrelated packag
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from attnkit.backends.base import Backend, Capability, HeadDims, Provider
-from attnkit.errors import UnsupportedError
-from attnkit.spec import AttentionOutput, Call, Dtype, Feature, MlaDecode, Op, PagedAttention, VarlenAttention
+from attnkit.backends.triton_common import REQUIRES, paged_or_varlen
+from attnkit.spec import AttentionOutput, Dtype, Feature, MlaDecode, Op, PagedAttention, VarlenAttention
 
 _OPS: frozenset[Op] = frozenset({"paged", "varlen"})
 _HALF: frozenset[Dtype] = frozenset({"float16", "bfloat16"})
@@ -57,63 +57,21 @@ _AITER_MLA = Capability(
 )
 
 
-class RocmFlash(Backend):
-    """Paged and varlen attention on AMD GPUs: flash_attn's ROCm build, else our Triton kernels."""
+def _flash(call: PagedAttention | VarlenAttention) -> AttentionOutput:
+    from flash_attn import flash_attn_varlen_func
 
-    name: ClassVar[str] = "ROCM_FLASH"
-    aliases: ClassVar[tuple[str, ...]] = ("ROCM_ATTN",)
-    summary: ClassVar[str] = "attention on AMD GPUs, by flash_attn's ROCm build or our Triton kernels"
-    providers: ClassVar[tuple[Provider, ...]] = (
-        Provider("flash-attn-rocm", _FLASH, ("torch>=2.8", "flash-attn>=2.6,<3"), "flash_attn's ROCm build", kind="composed"),
-        Provider("attnkit", _OWN, ("torch>=2.8", "triton>=3.6,<3.10"), "our Triton kernels, compiled for gfx", kind="kernel"),
-    )
-
-    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
-        """Compute a `PagedAttention` or `VarlenAttention`.
-
-        Raises:
-            UnsupportedError: outside the provider's capability.
-        """
-        from attnkit.backends.torch_device import pick_provider
-
-        chosen = pick_provider(self, call, provider).name
-        if not isinstance(call, PagedAttention | VarlenAttention):
-            raise UnsupportedError(f"{self.name} does not implement {call.op}")
-        if chosen == "attnkit":
-            from attnkit.kernels.triton.paged import plan as paged_plan
-
-            out, lse, kernel = paged_plan.paged(call) if isinstance(call, PagedAttention) else paged_plan.varlen(call)
-            return AttentionOutput(out, lse, kernel)
-        from flash_attn import flash_attn_varlen_func
-
-        return _varlen(call, flash_attn_varlen_func, "flash_attn.varlen(rocm)", lse_flag="return_attn_probs", softcap={})
+    return _varlen(call, flash_attn_varlen_func, "flash_attn.varlen(rocm)", lse_flag="return_attn_probs", softcap={})
 
 
-class RocmAiterFa(Backend):
-    """Paged (gathered) and varlen attention by AMD's AITER."""
+def _own(call: PagedAttention | VarlenAttention) -> AttentionOutput:
+    return AttentionOutput(*paged_or_varlen(call))
 
-    name: ClassVar[str] = "ROCM_AITER_FA"
-    aliases: ClassVar[tuple[str, ...]] = ()
-    summary: ClassVar[str] = "AITER's attention (MI300, MI350)"
-    providers: ClassVar[tuple[Provider, ...]] = (
-        Provider("amd-aiter", _AITER, ("torch>=2.8", "amd-aiter"), "AMD's AITER", kind="composed"),
-    )
 
-    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
-        """Compute a `PagedAttention` or `VarlenAttention`.
+def _aiter(call: PagedAttention | VarlenAttention) -> AttentionOutput:
+    from aiter import flash_attn_varlen_func
 
-        Raises:
-            UnsupportedError: outside the provider's capability.
-        """
-        from attnkit.backends.torch_device import pick_provider
-
-        pick_provider(self, call, provider)
-        if not isinstance(call, PagedAttention | VarlenAttention):
-            raise UnsupportedError(f"{self.name} does not implement {call.op}")
-        from aiter import flash_attn_varlen_func
-
-        softcap = {"logits_soft_cap": call.softmax.softcap}
-        return _varlen(call, flash_attn_varlen_func, "aiter.flash_attn_varlen_func", lse_flag="return_lse", softcap=softcap)
+    softcap = {"logits_soft_cap": call.softmax.softcap}
+    return _varlen(call, flash_attn_varlen_func, "aiter.flash_attn_varlen_func", lse_flag="return_lse", softcap=softcap)
 
 
 def _varlen(
@@ -123,10 +81,7 @@ def _varlen(
     from attnkit.backends.torch_common import gather_kv
     from attnkit.backends.torch_device import finish, heads_first_lse
 
-    if isinstance(call, PagedAttention):
-        key, value, key_start_loc = gather_kv(call)
-    else:
-        key, value, key_start_loc = call.key, call.value, call.key_start_loc
+    key, value, key_start_loc = gather_kv(call)
     left, right = call.softmax.window
     result = function(
         q=call.query,
@@ -147,48 +102,56 @@ def _varlen(
     return finish(call, out, lse, kernel)
 
 
-class RocmAiterMla(Backend):
-    """MLA decode by AMD's AITER."""
+def _aiter_mla(call: MlaDecode) -> AttentionOutput:
+    import torch
+    from aiter.mla import mla_decode_fwd
 
-    name: ClassVar[str] = "ROCM_AITER_MLA"
-    aliases: ClassVar[tuple[str, ...]] = ("ROCM_AITER_MLA_VLLM_V1",)
-    summary: ClassVar[str] = "AITER's MLA decode (MI300, MI350)"
-    providers: ClassVar[tuple[Provider, ...]] = (
-        Provider("amd-aiter", _AITER_MLA, ("torch>=2.8", "amd-aiter"), "AMD's AITER", kind="kernel"),
+    from attnkit.backends.torch_common import slots
+    from attnkit.backends.torch_device import finish, prefix_sum
+
+    # Pages of one token: the layout that every version of the kernel reads.
+    tokens = slots(call.block_table, call.seq_lens.tolist(), call.kv_cache.shape[1]).to(torch.int32)
+    out = call.query.new_empty(*call.query.shape[:2], call.kv_lora_rank)
+    mla_decode_fwd(
+        q=call.query,
+        kv_buffer=call.kv_cache.reshape(-1, 1, 1, call.kv_cache.shape[-1]),
+        o=out,
+        qo_indptr=call.query_start_loc,
+        kv_indptr=prefix_sum(call.seq_lens),
+        kv_indices=tokens,
+        kv_last_page_lens=torch.ones_like(call.seq_lens),
+        max_seqlen_q=call.max_query_len,
+        sm_scale=call.softmax_scale,
     )
-
-    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
-        """Compute an `MlaDecode`.
-
-        Raises:
-            UnsupportedError: outside the provider's capability.
-        """
-        import torch
-
-        from attnkit.backends.torch_device import finish, pick_provider, prefix_sum
-
-        pick_provider(self, call, provider)
-        if not isinstance(call, MlaDecode):
-            raise UnsupportedError(f"{self.name} does not implement {call.op}")
-        from aiter.mla import mla_decode_fwd
-
-        from attnkit.backends.torch_common import slots
-
-        # Pages of one token: the layout that every version of the kernel reads.
-        tokens = slots(call.block_table, call.seq_lens.tolist(), call.kv_cache.shape[1]).to(torch.int32)
-        out = call.query.new_empty(*call.query.shape[:2], call.kv_lora_rank)
-        mla_decode_fwd(
-            q=call.query,
-            kv_buffer=call.kv_cache.reshape(-1, 1, 1, call.kv_cache.shape[-1]),
-            o=out,
-            qo_indptr=call.query_start_loc,
-            kv_indptr=prefix_sum(call.seq_lens),
-            kv_indices=tokens,
-            kv_last_page_lens=torch.ones_like(call.seq_lens),
-            max_seqlen_q=call.max_query_len,
-            sm_scale=call.softmax_scale,
-        )
-        return finish(call, out, None, "aiter.mla_decode_fwd")
+    return finish(call, out, None, "aiter.mla_decode_fwd")
 
 
-BACKENDS: tuple[Backend, ...] = (RocmFlash(), RocmAiterFa(), RocmAiterMla())
+BACKENDS: tuple[Backend, ...] = (
+    Backend(
+        "ROCM_FLASH",
+        (
+            Provider(
+                "flash-attn-rocm",
+                _FLASH,
+                _flash,
+                ("torch>=2.8", "flash-attn>=2.6,<3"),
+                "flash_attn's ROCm build",
+                kind="composed",
+            ),
+            Provider("attnkit", _OWN, _own, REQUIRES, "our Triton kernels, compiled for gfx", kind="kernel"),
+        ),
+        aliases=("ROCM_ATTN",),
+        summary="attention on AMD GPUs, by flash_attn's ROCm build or our Triton kernels",
+    ),
+    Backend(
+        "ROCM_AITER_FA",
+        (Provider("amd-aiter", _AITER, _aiter, ("torch>=2.8", "amd-aiter"), "AMD's AITER", kind="composed"),),
+        summary="AITER's attention (MI300, MI350)",
+    ),
+    Backend(
+        "ROCM_AITER_MLA",
+        (Provider("amd-aiter", _AITER_MLA, _aiter_mla, ("torch>=2.8", "amd-aiter"), "AMD's AITER", kind="kernel"),),
+        aliases=("ROCM_AITER_MLA_VLLM_V1",),
+        summary="AITER's MLA decode (MI300, MI350)",
+    ),
+)

@@ -1,6 +1,6 @@
 """What the torch backends share: gathering a paged cache, and masks and biases as tensors.
 
-Imports torch: only to be imported inside a backend's `run`.
+Imports torch: only to be imported inside a provider's `run`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from attnkit.spec import MlaDecode, PagedAttention, Softmax
+from attnkit.spec import Batch, MlaDecode, Softmax, VarlenAttention
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,13 +53,15 @@ def read_cache(cache: Tensor, slot: Tensor, scale: float, dtype: torch.dtype) ->
     return rows if scale == 1.0 else rows * scale
 
 
-def gather_kv(call: PagedAttention | MlaDecode) -> tuple[Tensor, Tensor, Tensor]:
-    """The cache of a batch as contiguous tensors.
+def gather_kv(call: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys and values of a batch as packed tensors: a cache's gathered, those of a `VarlenAttention` as they are.
 
     Returns:
         key [total_kv, num_kv_heads, head_dim] and value [total_kv, num_kv_heads, head_dim_v] in the dtype of the query,
         dequantised; key_start_loc [num_seqs + 1] int32 prefix sums of seq_lens.
     """
+    if isinstance(call, VarlenAttention):
+        return call.key, call.value, call.key_start_loc
     starts = torch.nn.functional.pad(torch.cumsum(call.seq_lens, 0), (1, 0)).to(torch.int32)
     lens = call.seq_lens.tolist()
     dtype = call.query.dtype

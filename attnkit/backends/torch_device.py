@@ -1,22 +1,20 @@
-"""What the vendors' backends share around a call: its device, the provider that runs it, the shape of what comes back.
+"""What every backend shares around a call: the device its tensors live on, made current, and the shape of what comes back.
 
 No arithmetic of attention here.
 """
 
 from __future__ import annotations
 
-import platform
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
-from attnkit.backends.base import Backend, Provider
-from attnkit.backends.installed import lookup, requirement_names
 from attnkit.errors import UnsupportedError
-from attnkit.hardware.device import Device, Vendor
-from attnkit.spec import AttentionOutput, Call, MlaDecode, PagedAttention, VarlenAttention
+from attnkit.hardware.device import Device
+from attnkit.hardware.torch_names import from_torch, torch_kind
+from attnkit.spec import AttentionOutput, Batch, MlaDecode
 
-_INTEL_GPUS = {"max": "xe-hpc", "arc": "xe-hpg", "flex": "xe-hpg"}
-"""Architecture by a word of the marketing name, where torch gives no other; newer Arc cards (B-series) are told apart below."""
+_ALREADY: AbstractContextManager[None] = nullcontext()
 
 
 def device_of(tensor: Any) -> Device:
@@ -31,63 +29,50 @@ def device_of(tensor: Any) -> Device:
     return _describe(tensor.device.type, tensor.device.index or 0)
 
 
+def current_device(kind: str) -> Device:
+    """The device that torch takes where only `kind` ("cuda", "xpu", "cpu") is said."""
+    import torch
+
+    return device_of(torch.empty(0, device=kind))
+
+
 @cache
 def _describe(kind: str, index: int) -> Device:
     import torch
 
-    if kind == "cpu":
-        return Device(vendor="cpu", kind="cpu", name="CPU", arch=platform.machine(), source="torch")
-    if kind == "cuda":
-        properties = torch.cuda.get_device_properties(index)
-        vendor: Vendor = "amd" if torch.version.hip else "nvidia"
-        arch = f"sm_{properties.major}{properties.minor}" if vendor == "nvidia" else properties.gcnArchName.split(":")[0]
-        return Device(
-            vendor=vendor,
-            kind="gpu",
-            name=properties.name,
-            arch=arch,
-            index=index,
-            memory_bytes=properties.total_memory,
-            units=properties.multi_processor_count,
-            source="torch",
-        )
-    if kind == "xpu":
-        properties = torch.xpu.get_device_properties(index)
-        return Device(
-            vendor="intel",
-            kind="gpu",
-            name=properties.name,
-            arch=_intel_arch(properties.name),
-            index=index,
-            memory_bytes=properties.total_memory,
-            source="torch",
-        )
-    raise ValueError(f"no backend runs on torch device type {kind!r}; known: cuda, xpu, cpu")
+    module = getattr(torch, kind) if kind in ("cuda", "xpu") else None
+    properties = None if module is None else module.get_device_properties(index)
+    return from_torch(kind, index, properties, hip=bool(torch.version.hip))
 
 
-def _intel_arch(name: str) -> str:
-    words = name.casefold().replace("(tm)", "").replace("(r)", "").split()
-    if any(word.startswith("b") and word[1:].isdigit() for word in words):
-        return "xe2-hpg"
-    return next((arch for word, arch in _INTEL_GPUS.items() if word in words), "xe")
+def made_current(device: Any) -> AbstractContextManager[Any]:
+    """Inside, `device` (a torch device) is the current one of its kind: what libraries launch kernels on and allocate from.
 
-
-def pick_provider(backend: Backend, call: Call, provider: str | None) -> Provider:
-    """The provider that is to run `call` where its tensors live.
-
-    Args:
-        provider: a provider's name, used as asked: where its library is missing, the import says so. None takes the first
-            that is installed and can serve.
-
-    Raises:
-        UnsupportedError: none can; the message lists every reason.
+    Costs one comparison where it is current already, and on the CPU.
     """
-    query = call.query if isinstance(call, PagedAttention | VarlenAttention | MlaDecode) else call.paged.query
-    installed = lookup(requirement_names([backend])) if provider is None else None
-    return backend.require(call, device_of(query), provider, installed)
+    kind = getattr(device, "type", "cpu")
+    if kind not in ("cuda", "xpu"):
+        return _ALREADY
+    import torch
+
+    module = getattr(torch, kind)
+    if device.index is None or module.current_device() == device.index:
+        return _ALREADY
+    found: AbstractContextManager[Any] = module.device(device.index)
+    return found
 
 
-def finish(call: PagedAttention | VarlenAttention | MlaDecode, out: Any, lse: Any, kernel: str) -> AttentionOutput:
+def torch_devices(device: Device) -> list[str | None]:
+    """torch's names of every visible device of this vendor; [None] where torch does not run it or sees none."""
+    kind = torch_kind(device)
+    if kind in (None, "cpu"):
+        return [kind]
+    import torch
+
+    return [f"{kind}:{index}" for index in range(getattr(torch, str(kind)).device_count())] or [None]
+
+
+def finish(call: Batch, out: Any, lse: Any, kernel: str) -> AttentionOutput:
     """The result as the contract wants it: in `call.out` where the caller gave one.
 
     Args:

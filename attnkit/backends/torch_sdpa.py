@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from attnkit.backends.base import Backend, Capability, HeadDims, Provider
-from attnkit.backends.torch_device import finish, pick_provider
+from attnkit.backends.torch_device import finish
 from attnkit.kernels.cpu.library import PROVIDER, REQUIREMENT
-from attnkit.spec import AttentionOutput, Call, MlaDecode, PagedAttention, Softmax, TreeAttention, VarlenAttention
+from attnkit.spec import AttentionOutput, Batch, PagedAttention, Softmax, TreeAttention
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,50 +50,28 @@ FOLD_UP_TO = 16
 """Up to this many new tokens, the query heads of one key head become rows of one matrix: its keys are then read once."""
 
 
-class TorchSdpa(Backend):
-    """Attention by torch's own scaled_dot_product_attention."""
+def _compiled(call: Batch) -> AttentionOutput:
+    from attnkit.kernels.cpu.launch import attend
 
-    name: ClassVar[str] = "TORCH_SDPA"
-    aliases: ClassVar[tuple[str, ...]] = ("TORCH_SDPA_VLLM_V1", "torch", "sdpa")
-    summary: ClassVar[str] = "paged, varlen, tree and MLA attention through torch's scaled_dot_product_attention, everywhere"
-    providers: ClassVar[tuple[Provider, ...]] = (
-        Provider(
-            PROVIDER,
-            _CPU_KERNELS,
-            ("torch>=2.8", REQUIREMENT),
-            "our own C++ kernels, compiled ahead",
-            kind="kernel",
-            to_get="attnkit kernels build --target cpu",
-        ),
-        Provider("torch", CAPABILITY, ("torch>=2.8",), "torch.nn.functional.scaled_dot_product_attention", kind="composed"),
-    )
-
-    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
-        if pick_provider(self, call, provider).name == PROVIDER:
-            from attnkit.kernels.cpu.launch import attend
-
-            assert isinstance(call, PagedAttention | VarlenAttention | MlaDecode)
-            return finish(call, *attend(call))
-        batch = call.paged if isinstance(call, TreeAttention) else call
-        assert isinstance(batch, PagedAttention | VarlenAttention | MlaDecode)
-        if isinstance(batch, PagedAttention) and batch.max_query_len <= 1:
-            out, lse = _decode(batch)
-        else:
-            out, lse = _by_sequence(batch, call.tree_mask if isinstance(call, TreeAttention) else None)
-        return finish(batch, out, lse if batch.return_lse else None, KERNEL)
+    return finish(call, *attend(call))
 
 
-def _by_sequence(batch: PagedAttention | VarlenAttention | MlaDecode, tree_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _sdpa(call: Batch | TreeAttention) -> AttentionOutput:
+    batch = call.batch
+    if isinstance(batch, PagedAttention) and batch.max_query_len <= 1:
+        out, lse = _decode(batch)
+    else:
+        out, lse = _by_sequence(batch, call.tree_mask if isinstance(call, TreeAttention) else None)
+    return finish(batch, out, lse if batch.return_lse else None, KERNEL)
+
+
+def _by_sequence(batch: Batch, tree_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     import torch
 
     from attnkit.backends.torch_common import gather_kv, visible
 
-    if isinstance(batch, VarlenAttention):
-        key, value, key_starts = batch.key, batch.value, batch.key_start_loc
-    else:
-        key, value, key_starts = gather_kv(batch)
-    softmax = Softmax(batch.softmax_scale) if isinstance(batch, MlaDecode) else batch.softmax
-    query = batch.query
+    key, value, key_starts = gather_kv(batch)
+    query, softmax = batch.query, batch.softmax
     out = query.new_zeros(*query.shape[:2], value.shape[2])
     lse = torch.full(query.shape[:2], -math.inf, dtype=torch.float32, device=query.device)
     bounds = list(zip(batch.query_start_loc.tolist(), key_starts.tolist(), strict=True))
@@ -158,7 +136,7 @@ def _dense(
     q_pos: Tensor,
     k_pos: Tensor,
     softmax: Softmax,
-    batch: PagedAttention | VarlenAttention | MlaDecode,
+    batch: Batch,
 ) -> tuple[Tensor, Tensor]:
     """Attention of [B, n, heads, d] over [B, L, kv_heads, d] -> out [B, n, heads, dv], lse [B, n, heads].
 
@@ -213,4 +191,24 @@ def _fold(bias: Tensor, group: int) -> Tensor:
     return bias.reshape(bias.shape[0], bias.shape[1] // group, group * bias.shape[2], bias.shape[3])
 
 
-BACKENDS: tuple[Backend, ...] = (TorchSdpa(),)
+BACKENDS: tuple[Backend, ...] = (
+    Backend(
+        "TORCH_SDPA",
+        (
+            Provider(
+                PROVIDER,
+                _CPU_KERNELS,
+                _compiled,
+                ("torch>=2.8", REQUIREMENT),
+                "our own C++ kernels, compiled ahead",
+                kind="kernel",
+                to_get="attnkit kernels build --target cpu",
+            ),
+            Provider(
+                "torch", CAPABILITY, _sdpa, ("torch>=2.8",), "torch.nn.functional.scaled_dot_product_attention", kind="composed"
+            ),
+        ),
+        aliases=("TORCH_SDPA_VLLM_V1", "torch", "sdpa"),
+        summary="paged, varlen, tree and MLA attention through torch's scaled_dot_product_attention, everywhere",
+    ),
+)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import ClassVar
-
-from attnkit.backends.base import Backend, Capability, Provider
-from attnkit.backends.triton_common import BF16_ARCHS, GPU_ARCHS, HEAD_DIMS, check, kernel_name, providers
-from attnkit.errors import UnsupportedError
-from attnkit.spec import AttentionOutput, Call, TreeAttention
+from attnkit.backends.base import Backend, Capability
+from attnkit.backends.triton_common import BF16_ARCHS, GPU_ARCHS, HEAD_DIMS, Result, triton_backend
+from attnkit.spec import TreeAttention
 
 CAPABILITY = Capability(
     ops=frozenset({"tree"}),
@@ -25,24 +21,20 @@ CAPABILITY = Capability(
 )
 
 
-class TreeAttn(Backend):
+def _kernels(call: TreeAttention, code: str | None) -> Result:
     """A node sees the whole context, itself and its ancestors: the paged kernels with the tree mask among the new tokens."""
+    from attnkit.kernels.triton.paged import plan
 
-    name: ClassVar[str] = "TREE_ATTN"
-    aliases: ClassVar[tuple[str, ...]] = ("tree_attn", "tree")
-    summary: ClassVar[str] = "speculative decoding over a tree of drafts"
-    providers: ClassVar[tuple[Provider, ...]] = providers(CAPABILITY, "our Triton kernels with a tree mask")
-
-    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
-        """Compute a `TreeAttention`; see `Backend.run`."""
-        if not isinstance(call, TreeAttention):
-            raise UnsupportedError(f"{self.name} does not implement {call.op}; implements tree")
-        code = check(self, call, call.paged.query, provider)
-        from attnkit.kernels.triton.paged import plan as paged_plan
-
-        paged = replace(call.paged, softmax=replace(call.paged.softmax, causal=False))
-        out, lse, kernel = paged_plan.paged(paged, tree_mask=call.tree_mask, arch=code)
-        return AttentionOutput(out, lse, kernel_name(code, kernel))
+    return plan.paged(call.paged.with_softmax(causal=False), tree_mask=call.tree_mask, arch=code)
 
 
-BACKENDS: tuple[Backend, ...] = (TreeAttn(),)
+BACKENDS: tuple[Backend, ...] = (
+    triton_backend(
+        "TREE_ATTN",
+        CAPABILITY,
+        _kernels,
+        aliases=("tree_attn", "tree"),
+        summary="speculative decoding over a tree of drafts",
+        why="our Triton kernels with a tree mask",
+    ),
+)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from attnkit.backends.base import Backend, Capability, Provider
-from attnkit.backends.triton_common import BF16_ARCHS, GPU_ARCHS, HEAD_DIMS, check, providers
-from attnkit.errors import UnsupportedError
-from attnkit.spec import AttentionOutput, Call, PagedAttention, VarlenAttention
+from attnkit.backends.base import Backend, Capability
+from attnkit.backends.triton_common import BF16_ARCHS, GPU_ARCHS, HEAD_DIMS, paged_or_varlen, triton_backend
 
 CAPABILITY = Capability(
     ops=frozenset({"paged", "varlen"}),
@@ -24,23 +20,14 @@ CAPABILITY = Capability(
 )
 
 
-class TritonAttn(Backend):
-    """Paged prefill, chunked prefill, mixed batches and split-KV decode in Triton; also packed varlen prefill."""
-
-    name: ClassVar[str] = "TRITON_ATTN"
-    aliases: ClassVar[tuple[str, ...]] = ("TRITON_ATTN_VLLM_V1", "triton", "triton_attn")
-    summary: ClassVar[str] = "paged / varlen attention on every GPU"
-    providers: ClassVar[tuple[Provider, ...]] = providers(CAPABILITY, "our Triton kernels; no vendor library needed")
-
-    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
-        """Compute a `PagedAttention` or `VarlenAttention`; see `Backend.run`."""
-        if not isinstance(call, PagedAttention | VarlenAttention):
-            raise UnsupportedError(f"{self.name} does not implement {call.op}; implements paged, varlen")
-        check(self, call, call.query, provider)
-        from attnkit.kernels.triton.paged import plan as paged_plan
-
-        out, lse, kernel = paged_plan.paged(call) if isinstance(call, PagedAttention) else paged_plan.varlen(call)
-        return AttentionOutput(out, lse, kernel)
-
-
-BACKENDS: tuple[Backend, ...] = (TritonAttn(),)
+# Paged prefill, chunked prefill, mixed batches and split-KV decode in Triton; also packed varlen prefill.
+BACKENDS: tuple[Backend, ...] = (
+    triton_backend(
+        "TRITON_ATTN",
+        CAPABILITY,
+        paged_or_varlen,
+        aliases=("TRITON_ATTN_VLLM_V1", "triton", "triton_attn"),
+        summary="paged / varlen attention on every GPU",
+        why="our Triton kernels; no vendor library needed",
+    ),
+)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from attnkit.backends.base import Backend, Capability, HeadDims, Provider
-from attnkit.backends.triton_common import BF16_ARCHS, GPU_ARCHS, check, kernel_name, providers
-from attnkit.errors import UnsupportedError
-from attnkit.spec import AttentionOutput, Call, MlaDecode
+from attnkit.backends.base import Backend, Capability, HeadDims
+from attnkit.backends.triton_common import BF16_ARCHS, GPU_ARCHS, Result, triton_backend
+from attnkit.spec import MlaDecode
 
 LATENTS: tuple[int, ...] = (64, 128, 256, 512)
 ROPES: tuple[int, ...] = (16, 32, 64)
@@ -27,23 +24,20 @@ CAPABILITY = Capability(
 )
 
 
-class TritonMla(Backend):
+def _kernels(call: MlaDecode, code: str | None) -> Result:
     """Absorbed MLA decode: scores on latent and rope parts, values are the latent rows themselves; split-KV."""
+    from attnkit.kernels.triton.mla import plan
 
-    name: ClassVar[str] = "TRITON_MLA"
-    aliases: ClassVar[tuple[str, ...]] = ("TRITON_MLA_VLLM_V1", "triton_mla")
-    summary: ClassVar[str] = "MLA decode on the compressed cache, every GPU"
-    providers: ClassVar[tuple[Provider, ...]] = providers(CAPABILITY, "our Triton kernel on the compressed cache")
-
-    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
-        """Compute an `MlaDecode`; see `Backend.run`."""
-        if not isinstance(call, MlaDecode):
-            raise UnsupportedError(f"{self.name} does not implement {call.op}; implements mla_decode")
-        code = check(self, call, call.query, provider)
-        from attnkit.kernels.triton.mla import plan as mla_plan
-
-        out, lse, kernel = mla_plan.run(call, arch=code)
-        return AttentionOutput(out, lse, kernel_name(code, kernel))
+    return plan.run(call, arch=code)
 
 
-BACKENDS: tuple[Backend, ...] = (TritonMla(),)
+BACKENDS: tuple[Backend, ...] = (
+    triton_backend(
+        "TRITON_MLA",
+        CAPABILITY,
+        _kernels,
+        aliases=("TRITON_MLA_VLLM_V1", "triton_mla"),
+        summary="MLA decode on the compressed cache, every GPU",
+        why="our Triton kernel on the compressed cache",
+    ),
+)

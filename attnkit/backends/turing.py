@@ -6,12 +6,8 @@ backend turns that on and runs our paged and varlen kernels with configurations 
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from attnkit.backends.base import Backend, Capability, Provider
-from attnkit.backends.triton_common import HEAD_DIMS, check, kernel_name
-from attnkit.errors import UnsupportedError
-from attnkit.spec import AttentionOutput, Call, PagedAttention, VarlenAttention
+from attnkit.backends.base import Backend, Capability
+from attnkit.backends.triton_common import HEAD_DIMS, paged_or_varlen, triton_backend
 
 CAPABILITY = Capability(
     ops=frozenset({"paged", "varlen"}),
@@ -28,37 +24,15 @@ CAPABILITY = Capability(
 )
 
 
-class TuringAttn(Backend):
-    """Paged and varlen attention on sm_75, float16, float32 accumulation on the tensor cores."""
-
-    name: ClassVar[str] = "TURING_ATTN"
-    aliases: ClassVar[tuple[str, ...]] = ("turing",)
-    summary: ClassVar[str] = "our Triton kernels with Turing's tensor cores (float16)"
-    providers: ClassVar[tuple[Provider, ...]] = (
-        Provider(
-            name="attnkit",
-            capability=CAPABILITY,
-            requires=("torch>=2.8", "triton>=3.6,<3.10"),
-            why="our Triton kernels, compiled to Turing's own matrix instructions",
-            kind="kernel",
-        ),
-    )
-
-    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
-        """Compute a `PagedAttention` or `VarlenAttention` on sm_75, or under `attnkit.kernels.turing.emulate.emulate()`.
-
-        The kernel's name gets the prefix "turing:", so that a result says which code computed it.
-        """
-        if not isinstance(call, PagedAttention | VarlenAttention):
-            raise UnsupportedError(f"{self.name} does not implement {call.op}; implements paged, varlen")
-        code = check(self, call, call.query, provider)
-        from attnkit.kernels.triton.paged import plan as paged_plan
-
-        if isinstance(call, PagedAttention):
-            out, lse, kernel = paged_plan.paged(call, arch=code)
-        else:
-            out, lse, kernel = paged_plan.varlen(call, arch=code)
-        return AttentionOutput(out, lse, kernel_name(code, kernel))
-
-
-BACKENDS: tuple[Backend, ...] = (TuringAttn(),)
+# On sm_75, or under `attnkit.kernels.turing.emulate.emulate()`; float32 accumulation on the tensor cores.
+BACKENDS: tuple[Backend, ...] = (
+    triton_backend(
+        "TURING_ATTN",
+        CAPABILITY,
+        paged_or_varlen,
+        aliases=("turing",),
+        summary="our Triton kernels with Turing's tensor cores (float16)",
+        why="our Triton kernels, compiled to Turing's own matrix instructions",
+        interpreted=False,
+    ),
+)

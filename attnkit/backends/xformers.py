@@ -9,11 +9,12 @@ Sources: xformers/ops/fmha/attn_bias.py; aten/src/ATen/native/transformers/cuda/
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from attnkit.backends.base import Backend, Capability, HeadDims, Provider
-from attnkit.errors import UnsupportedError
-from attnkit.spec import AttentionOutput, Call, Dtype, Feature, Op, PagedAttention, VarlenAttention
+from attnkit.spec import AttentionOutput, Dtype, Feature, Op, PagedAttention, VarlenAttention
 
 _OPS: frozenset[Op] = frozenset({"paged", "varlen"})
 _DTYPES: frozenset[Dtype] = frozenset({"float16", "bfloat16", "float32"})
@@ -43,41 +44,18 @@ _TORCH = Capability(
 _NO_MASK, _CAUSAL_BOTTOM_RIGHT = 0, 2  # the kernel's custom_mask_type
 
 
-class XFormers(Backend):
-    """Paged (gathered) and varlen attention by the memory-efficient CUTLASS kernels."""
+def _packed(
+    call: PagedAttention | VarlenAttention, run: Callable[[Any, Any, Any, Any], tuple[Any, Any, str]]
+) -> AttentionOutput:
+    """`run` on packed keys and values with as many heads as the query has."""
+    from attnkit.backends.torch_common import gather_kv
+    from attnkit.backends.torch_device import finish
 
-    name: ClassVar[str] = "XFORMERS"
-    aliases: ClassVar[tuple[str, ...]] = ("XFORMERS_VLLM_V1",)
-    summary: ClassVar[str] = "memory-efficient CUTLASS attention, tensor cores from Turing on"
-    providers: ClassVar[tuple[Provider, ...]] = (
-        Provider("xformers", _XFORMERS, ("torch>=2.8", "xformers"), "xformers.ops with block-diagonal masks", kind="composed"),
-        Provider(
-            "torch-efficient", _TORCH, ("torch>=2.8",), "torch's _efficient_attention_forward, the same kernel", kind="composed"
-        ),
-    )
-
-    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
-        """Compute a `PagedAttention` or `VarlenAttention`.
-
-        Raises:
-            UnsupportedError: outside the provider's capability.
-        """
-        from attnkit.backends.torch_common import gather_kv
-        from attnkit.backends.torch_device import finish, pick_provider
-
-        chosen = pick_provider(self, call, provider).name
-        if isinstance(call, PagedAttention):
-            key, value, key_start_loc = gather_kv(call)
-        elif isinstance(call, VarlenAttention):
-            key, value, key_start_loc = call.key, call.value, call.key_start_loc
-        else:
-            raise UnsupportedError(f"{self.name} does not implement {call.op}")
-        repeats = call.query.shape[1] // key.shape[1]
-        if repeats > 1:
-            key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-        run = _xformers if chosen == "xformers" else _torch_efficient
-        out, lse, kernel = run(call, key, value, key_start_loc)
-        return finish(call, out, lse, kernel)
+    key, value, key_start_loc = gather_kv(call)
+    repeats = call.query.shape[1] // key.shape[1]
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    return finish(call, *run(call, key, value, key_start_loc))
 
 
 def _xformers(call: PagedAttention | VarlenAttention, key: Any, value: Any, key_start_loc: Any) -> tuple[Any, None, str]:
@@ -160,4 +138,28 @@ def _torch_efficient(call: PagedAttention | VarlenAttention, key: Any, value: An
     return out, rows, "torch._efficient_attention_forward"
 
 
-BACKENDS: tuple[Backend, ...] = (XFormers(),)
+BACKENDS: tuple[Backend, ...] = (
+    Backend(
+        "XFORMERS",
+        (
+            Provider(
+                "xformers",
+                _XFORMERS,
+                partial(_packed, run=_xformers),
+                ("torch>=2.8", "xformers"),
+                "xformers.ops with block-diagonal masks",
+                kind="composed",
+            ),
+            Provider(
+                "torch-efficient",
+                _TORCH,
+                partial(_packed, run=_torch_efficient),
+                ("torch>=2.8",),
+                "torch's _efficient_attention_forward, the same kernel",
+                kind="composed",
+            ),
+        ),
+        aliases=("XFORMERS_VLLM_V1",),
+        summary="memory-efficient CUTLASS attention, tensor cores from Turing on",
+    ),
+)

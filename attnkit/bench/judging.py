@@ -2,7 +2,7 @@
 
 A benchmark's batch is too large for the float64 reference. One row of it is not: a new token with the keys it sees is a decode
 of one sequence. `Judge` cuts some such rows out of the call, at most four key heads of each, and holds the same rows of an
-implementation's output against the reference, with the eager base's error as the measure. Oracle and base are computed once a
+implementation's output against the reference, with the baseline's error as the measure. Oracle and baseline are computed once a
 workload: by the reference itself on the CPU, or, for plain attention on a GPU, by the same formulas there, because a minute of
 float64 a workload is more than a lent card has (tests/bench holds the two together).
 """
@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from attnkit.selftest.baseline import bases
-from attnkit.selftest.reference import inner, reference
+from attnkit.selftest.baseline import baselines
+from attnkit.selftest.reference import reference
 from attnkit.selftest.tolerance import judge
 from attnkit.spec import (
     AttentionOutput,
@@ -50,13 +50,13 @@ class Judge:
     def __init__(self, call: Call) -> None:
         self._spec = call.spec()
         self._rows = sampled_rows(call)
-        if is_plain(call) and inner(call).query.is_cuda:
-            self._heads, self._exact, bases_of = on_device(call, self._rows)
-            self._bases: tuple[AttentionOutput, ...] = (AttentionOutput(bases_of, None, "eager"),)
+        if is_plain(call) and call.batch.query.is_cuda:
+            self._heads, self._exact, eager = on_device(call, self._rows)
+            self._baselines: tuple[AttentionOutput, ...] = (AttentionOutput(eager, None, "eager"),)
         else:
             self._heads, small = cut(call, self._rows)
             self._exact = reference(small).out
-            self._bases = bases(small)
+            self._baselines = baselines(small)
 
     def __call__(self, out: Tensor) -> Judgement:
         """Judge `out`, the whole output of the call, which was filled with NaN before; every element must have been written."""
@@ -67,7 +67,7 @@ class Judge:
         got = out[tokens][:, self._heads.to(out.device)].cpu()
         error = float((got.double() - self._exact).norm() / self._exact.norm())
         spec = replace(self._spec, features=self._spec.features - {"lse"})
-        found = judge(AttentionOutput(got, None, ""), AttentionOutput(self._exact, None, ""), self._bases, spec)
+        found = judge(AttentionOutput(got, None, ""), AttentionOutput(self._exact, None, ""), self._baselines, spec)
         return Judgement(error, found.reason)
 
 
@@ -75,20 +75,20 @@ def is_plain(call: Call) -> bool:
     """Softmax of scaled products over the visible keys, and nothing else."""
     if isinstance(call, DualChunkAttention | DifferentialAttention):
         return False
-    batch = inner(call)
-    return isinstance(batch, MlaDecode) or replace(batch.softmax, causal=True) == Softmax(batch.softmax.softmax_scale)
+    softmax = call.batch.softmax
+    return replace(softmax, causal=True) == Softmax(softmax.softmax_scale)
 
 
 def on_device(call: Call, rows: list[tuple[int, int, int]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Output heads compared, exact rows in float64, eager rows in the call's dtype: computed where the call lies.
+    """Output heads compared, exact rows in float64, baseline rows in the call's dtype: computed where the call lies.
 
-    The formulas are those of `attnkit.selftest.reference.reference` and `attnkit.selftest.baseline.eager`.
+    The formulas are those of `attnkit.selftest.reference.reference` and `attnkit.selftest.baseline.baseline`.
     """
-    batch = inner(call)
+    batch = call.batch
     begins = batch.query_start_loc.tolist()
     kv_heads, heads, out_heads = _heads(call, MOST_KV_HEADS)
     dtype = batch.query.dtype
-    scale = batch.softmax_scale if isinstance(batch, MlaDecode) else batch.softmax.softmax_scale
+    scale = batch.softmax.softmax_scale
     scales = (batch.k_scale, batch.v_scale) if isinstance(batch, PagedAttention) else (1.0, 1.0)
     if isinstance(batch, MlaDecode):
         scales = (batch.kv_scale, batch.kv_scale)
@@ -112,7 +112,7 @@ def _product(equation: str, left: Tensor, right: Tensor) -> Tensor:
 
 def sampled_rows(call: Call) -> list[tuple[int, int, int]]:
     """(sequence, row of the output, node within the sequence): ends and a third of the first, middle and last sequence."""
-    batch = inner(call)
+    batch = call.batch
     begins = batch.query_start_loc.tolist()
     count = len(begins) - 1
     rows = []
@@ -124,7 +124,7 @@ def sampled_rows(call: Call) -> list[tuple[int, int, int]]:
 
 def cut(call: Call, rows: list[tuple[int, int, int]]) -> tuple[Tensor, Call]:
     """The output heads that are compared, and a small call on the CPU whose sequences are `rows`."""
-    batch = inner(call)
+    batch = call.batch
     begins = batch.query_start_loc.tolist()
     keys_a_head = len(rows) * batch.max_seq_len
     kv_heads, heads, out_heads = _heads(call, max(2, min(MOST_KV_HEADS, MOST_KEYS // keys_a_head)))
@@ -191,7 +191,7 @@ def _heads(call: Call, most: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _visible(call: Call, seq: int, node: int, query_len: int, kv_heads: Tensor) -> tuple[Tensor, Tensor]:
     """The keys and values [length, heads, width] that the new token `node` of `seq` sees, in the dtype of the cache."""
-    batch = inner(call)
+    batch = call.batch
     if isinstance(batch, VarlenAttention):
         begin, end = batch.key_start_loc[seq : seq + 2].tolist()
         heads = kv_heads.to(batch.key.device)

@@ -21,7 +21,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ import triton
 
 from attnkit.backends.base import Backend
 from attnkit.backends.registry import all_backends
+from attnkit.backends.torch_device import current_device
 from attnkit.backends.triton_common import code_of, own
 from attnkit.bench import work, workloads
 from attnkit.bench.judging import Judge
@@ -47,7 +48,6 @@ from attnkit.kernels.turing import hook
 from attnkit.kernels.turing.emulate import TARGET_DEVICE, emulate
 from attnkit.select.evidence import TURING_NATIVE
 from attnkit.selftest import run_selftest
-from attnkit.selftest.reference import inner
 from attnkit.selftest.results import Level
 from attnkit.spec import Call, DifferentialAttention, DualChunkAttention, MlaDecode, TreeAttention
 
@@ -84,9 +84,10 @@ DECODE_SWEEP = (Tile(16, 64, 4, 1), Tile(16, 64, 4, 2), Tile(16, 32, 4, 1), Tile
 
 def on_sm75(*, stock: bool = False) -> AbstractContextManager[Device]:
     """The sm_75 device: this card where it is one, else emulated on it."""
-    if torch.cuda.get_device_capability() == (7, 5) and not stock:
+    device = current_device("cuda")
+    if device.arch == "sm_75" and not stock:
         hook.enable()
-        return nullcontext(replace(TARGET_DEVICE, name=torch.cuda.get_device_name(), features=(), source="torch"))
+        return nullcontext(device)
     return emulate(stock=stock)
 
 
@@ -144,7 +145,7 @@ def launch(call: Call, arch: str) -> str:
 def other(item: Work, *, stock: bool = False) -> dict[str, Any]:
     """Time one of the other operations on sm_75 code, once its result was held against the reference."""
     call = item.make(torch.float16, "cuda")
-    judge, out = Judge(call), inner(call).out
+    judge, out = Judge(call), call.batch.out
     assert out is not None
     out.fill_(math.nan)
     with on_sm75(stock=stock):
@@ -264,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
         parser.exit(3, "attnkit.bench.turing needs an NVIDIA GPU; torch sees none\n")
-    native = torch.cuda.get_device_capability() == (7, 5)
+    native = current_device("cuda").arch == "sm_75"
     started = time.monotonic()
     torch.manual_seed(0)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton {triton.__version__}")

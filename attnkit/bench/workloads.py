@@ -133,7 +133,7 @@ def tree_call(batch: int, nodes: int, context: int, dtype: torch.dtype, device: 
     for node in range(1, nodes):
         mask[node] |= mask[int(torch.randint(0, node, (1,), generator=draw))]
     paged = paged_call(shape, dtype, device)
-    return TreeAttention(replace(paged, softmax=replace(paged.softmax, causal=False)), mask.to(device))
+    return TreeAttention(paged.with_softmax(causal=False), mask.to(device))
 
 
 def dual_chunk_call(

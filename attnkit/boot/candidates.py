@@ -14,7 +14,7 @@ from attnkit.backends.registry import canonical, get
 from attnkit.engines.vllm import command as vllm_command
 from attnkit.engines.vllm.expected import Expected, expected
 from attnkit.engines.vllm.names import resolve
-from attnkit.engines.vllm.plugin import PLACES, VARIABLE, lacking
+from attnkit.engines.vllm.plugin import SLOTS, VARIABLE, lacking
 from attnkit.errors import NoBackendError
 from attnkit.select.plan import Plan
 
@@ -72,7 +72,7 @@ def candidates(
     platform = vllm_command.platform_of(plan.place.device)
     if version is None or platform == "tpu":  # vLLM has one backend on a TPU, and attnkit has no driver for it
         return Candidates(tuple(_attnkits_own(candidate) for candidate in accepted))
-    plugin = environment.get(VARIABLE, "").strip() if platform in PLACES else ""
+    plugin = environment.get(VARIABLE, "").strip() if platform in SLOTS else ""
     kept: list[Candidate] = []
     refused: list[tuple[str, str]] = []
     for candidate in accepted:
@@ -102,7 +102,7 @@ def _attnkits_own(candidate: Accepted) -> Candidate:
 
 def _refusal(backend: str, version: str, platform: str, note: str) -> str:
     text = f"vLLM {version} on {platform} cannot be told to use it: {note}"
-    if platform not in PLACES:
+    if platform not in SLOTS:
         return text
     if needs := lacking(get(backend)):
         return f"{text} (attnkit's plugin cannot either: vLLM's attention layers do not pass {needs})"

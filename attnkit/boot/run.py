@@ -45,7 +45,7 @@ from attnkit.select.choose import no_backend_text
 from attnkit.select.node import Place, place
 from attnkit.select.plan import Plan, make_plan
 from attnkit.selftest import FAULTS
-from attnkit.selftest.results import OUTCOMES, CaseResult, Level, Outcome, Verdict, check_level
+from attnkit.selftest.results import OUTCOMES, CaseResult, Level, Verdict, check_level, roll_up
 
 _EXIT_BY_VERDICT: dict[BootVerdict, int] = {
     "pass": EXIT_OK,
@@ -269,7 +269,7 @@ class _Boot:
         """The roll-up of several verdicts; a simulated device that is right is never a pass."""
         if self.options.simulated_device is not None and all(verdict.outcome == "skipped" for verdict in verdicts):
             return "planted"
-        return worst(verdicts)
+        return roll_up(verdict.outcome for verdict in verdicts)
 
     def _candidates(self, plan: Plan, explicit: str | None) -> tuple[Candidate, ...]:
         """What is tested; a backend that the engine cannot be told to use is a fallback step in the report."""
@@ -375,15 +375,6 @@ class _Boot:
 
     def _since_start(self) -> float:
         return round(time.monotonic() - self.started, 3)
-
-
-def worst(verdicts: list[Verdict] | tuple[Verdict, ...]) -> Outcome:
-    """fail over inconclusive over pass: what several verdicts come to."""
-    outcomes = {verdict.outcome for verdict in verdicts}
-    for outcome in ("fail", "inconclusive", "pass"):
-        if outcome in outcomes:
-            return outcome
-    return "inconclusive"
 
 
 def _why(verdicts: tuple[Verdict, ...]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,17 @@ from attnkit.engines.vllm.driver import PREFIX
 from attnkit.errors import EXIT_CHECK_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, NoBackendError, UsageError, unknown_name
 from attnkit.hardware.device import Device
 from attnkit.isolation.messages import Request
-from attnkit.isolation.parent import prove_isolated, run_isolated
+from attnkit.isolation.parent import inject_isolated, run_isolated
 from attnkit.jsonio import now, to_json, to_plain, write_atomically
 from attnkit.select.choose import no_backend_text
 from attnkit.select.node import place
 from attnkit.select.plan import Plan, make_plan
 from attnkit.selftest import FAULTS
-from attnkit.selftest.results import Level, Proof, Verdict, check_level
+from attnkit.selftest.results import FaultResult, Level, Outcome, Verdict, check_level, roll_up
 from attnkit.spec import AttentionSpec
 
 TIMEOUT_SECONDS = 3600.0
+_EXITS: dict[Outcome, int] = {"pass": EXIT_OK, "fail": EXIT_CHECK_FAILED, "inconclusive": EXIT_INCONCLUSIVE}
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class CheckOptions:
         backend: a name, or "all": with a model everything that selection accepts for it, else everything that runs here.
             "vllm:NAME" is vLLM's own implementation, driven through vLLM's interface.
         level: None takes the profile's.
-        prove: plant every fault and see which case catches it.
+        prove: inject every fault and see which case catches it.
         json_file: where to write the report; "-" is stdout; None prints tables.
     """
 
@@ -54,7 +55,7 @@ class CheckOptions:
 def run_checks(
     options: CheckOptions,
     show_verdicts: Callable[[tuple[Verdict, ...]], None],
-    show_proofs: Callable[[str, tuple[Proof, ...]], None],
+    show_proofs: Callable[[str, tuple[FaultResult, ...]], None],
 ) -> int:
     """Run them and return the exit code: 1 where a case failed or a fault went unseen, 4 where something could not be judged.
 
@@ -83,7 +84,7 @@ def run_checks(
     else:
         candidates = _candidates(plan, explicit) if options.model else _runnable(where.device, explicit)
     if options.prove:
-        return _prove(candidates, plan, specs, level, options, show_proofs)
+        return _inject_faults(candidates, plan, specs, level, options, show_proofs)
     verdicts: list[Verdict] = []
     for candidate in candidates:
         found = run_isolated(_request(candidate, plan, specs, level, options.fault), timeout=TIMEOUT_SECONDS)
@@ -91,10 +92,12 @@ def run_checks(
         if options.json_file is None:
             show_verdicts(found)
     _write(options.json_file, {**_head("selftest", plan), "verdicts": to_plain(verdicts)})
-    outcomes = {verdict.outcome for verdict in verdicts}
-    if "fail" in outcomes:
-        return EXIT_CHECK_FAILED
-    return EXIT_OK if outcomes == {"pass"} else EXIT_INCONCLUSIVE
+    return exit_code(verdict.outcome for verdict in verdicts)
+
+
+def exit_code(outcomes: Iterable[Outcome]) -> int:
+    """What `attnkit selftest` ends with: 0, 1 where something failed, 4 where something could not be judged, or nothing was."""
+    return _EXITS[roll_up(outcomes)]
 
 
 def _candidates(plan: Plan, explicit: str | None) -> tuple[Accepted, ...]:
@@ -131,23 +134,23 @@ def _request(
     return Request(candidate.backend, candidate.provider or None, plan.place.device, specs, level, fault)
 
 
-def _prove(
+def _inject_faults(
     candidates: tuple[Accepted, ...],
     plan: Plan,
     specs: tuple[AttentionSpec, ...],
     level: Level,
     options: CheckOptions,
-    show_proofs: Callable[[str, tuple[Proof, ...]], None],
+    show_proofs: Callable[[str, tuple[FaultResult, ...]], None],
 ) -> int:
-    by_backend: dict[str, tuple[Proof, ...]] = {}
+    by_backend: dict[str, tuple[FaultResult, ...]] = {}
     for candidate in candidates:
-        proofs = prove_isolated(_request(candidate, plan, specs, level), timeout=TIMEOUT_SECONDS)
-        by_backend[candidate.backend] = proofs
+        results = inject_isolated(_request(candidate, plan, specs, level), timeout=TIMEOUT_SECONDS)
+        by_backend[candidate.backend] = results
         if options.json_file is None:
-            show_proofs(candidate.backend, proofs)
+            show_proofs(candidate.backend, results)
     _write(options.json_file, {**_head("prove", plan), "proofs": to_plain(by_backend)})
-    proved = all(proofs and all(proof.caught for proof in proofs) for proofs in by_backend.values())
-    return EXIT_OK if proved else EXIT_CHECK_FAILED
+    caught = all(results and all(result.caught for result in results) for results in by_backend.values())
+    return EXIT_OK if caught else EXIT_CHECK_FAILED
 
 
 def _head(kind: str, plan: Plan) -> dict[str, Any]:

@@ -11,24 +11,13 @@ from dataclasses import replace
 from typing import Any
 
 from attnkit.backends.base import Backend
+from attnkit.backends.torch_device import torch_devices
 from attnkit.errors import AttnkitError
 from attnkit.hardware.device import Device
 from attnkit.isolation.messages import REQUEST, Request
 from attnkit.jsonio import to_plain
 from attnkit.selftest.results import CaseResult, Verdict
 from attnkit.spec import AttentionSpec
-
-
-def _torch_devices(device: Device) -> list[str | None]:
-    """torch's names of every visible device of this vendor; [None] where torch does not run it or sees none."""
-    if device.kind == "cpu":
-        return ["cpu"]
-    if device.vendor == "google":
-        return [None]
-    import torch
-
-    kind, count = ("xpu", torch.xpu.device_count()) if device.vendor == "intel" else ("cuda", torch.cuda.device_count())
-    return [f"{kind}:{index}" for index in range(count)] or [None]
 
 
 def _watches_triton(device: Device) -> bool:
@@ -68,17 +57,17 @@ def _backend(name: str) -> Backend:
     return vllm_driver.engine_backend(name) if name.startswith(vllm_driver.PREFIX) else get(name)
 
 
-def _prove(request: Request, send: Callable[[str, Any], None]) -> None:
+def _inject_faults(request: Request, send: Callable[[str, Any], None]) -> None:
     from attnkit import selftest
 
     spec = request.specs[0] if request.specs else None
     backend = _backend(request.backend)
-    for proof in selftest.prove(backend, request.device, spec, level=request.level, provider=request.provider):
-        send("proof", {"fault": proof.fault, "caught": proof.caught, "by": proof.by, "dtype": proof.dtype})
+    for result in selftest.inject_faults(backend, request.device, spec, level=request.level, provider=request.provider):
+        send("fault", result)
 
 
 def _work(request: Request, send: Callable[[str, Any], None]) -> None:
-    names = _torch_devices(request.device)
+    names = torch_devices(request.device)
     for index, name in enumerate(names):
         device = replace(request.device, index=index) if len(names) > 1 else request.device
         for spec in request.specs or (None,):
@@ -118,10 +107,10 @@ def _judge(
     )
 
 
-def _plant(answer: str, request: Request, send: Callable[[str, Any], None]) -> None:
+def _simulate(answer: str, request: Request, send: Callable[[str, Any], None]) -> None:
     from attnkit.isolation import simulated
 
-    simulated.give(
+    simulated.run_simulated(
         answer, backend=request.backend, provider=request.provider, device=request.device, level=request.level, send=send
     )
 
@@ -136,9 +125,9 @@ def _main(descriptor: int) -> None:
         try:
             request = REQUEST.validate_json(sys.stdin.buffer.read())
             if request.planted_answer is not None:
-                _plant(request.planted_answer, request, send)
-            elif request.prove:
-                _prove(request, send)
+                _simulate(request.planted_answer, request, send)
+            elif request.inject_faults:
+                _inject_faults(request, send)
             else:
                 _count_kernels(request, send)
         except AttnkitError as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pydantic import TypeAdapter
 
 from attnkit.hardware.device import Device
-from attnkit.selftest.results import CaseResult, Level, Proof, Verdict
+from attnkit.selftest.results import CaseResult, FaultResult, Level, Verdict
 from attnkit.spec import AttentionSpec
 
 
@@ -20,9 +20,9 @@ class Request:
         device: what it runs on; every visible accelerator of its vendor is tested.
         specs: the need, one per kind of layer; empty tests the level's own cases only.
         level: quick, standard or extended.
-        fault: a fault planted on purpose, or None.
+        fault: a fault to inject, or None.
         planted_answer: what the device is made to answer (see `attnkit.isolation.simulated`), or None: it is really asked.
-        prove: plant every fault instead, and report which case catches it.
+        inject_faults: inject every fault instead, and report which case catches it.
     """
 
     backend: str
@@ -32,7 +32,7 @@ class Request:
     level: Level
     fault: str | None = None
     planted_answer: str | None = None
-    prove: bool = False
+    inject_faults: bool = False
 
 
 REQUEST = TypeAdapter(Request)
@@ -44,4 +44,4 @@ CASE = TypeAdapter(CaseResult)
 VERDICT = TypeAdapter(Verdict)
 
 
-PROOF = TypeAdapter(Proof)
+FAULT_RESULT = TypeAdapter(FaultResult)

@@ -20,9 +20,9 @@ from dataclasses import replace
 from typing import Any
 
 from attnkit.errors import AttnkitError, UsageError, describe_exit
-from attnkit.isolation.messages import CASE, PROOF, VERDICT, Request
+from attnkit.isolation.messages import CASE, FAULT_RESULT, VERDICT, Request
 from attnkit.jsonio import to_plain
-from attnkit.selftest.results import CaseResult, Outcome, Proof, Verdict
+from attnkit.selftest.results import CaseResult, FaultResult, Outcome, Verdict, roll_up
 
 CRASH_SIGNALS = {4: "SIGILL", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE", 11: "SIGSEGV"}
 
@@ -82,7 +82,7 @@ def run_isolated(
                 provider=request.provider or "",
                 device=f"{request.device.name} ({request.device.arch})",
                 level=request.level,
-                outcome="fail" if outcome == "fail" or any(c.outcome == "fail" for c in cases) else outcome,
+                outcome=roll_up((outcome, *(case.outcome for case in cases))),
                 cases=(*cases, broken),
                 seconds=time.monotonic() - started,
                 fault=request.fault,
@@ -91,22 +91,22 @@ def run_isolated(
     return tuple(verdicts)
 
 
-def prove_isolated(request: Request, *, timeout: float) -> tuple[Proof, ...]:
-    """Plant every fault in a child process.
+def inject_isolated(request: Request, *, timeout: float) -> tuple[FaultResult, ...]:
+    """Inject every fault, in a child process.
 
     Raises:
         UsageError: the request is wrong.
         AttnkitError: the child crashed or took longer than `timeout` seconds.
     """
-    proofs: list[Proof] = []
-    for message in _messages(replace(request, prove=True), timeout):
-        if "proof" in message:
-            proofs.append(PROOF.validate_python(message["proof"]))
+    results: list[FaultResult] = []
+    for message in _messages(replace(request, inject_faults=True), timeout):
+        if "fault" in message:
+            results.append(FAULT_RESULT.validate_python(message["fault"]))
         elif "usage" in message:
             raise UsageError(message["usage"])
         elif "problem" in message:
             raise AttnkitError(f"{request.backend}: {message['reason']}")
-    return tuple(proofs)
+    return tuple(results)
 
 
 def _messages(request: Request, timeout: float) -> Iterator[dict[str, Any]]:

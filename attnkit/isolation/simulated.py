@@ -1,4 +1,4 @@
-"""A planted device answer: what a self-test comes to on a machine that has no such device, to rehearse a fleet without one.
+"""A simulated device: what a self-test comes to on a machine that has no such device, to rehearse a fleet without one.
 
 `attnkit boot --planted-answer ANSWER` (ATTNKIT_PLANTED_ANSWER) is a debug switch. Everything of the boot is real (detection,
 selection, the child process, fallback, report, engine) except that no kernel runs: the child gives the stated answer. Nothing
@@ -27,7 +27,7 @@ ANSWERS = ("right", "wrong", "crash", "hang")
 
 
 @dataclass(frozen=True)
-class Planted:
+class SimulatedAnswer:
     """What the device is made to answer.
 
     Args:
@@ -38,12 +38,12 @@ class Planted:
     answer: str
     backends: tuple[str, ...] = ()
 
-    def of(self, backend: str) -> str:
+    def answer_of(self, backend: str) -> str:
         """The answer of one backend."""
         return self.answer if not self.backends or backend in self.backends else "right"
 
 
-def parse(text: str) -> Planted:
+def parse(text: str) -> SimulatedAnswer:
     """ANSWER or ANSWER:BACKEND[,BACKEND].
 
     Raises:
@@ -52,14 +52,14 @@ def parse(text: str) -> Planted:
     answer, _, names = text.partition(":")
     if answer not in ANSWERS:
         raise UsageError(f"unknown planted answer {answer!r}. Known: {', '.join(ANSWERS)}, each also as ANSWER:BACKEND,BACKEND")
-    return Planted(answer, tuple(canonical(name.strip()) for name in names.split(",") if name.strip()))
+    return SimulatedAnswer(answer, tuple(canonical(name.strip()) for name in names.split(",") if name.strip()))
 
 
-def give(
+def run_simulated(
     text: str, *, backend: str, provider: str | None, device: Device, level: Level, send: Callable[[str, Any], None]
 ) -> None:
-    """In the self-test's child process: send the planted case and verdict of `backend`, or end as a broken device."""
-    answer = parse(text).of(backend)
+    """In the self-test's child process: send the simulated case and verdict of `backend`, or end as a broken device."""
+    answer = parse(text).answer_of(backend)
     if answer == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
     while answer == "hang":

@@ -1,6 +1,4 @@
-"""What an image's bake holds: kernels for serving, and every kernel that the self-test of a boot launches.
-
-    attnkit kernels build|verify|list
+"""Triton's kernels of an image, as a `KernelSet`: those of serving, and every one that the self-test of a boot launches.
 
 A boot without a model tests what the node's profile, and each workload, says is usual. For these needs the cases are built on
 the CPU and planned by the planners that run them on the card, so that a node of a known architecture compiles nothing.
@@ -9,6 +7,7 @@ the CPU and planned by the planners that run them on the card, so that a node of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
@@ -17,9 +16,9 @@ from attnkit.backends.triton_common import code_of, own
 from attnkit.kernels.aot import build as aot_build
 from attnkit.kernels.aot import plan as aot_plan
 from attnkit.kernels.aot import verify as aot_verify
-from attnkit.kernels.aot.files import Baked
-from attnkit.kernels.aot.manifest import Manifest, Variant, load
+from attnkit.kernels.aot.manifest import Variant, load
 from attnkit.kernels.aot.variants import DEFAULT_GEOMETRIES, BootCalls
+from attnkit.prebuilt.kernel_set import Outcome, built, line_of, verified
 from attnkit.prebuilt.needs import LEVEL, needs
 from attnkit.select.node import place
 from attnkit.selftest.cases import Case, cases
@@ -33,29 +32,34 @@ def boot_calls(level: Level = LEVEL) -> BootCalls:
     return BootCalls(level, partial(_calls, level=level))
 
 
-def build(
-    targets: Sequence[str],
-    directory: Path,
-    *,
-    jobs: int = 1,
-    cache: Path | None = None,
-    on_kernel: Callable[[Baked], None] | None = None,
-) -> Manifest:
-    """Compile everything an image for `targets` needs; arguments and errors as of `attnkit.kernels.aot.build`."""
-    return aot_build.build(
-        targets, directory, geometries=DEFAULT_GEOMETRIES, boot=boot_calls(), jobs=jobs, cache=cache, on_kernel=on_kernel
-    )
+@dataclass(frozen=True)
+class TritonKernels:
+    """Of serving and of a boot's self-test, for these targets; none: where a directory is verified, those that it names."""
 
+    targets: tuple[str, ...]
 
-def verify(directory: Path, targets: Sequence[str] | None = None) -> Manifest:
-    """Hold a bake against its manifest, and the manifest against what serving and a boot need; errors as of `aot.verify`."""
-    level = load(directory).level
-    return aot_verify.verify(directory, targets, boot=boot_calls() if level else None)
+    def list(self) -> Sequence[Variant]:
+        """See `KernelSet`."""
+        return aot_plan.list_kernels(self.targets, geometries=DEFAULT_GEOMETRIES, boot=boot_calls())
 
+    def build(self, directory: Path, *, jobs: int, cache: Path | None, on_kernel: Callable[[str], None]) -> Outcome:
+        """See `KernelSet`; arguments and errors as of `attnkit.kernels.aot.build`."""
+        manifest = aot_build.build(
+            self.targets,
+            directory,
+            geometries=DEFAULT_GEOMETRIES,
+            boot=boot_calls(),
+            jobs=jobs,
+            cache=cache,
+            on_kernel=lambda kernel: on_kernel(line_of(kernel.target, kernel.name)),
+        )
+        return built(manifest, "kernels", directory, f"Triton {manifest.triton}")
 
-def list_kernels(targets: Sequence[str]) -> tuple[Variant, ...]:
-    """Every kernel that `build` compiles."""
-    return aot_plan.list_kernels(targets, geometries=DEFAULT_GEOMETRIES, boot=boot_calls())
+    def verify(self, directory: Path) -> Outcome:
+        """See `KernelSet`; errors as of `attnkit.kernels.aot.verify`."""
+        boot = boot_calls() if load(directory).level else None
+        manifest = aot_verify.verify(directory, self.targets or None, boot=boot)
+        return verified(manifest, triton=manifest.triton)
 
 
 def _calls(target: str, *, level: Level) -> Iterator[tuple[str, Call]]:

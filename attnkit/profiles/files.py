@@ -34,11 +34,11 @@ def profile_dirs() -> tuple[Path, ...]:
     """
     given = [Path(part) for part in os.environ.get("ATTNKIT_PROFILES", "").split(os.pathsep) if part]
     for folder in given:
-        if not any((folder / kind).is_dir() for kind in ("nodes", "workloads")):
-            what = "has neither nodes/ nor workloads/" if folder.is_dir() else "is not a folder"
+        if not any((folder / part).exists() for part in ("nodes", "workloads", f"{_FAMILIES}.yaml")):
+            what = f"has no nodes/, workloads/ or {_FAMILIES}.yaml" if folder.is_dir() else "is not a folder"
             raise UsageError(
-                f"ATTNKIT_PROFILES: {folder} {what}: give folders with nodes/NAME.yaml or workloads/NAME.yaml in them, "
-                f"separated by {os.pathsep!r}"
+                f"ATTNKIT_PROFILES: {folder} {what}: give folders with nodes/NAME.yaml, workloads/NAME.yaml or "
+                f"{_FAMILIES}.yaml in them, separated by {os.pathsep!r}"
             )
     return (*given, profile_dir())
 

@@ -6,14 +6,13 @@ Duplicate keys are refused, which YAML libraries silently let the last one win.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from attnkit.errors import UsageError
+from attnkit.errors import UsageError, did_you_mean
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -77,13 +76,15 @@ def _describe(path: Path, root: yaml.Node, model: type[BaseModel], error: Any) -
     kind, where = error["type"], f"{path}:{_line(root, location)}: "
     if kind == "extra_forbidden":
         allowed = _fields(model, location[:-1])
-        return f"{where}unknown field {field!r}.{_hint(str(location[-1]), allowed)} Allowed: {', '.join(allowed)}"
+        return f"{where}unknown field {field!r}.{did_you_mean(str(location[-1]), allowed)} Allowed: {', '.join(allowed)}"
     if kind == "missing":
         return f"{where}field {field!r} is missing; it is required"
     got = f"{error['input']!r}"
     if kind == "literal_error":
         allowed = [part.strip("'") for part in error["ctx"]["expected"].replace(" or ", ", ").split(", ")]
-        return f"{where}{field}: {got} is not allowed.{_hint(str(error['input']), allowed)} Allowed: {', '.join(allowed)}"
+        return (
+            f"{where}{field}: {got} is not allowed.{did_you_mean(str(error['input']), allowed)} Allowed: {', '.join(allowed)}"
+        )
     message = str(error["ctx"]["error"]) if kind == "value_error" else f"{got}: {error['msg'][0].lower()}{error['msg'][1:]}"
     return f"{where}{field}: {message}" if field else f"{where}{message}"
 
@@ -119,8 +120,3 @@ def _value_model(annotation: Any) -> type[BaseModel] | None:
     """The model inside dict[str, Model] or Model | None."""
     arguments = getattr(annotation, "__args__", ())
     return next((a for a in arguments if isinstance(a, type) and issubclass(a, BaseModel)), None)
-
-
-def _hint(name: str, allowed: Sequence[str]) -> str:
-    near = get_close_matches(name, allowed, n=2, cutoff=0.5)
-    return f" Did you mean {' or '.join(near)}?" if near else ""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from attnkit.backends.base import Backend, Installed, Provider, Reason, missing
+from attnkit.backends.base import Backend, Provider, Reason, missing
 from attnkit.backends.installed import installed_versions
-from attnkit.backends.registry import all_backends
+from attnkit.backends.registry import PluginFinding, all_backends, plugin_findings
+from attnkit.backends.versions import Installed
 from attnkit.hardware.device import Device
-from attnkit.select.evidence import Evidence, of, word
+from attnkit.select.evidence import Evidence, best_word, evidence_for
 from attnkit.select.node import inspect_box
 from attnkit.spec import AttentionSpec
 
@@ -47,10 +48,11 @@ class BackendRow:
 
 
 def catalog(root: Path | str = "/") -> tuple[BackendRow, ...]:
-    """One row a backend, in the registry's order, for the box whose sys and proc lie under `root`."""
+    """One row a backend for the box whose sys and proc lie under `root`: in the registry's order, then the plugins not used."""
     device = inspect_box(root).match.device
     installed = installed_versions()
-    return tuple(_row(backend, device, installed) for backend in all_backends())
+    unused = (_unused(finding) for finding in plugin_findings())
+    return (*(_row(backend, device, installed) for backend in all_backends()), *unused)
 
 
 def _row(backend: Backend, device: Device, installed: Installed) -> BackendRow:
@@ -66,9 +68,14 @@ def _row(backend: Backend, device: Device, installed: Installed) -> BackendRow:
         usable=usable,
         why_not=why_not,
         providers=providers,
-        evidence=word(backend.name, device.arch),
-        proven=of(backend.name),
+        evidence=best_word(backend.name, device.arch),
+        proven=evidence_for(backend.name),
     )
+
+
+def _unused(finding: PluginFinding) -> BackendRow:
+    """The row of a plugin of which nothing is used; it has the entry point's name."""
+    return BackendRow(finding.name, (), "a plugin that is not used", False, False, str(finding), (), "none", ())
 
 
 def _provider(provider: Provider, device: Device, installed: Installed) -> ProviderRow:

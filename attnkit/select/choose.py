@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from attnkit.backends.base import Accepted, Installed, Reason, Rejected
+from attnkit.backends.base import Accepted, Reason, Rejected
 from attnkit.backends.registry import all_backends, canonical, get
+from attnkit.backends.versions import Installed
 from attnkit.hardware.device import Device
 from attnkit.select.order import built_in_order, with_the_operations_own
 from attnkit.spec import AttentionSpec, Op

@@ -1,4 +1,4 @@
-"""How far each backend is proven, and on what: read from the reports in docs/reports, never typed by hand.
+"""The level of evidence for each backend, and for what: read from the reports in docs/reports, never typed by hand.
 
     measured   passed its self-test on that hardware (card, date)
     emulated   passed its self-test in an interpreter, or as another architecture's code on a card
@@ -53,7 +53,7 @@ def load() -> tuple[Evidence, ...]:
     return tuple(Evidence(**row) for row in json.loads(text))
 
 
-def of(backend: str) -> tuple[Evidence, ...]:
+def evidence_for(backend: str) -> tuple[Evidence, ...]:
     """The evidence for one backend, strongest first, one entry a target."""
     best: dict[str, Evidence] = {}
     for item in load():
@@ -64,6 +64,9 @@ def of(backend: str) -> tuple[Evidence, ...]:
     return tuple(sorted(best.values(), key=lambda e: (WORDS.index(e.word), e.target)))
 
 
-def word(backend: str, target: str) -> Word:
+def best_word(backend: str, target: str) -> Word:
     """The word for one backend on one target; "none" where nothing was shown."""
-    return next((e.word for e in of(backend) if e.target == target), "none")
+    return next((e.word for e in evidence_for(backend) if e.target == target), "none")
+
+
+of, word = evidence_for, best_word  # their names until 0.1

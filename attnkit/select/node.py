@@ -8,9 +8,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from attnkit.backends.registry import plugin_findings
 from attnkit.errors import UsageError
 from attnkit.hardware import detect
-from attnkit.hardware.device import Detection, Device, pretend
+from attnkit.hardware.device import Detection, Device, ProbeResult, pretend
 from attnkit.jsonio import to_plain
 from attnkit.profiles.files import all_nodes, family_names, load_node
 from attnkit.profiles.match import NodeMatch, hidden, in_order, match_node, serving, specificity
@@ -58,8 +59,11 @@ def inspect_box(root: Path | str = "/") -> Box:
     """What is in the machine whose sys and proc lie under `root`.
 
     In an image (`ATTNKIT_PLATFORM`) the node type is that of the devices that the image is made for, where there are any.
+    Backend plugins that are not used are errors among the probes.
     """
     detection = detect(root)
+    unused = (ProbeResult("backend-plugins", error=str(finding)) for finding in plugin_findings())
+    detection = replace(detection, probes=(*detection.probes, *unused))
     platform = os.environ.get(PLATFORM_VARIABLE)
     vendors = {profile.match.vendor for profile in all_nodes() if profile.platform == platform} if platform else None
     return Box(detection, match_node(detection, vendors or None))

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from attnkit.backends.base import Installed
 from attnkit.backends.installed import assumed_installed, installed_versions
+from attnkit.backends.registry import plugin_findings
+from attnkit.backends.versions import Installed
 from attnkit.errors import unknown_name
 from attnkit.hardware.device import Device
 from attnkit.jsonio import to_plain
@@ -23,12 +24,15 @@ HERE = "this environment"
 
 
 @dataclass(frozen=True)
-class Need:
+class Requirements:
     """What must be served: one spec per distinct kind of attention layer, and where they came from."""
 
     source: str
     specs: tuple[AttentionSpec, ...]
     notes: tuple[str, ...] = ()
+
+
+Need = Requirements  # its name until 0.1
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Plan:
 
     place: Place
     settings: Settings
-    need: Need
+    need: Requirements
     decision: Decision
     installed_source: str
 
@@ -68,7 +72,7 @@ def make_plan(
 
     Args:
         where: device and profile.
-        model: config.json, model directory or preset; None takes the profile's usual need.
+        model: config.json, model directory or preset; None takes the profile's usual requirements.
         workload: name of a workload profile.
         explicit: a backend that must be taken.
         assume_installed: treat every library that the platform's image bakes as installed; always so for another box.
@@ -79,7 +83,7 @@ def make_plan(
     """
     workload_profile = load_workload(workload) if workload is not None else None
     settings = effective(where.profile, workload_profile)
-    need = _need(where.device, settings, model, overrides or {})
+    need = _requirements(where.device, settings, model, overrides or {})
     installed: Installed
     if assume_installed or not where.here:
         installed = assumed_installed(where.device)
@@ -99,11 +103,13 @@ def make_plan(
         )
         for spec in need.specs
     ]
-    return Plan(where, settings, need, combine(decisions), source)
+    decision = combine(decisions)
+    unused = tuple(map(str, plugin_findings()))
+    return Plan(where, settings, need, replace(decision, warnings=(*decision.warnings, *unused)), source)
 
 
-def _need(device: Device, settings: Settings, model: str | None, overrides: dict[str, Any]) -> Need:
-    """The model's need with what profile and command say about dtype, cache and block size; the command wins."""
+def _requirements(device: Device, settings: Settings, model: str | None, overrides: dict[str, Any]) -> Requirements:
+    """The model's requirements with what profile and command say about dtype, cache and block size; the command wins."""
     dtype = overrides.get("dtype") or (None if settings.dtype == "auto" else settings.dtype)
     block_size = overrides.get("block_size", settings.block_size)
     cache = overrides.get("kv_cache_dtype", settings.kv_cache_dtype)
@@ -113,12 +119,12 @@ def _need(device: Device, settings: Settings, model: str | None, overrides: dict
     model = model or settings.model
     if model is None:
         spec = AttentionSpec(op=settings.op, dtype=checked or _usual_dtype(device), kv_cache_dtype=cache, block_size=block_size)
-        return Need("a usual decoder (no model was given)", (spec,))
+        return Requirements("a usual decoder (no model was given)", (spec,))
     from attnkit.select.model_config import need_from_config
 
     found = need_from_config(model, dtype=dtype, block_size=block_size)
     specs = tuple(spec if spec.block_size is None else replace(spec, kv_cache_dtype=cache) for spec in found.specs)
-    return Need(model, specs, found.notes)
+    return Requirements(model, specs, found.notes)
 
 
 def _checked_dtype(name: str | None) -> Dtype | None:

@@ -1,10 +1,10 @@
-"""The base: what this precision can do. Plain attention in the tested dtype, with the operations in another order.
+"""The baseline: what this precision can do. Plain attention in the tested dtype, with the operations in another order.
 
 The scale goes onto the keys instead of the scores, scores and probabilities are rounded to the tested dtype, nothing is upcast
 (the yardstick of FlashAttention's tests). Its error against the float64 reference is what the tolerance is made of. Runs on the
 CPU, like the reference.
 
-The base is the same on every host. A matrix product by the BLAS of the day is not: the order of its sums follows the CPU, and
+The baseline is the same on every host. A matrix product by the BLAS of the day is not: the order of its sums follows the CPU;
 one float32 case had the bound 1.80e-6 on one host and 2.30e-6 on another. So nothing here is summed or exponentiated in the
 tested dtype: each operation is worked out in float64, whose own error is far below, and rounded to the tested dtype where that
 operation would round. In sixteen bits that is one rounding a result, as of a matrix unit that accumulates in float32. In
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import pad
 
-from attnkit.selftest.reference import difference, inner, paired, products, sequences, shaped, softmax_of, weighted
+from attnkit.selftest.reference import difference, paired, products, sequences, shaped, weighted
 from attnkit.spec import AttentionOutput, Call, DifferentialAttention
 
 if TYPE_CHECKING:
@@ -52,24 +52,24 @@ LANES, MANY = 16, 1024
 that walks over tiles of a long context: sixteen would be more exact there than any of them."""
 
 
-def bases(call: Call) -> tuple[AttentionOutput, ...]:
-    """The base of a call; in float32 several, one an order of summing, and the worst of them counts.
+def baselines(call: Call) -> tuple[AttentionOutput, ...]:
+    """The baseline of a call; in float32 several, one an order of summing, and the worst of them counts.
 
     Sixteen-bit rounding swamps the order of a sum. In float32 the order is all there is: one draw can be lucky by a factor of
     ten, and a backend that sums in another order is not wrong for that.
     """
-    batch = inner(call)
+    batch = call.batch
     if batch.query.dtype != torch.float32:
-        return (eager(call),)
+        return (baseline(call),)
     tokens, heads, _ = batch.query.shape
     scores = max(1, tokens * heads * batch.max_seq_len)
-    first = eager(call, plain=scores <= PLAIN)
+    first = baseline(call, plain=scores <= PLAIN)
     draw = torch.Generator().manual_seed(1)
     orders = min(ORDERS, max(1, SCORES // scores))
-    return first, *(eager(call, draw) for _ in range(orders - 1))
+    return first, *(baseline(call, draw) for _ in range(orders - 1))
 
 
-def eager(call: Call, draw: torch.Generator | None = None, *, plain: bool = False) -> AttentionOutput:
+def baseline(call: Call, draw: torch.Generator | None = None, *, plain: bool = False) -> AttentionOutput:
     """`call` in its own dtype, operation by operation.
 
     Args:
@@ -79,7 +79,8 @@ def eager(call: Call, draw: torch.Generator | None = None, *, plain: bool = Fals
     Returns:
         out in the dtype of the query on the CPU; lse float32 of the rounded scores, or None where not asked for.
     """
-    batch, spec, softmax = inner(call), call.spec(), softmax_of(call)
+    batch, spec = call.batch, call.spec()
+    softmax = batch.softmax
     dtype = batch.query.dtype
     tokens = batch.query.shape[0]
     differential = isinstance(call, DifferentialAttention)

@@ -23,6 +23,7 @@ from attnkit.spec import (
     KvCacheDtype,
     Op,
     Phase,
+    features_of,
 )
 
 Content: TypeAlias = Literal["random", "sharp", "large", "dominant", "equal", "balanced"]
@@ -73,17 +74,8 @@ class Case:
 
     def features(self) -> frozenset[Feature]:
         """The features a backend must claim."""
-        asked: dict[Feature, bool] = {
-            "non_causal": not self.causal,
-            "window": self.window != NO_WINDOW,
-            "softcap": self.softcap > 0,
-            "alibi": self.alibi,
-            "sinks": self.sinks,
-            "lse": self.lse,
-            "score_mod": self.score_mod,
-            "mask_mod": self.mask_mod,
-        }
-        return frozenset(name for name, wanted in asked.items() if wanted)
+        names = ("causal", "window", "softcap", "alibi", "sinks", "lse", "score_mod", "mask_mod")
+        return features_of(**{name: getattr(self, name) for name in names})
 
     def phase(self) -> Phase:
         """As `PagedAttention.phase` will find it."""

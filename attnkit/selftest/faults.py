@@ -1,4 +1,4 @@
-"""Faults planted on purpose: a self-test that cannot fail is worthless.
+"""Fault injection: a self-test that cannot fail is worthless.
 
 Each is a wrapper around the real backend. Where the call itself can be made wrong (a scale, a block-table entry, a dropped
 feature) the backend really computes the wrong call. Where the fault sits inside a kernel (a lost rescale, a skipped tile) the
@@ -53,23 +53,14 @@ class Fault:
     run: Callable[[Run, Call], AttentionOutput]
 
 
-class Planted(Backend):
-    """A backend with a fault in it. Keeps the name and providers of the real one."""
+def with_fault(backend: Backend, fault: str) -> Backend:
+    """`backend` with a fault in every provider: the wrong answer where the fault applies to a call, the right one elsewhere."""
+    wrong = find_fault(fault)
 
-    def __init__(self, real: Backend, fault: str) -> None:
-        self.real = real
-        self.fault = find_fault(fault)
-        self.name = real.name  # type: ignore[misc]
-        self.aliases = real.aliases  # type: ignore[misc]
-        self.providers = real.providers  # type: ignore[misc]
+    def faulty(right: Run) -> Run:
+        return lambda call: wrong.run(right, call) if wrong.applies(call) else right(call)
 
-    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
-        """The wrong answer where the fault applies to `call`, the right one elsewhere."""
-
-        def real(right: Call) -> AttentionOutput:
-            return self.real.run(right, provider)
-
-        return self.fault.run(real, call) if self.fault.applies(call) else real(call)
+    return replace(backend, providers=tuple(replace(p, run=faulty(p.run)) for p in backend.providers))
 
 
 def find_fault(name: str) -> Fault:
@@ -80,35 +71,9 @@ def find_fault(name: str) -> Fault:
         raise unknown_name("fault", name, FAULTS) from None
 
 
-def _inner(call: Call) -> PagedAttention | VarlenAttention | MlaDecode:
-    return call.paged if isinstance(call, TreeAttention | DualChunkAttention | DifferentialAttention) else call
-
-
-def _with(call: Call, **changes: Any) -> Call:
-    """The call with fields of its batch changed."""
-    if isinstance(call, TreeAttention | DualChunkAttention | DifferentialAttention):
-        return replace(call, paged=replace(call.paged, **changes))
-    return replace(call, **changes)
-
-
-def _with_softmax(call: Call, **changes: Any) -> Call:
-    batch = _inner(call)
-    if isinstance(batch, MlaDecode):
-        return _with(call, **changes)
-    return _with(call, softmax=replace(batch.softmax, **changes))
-
-
-def _scale_of(call: Call) -> float:
-    batch = _inner(call)
-    return batch.softmax_scale if isinstance(batch, MlaDecode) else batch.softmax.softmax_scale
-
-
 def _softmax_field(name: str) -> Callable[[Call], bool]:
     def claimed(call: Call) -> bool:
-        batch = _inner(call)
-        if isinstance(batch, MlaDecode) or isinstance(call, TreeAttention):
-            return False
-        value = getattr(batch.softmax, name)
+        value = None if isinstance(call, TreeAttention) else getattr(call.batch.softmax, name)
         if isinstance(value, float | int | tuple):
             return value not in (0.0, NO_WINDOW)
         return value is not None
@@ -117,12 +82,12 @@ def _softmax_field(name: str) -> Callable[[Call], bool]:
 
 
 def _blocks(call: Call) -> Tensor | None:
-    batch = _inner(call)
+    batch = call.batch
     return None if isinstance(batch, VarlenAttention) else batch.block_table
 
 
 def _block_size(call: Call) -> int:
-    batch = _inner(call)
+    batch = call.batch
     if isinstance(batch, MlaDecode):
         return int(batch.kv_cache.shape[1])
     assert isinstance(batch, PagedAttention)
@@ -131,7 +96,7 @@ def _block_size(call: Call) -> int:
 
 def _long_row(call: Call) -> int | None:
     """A sequence with new tokens that spans two blocks or more, one whose rows are all visible to its last query."""
-    batch = _inner(call)
+    batch = call.batch
     if isinstance(batch, VarlenAttention):
         return None
     new = batch.query_start_loc.diff().tolist()
@@ -145,11 +110,11 @@ def _edit_table(edit: Callable[[Tensor, int, int], None]) -> Callable[[Run, Call
     """The backend on a block table with one entry wrong; `edit` gets the row and its number of full blocks."""
 
     def run(real: Run, call: Call) -> AttentionOutput:
-        batch, row, table = _inner(call), _long_row(call), _blocks(call)
+        batch, row, table = call.batch, _long_row(call), _blocks(call)
         assert row is not None and table is not None and not isinstance(batch, VarlenAttention)
         table = table.clone()
         edit(table[row], int(batch.seq_lens[row]), _block_size(call))
-        return real(_with(call, block_table=table))
+        return real(call.with_batch(block_table=table))
 
     return run
 
@@ -167,12 +132,12 @@ def _stale(row: Tensor, length: int, size: int) -> None:
 
 
 def _shift_heads(real: Run, call: Call) -> AttentionOutput:
-    batch = _inner(call)
+    batch = call.batch
     if isinstance(batch, VarlenAttention):
-        return real(_with(call, key=batch.key.roll(1, 1), value=batch.value.roll(1, 1)))
+        return real(call.with_batch(key=batch.key.roll(1, 1), value=batch.value.roll(1, 1)))
     assert isinstance(batch, PagedAttention)
     keys, values = (_roll_heads(cache) for cache in (batch.key_cache, batch.value_cache))
-    return real(_with(call, key_cache=keys, value_cache=values))
+    return real(call.with_batch(key_cache=keys, value_cache=values))
 
 
 def _roll_heads(cache: Tensor) -> Tensor:
@@ -250,7 +215,7 @@ def _narrow_accumulator(real: Run, call: Call) -> AttentionOutput:
     """The sum over keys kept in float16, as unnormalised partial sums: rounds, and overflows at 65504."""
     import torch
 
-    from attnkit.selftest.reference import inner, logits, paired, reference, sequences, softmax_of, value_head
+    from attnkit.selftest.reference import logits, paired, reference, sequences, value_head
 
     result, right = real(call), reference(call)
     wrong = right.out.clone()
@@ -263,7 +228,7 @@ def _narrow_accumulator(real: Run, call: Call) -> AttentionOutput:
         top = s.amax(-1, keepdim=True).nan_to_num(neginf=0.0)
         weight = torch.exp(s - top)
         total = weight.sum(-1)
-        if (sinks := softmax_of(call).sinks) is not None:
+        if (sinks := call.batch.softmax.sinks) is not None:
             total = total + torch.exp(sinks.double().cpu()[:, None] - top.squeeze(-1))
         v = paired(seq.v) if isinstance(call, DifferentialAttention) else seq.v
         for head in range(s.shape[0]):
@@ -272,14 +237,14 @@ def _narrow_accumulator(real: Run, call: Call) -> AttentionOutput:
                 part = weight[head, :, start : start + TILE] @ v[start : start + TILE, value_head(call, head)]
                 acc = (acc.double() + part).to(torch.float16)
             wrong[seq.rows, head] = acc.double() / total[head].clamp(min=1e-300)[:, None]
-    assert inner(call).query.shape[0] == wrong.shape[0]
+    assert call.batch.query.shape[0] == wrong.shape[0]
     out = result.out.detach().cpu().double() + (wrong - right.out)
     return _answer(result, out.to(result.out))
 
 
 def _nan_leak(real: Run, call: Call) -> AttentionOutput:
     """0 * NaN: a probability of zero times what an unused slot of the last block holds."""
-    batch, result = _inner(call), real(call)
+    batch, result = call.batch, real(call)
     assert not isinstance(batch, VarlenAttention)
     starts, size = batch.query_start_loc.tolist(), _block_size(call)
     for row, length in enumerate(batch.seq_lens.tolist()):
@@ -289,7 +254,7 @@ def _nan_leak(real: Run, call: Call) -> AttentionOutput:
 
 
 def _partial_block(call: Call) -> bool:
-    batch = _inner(call)
+    batch = call.batch
     if isinstance(batch, VarlenAttention):
         return False
     new = batch.query_start_loc.diff().tolist()
@@ -315,10 +280,8 @@ def _lse_in_log2(real: Run, call: Call) -> AttentionOutput:
 
 
 def _wider_window(real: Run, call: Call) -> AttentionOutput:
-    batch = _inner(call)
-    assert not isinstance(batch, MlaDecode)
-    left, right = batch.softmax.window
-    return real(_with_softmax(call, window=(left + 1 if left >= 0 else left, right)))
+    left, right = call.batch.softmax.window
+    return real(call.with_softmax(window=(left + 1 if left >= 0 else left, right)))
 
 
 def _tree_as_chain(real: Run, call: Call) -> AttentionOutput:
@@ -347,18 +310,18 @@ def _not_differential(call: Call) -> bool:
 
 
 def _scaled(real: Run, call: Call) -> AttentionOutput:
-    return real(_with_softmax(call, softmax_scale=_scale_of(call) * 1.02))
+    return real(call.with_softmax(softmax_scale=call.batch.softmax.softmax_scale * 1.02))
 
 
 def _dropped(field: str, value: Any) -> Callable[[Run, Call], AttentionOutput]:
     def run(real: Run, call: Call) -> AttentionOutput:
-        return real(_with_softmax(call, **{field: value}))
+        return real(call.with_softmax(**{field: value}))
 
     return run
 
 
 def _ragged_tail(call: Call) -> bool:
-    batch = _inner(call)
+    batch = call.batch
     totals = batch.key_start_loc.diff() if isinstance(batch, VarlenAttention) else batch.seq_lens
     new = batch.query_start_loc.diff().tolist()
     return any(n and t % TILE for n, t in zip(new, totals.tolist(), strict=True))
@@ -366,7 +329,7 @@ def _ragged_tail(call: Call) -> bool:
 
 def _full_rows(call: Call) -> list[int]:
     """Sequences with new tokens whose first block is full."""
-    batch = _inner(call)
+    batch = call.batch
     if isinstance(batch, VarlenAttention):
         return []
     new = batch.query_start_loc.diff().tolist()
@@ -378,16 +341,16 @@ def _foreign_block(real: Run, call: Call) -> AttentionOutput:
     assert table is not None
     table = table.clone()
     table[one, 0], table[other, 0] = table[other, 0].clone(), table[one, 0].clone()
-    return real(_with(call, block_table=table))
+    return real(call.with_batch(block_table=table))
 
 
 def _has_cache_scale(call: Call) -> bool:
-    batch = _inner(call)
+    batch = call.batch
     return isinstance(batch, PagedAttention) and batch.k_scale != 1.0
 
 
 def _no_cache_scale(real: Run, call: Call) -> AttentionOutput:
-    return real(_with(call, k_scale=1.0))
+    return real(call.with_batch(k_scale=1.0))
 
 
 _calls = count()
@@ -406,7 +369,7 @@ def _noise(real: Run, call: Call) -> AttentionOutput:
 
 
 def _lse_without_sinks(real: Run, call: Call) -> AttentionOutput:
-    result, bare = real(call), real(_with_softmax(_with(call, out=None), sinks=None))
+    result, bare = real(call), real(call.with_batch(out=None).with_softmax(sinks=None))
     return AttentionOutput(result.out, bare.lse, result.kernel)
 
 
@@ -444,10 +407,10 @@ FAULTS: Mapping[str, Fault] = {
     NOISE: Fault("the same input gives other bits each time", _always, _noise),
     "lse-without-sinks": Fault(
         "the log-sum-exp leaves the sinks out",
-        lambda c: bool(_inner(c).return_lse) and _softmax_field("sinks")(c),
+        lambda c: bool(c.batch.return_lse) and _softmax_field("sinks")(c),
         _lse_without_sinks,
     ),
-    "lse-log2": Fault("the log-sum-exp is in base 2", lambda c: bool(_inner(c).return_lse), _lse_in_log2),
+    "lse-log2": Fault("the log-sum-exp is in base 2", lambda c: bool(c.batch.return_lse), _lse_in_log2),
     "tree-as-chain": Fault(
         "the tree is taken for a chain: siblings are visible", lambda c: isinstance(c, TreeAttention), _tree_as_chain
     ),
@@ -456,4 +419,4 @@ FAULTS: Mapping[str, Fault] = {
         "lambda of differential attention is off by 0.1", lambda c: isinstance(c, DifferentialAttention), _wrong_lambda
     ),
 }
-"""Every fault by name. `attnkit selftest --prove` plants them all; ATTNKIT_FAULT plants one in a boot."""
+"""Every fault by name. `attnkit selftest --prove` injects them all; ATTNKIT_FAULT injects one in a boot."""

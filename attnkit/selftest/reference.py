@@ -25,8 +25,6 @@ from attnkit.spec import (
     DifferentialAttention,
     DualChunkAttention,
     MlaDecode,
-    PagedAttention,
-    Softmax,
     TreeAttention,
     VarlenAttention,
 )
@@ -55,20 +53,9 @@ class Sequence:
     q_pos: Tensor
 
 
-def inner(call: Call) -> PagedAttention | VarlenAttention | MlaDecode:
-    """The batch inside a tree, dual chunk or differential call; the call itself otherwise."""
-    return call.paged if isinstance(call, TreeAttention | DualChunkAttention | DifferentialAttention) else call
-
-
-def softmax_of(call: Call) -> Softmax:
-    """How the scores of a call are shaped; MLA is plain and causal."""
-    batch = inner(call)
-    return Softmax(batch.softmax_scale) if isinstance(batch, MlaDecode) else batch.softmax
-
-
 def sequences(call: Call) -> Iterator[Sequence]:
     """The sequences of a call, dequantised, 0-length ones included."""
-    batch = inner(call)
+    batch = call.batch
     query = _f64(batch.query)
     starts = batch.query_start_loc.tolist()
     for i in range(len(starts) - 1):
@@ -88,7 +75,7 @@ def sequences(call: Call) -> Iterator[Sequence]:
 
 def visible(call: Call, seq: Sequence) -> Tensor:
     """Bool [1 or num_heads, n, L]: may this query (of this head) see this key?"""
-    softmax = softmax_of(call)
+    softmax = call.batch.softmax
     q_pos, k_pos = seq.q_pos[:, None], torch.arange(seq.k.shape[0])[None, :]
     seen = torch.ones(seq.q.shape[0], seq.k.shape[0], dtype=torch.bool)
     if isinstance(call, TreeAttention):
@@ -136,13 +123,13 @@ def products(call: Call, seq: Sequence, multiply: Callable[[Tensor, Tensor], Ten
 
 def logits(call: Call, seq: Sequence) -> Tensor:
     """[num_heads, n, L], what goes into the softmax, -inf where not visible."""
-    softmax = softmax_of(call)
+    softmax = call.batch.softmax
     return shaped(call, seq, softmax.softmax_scale * products(call, seq))
 
 
 def shaped(call: Call, seq: Sequence, s: Tensor) -> Tensor:
     """Scaled scores with softcap, ALiBi, score_mod and mask applied, in the dtype of `s`."""
-    softmax = softmax_of(call)
+    softmax = call.batch.softmax
     if softmax.softcap > 0.0:
         s = softmax.softcap * torch.tanh((s / softmax.softcap).double()).to(s.dtype)
     if softmax.alibi_slopes is not None:
@@ -166,20 +153,20 @@ def reference(call: Call, softmax: Callable[[Tensor, Tensor | None], tuple[Tenso
 
     Args:
         softmax: (logits [num_heads, n, L], sinks) -> (probabilities, LSE [n, num_heads]). Another one than `probabilities`
-            makes a wrong answer on purpose: the self-test's planted faults.
+            makes a wrong answer on purpose: the self-test's injected faults.
 
     Returns:
         out: float64 on the CPU, shaped as the backend's. lse: float64 [num_tokens, num_heads] where asked for, else None
         (always None for differential attention, which has two softmaxes). kernel: "reference".
     """
-    batch, spec = inner(call), call.spec()
+    batch, spec = call.batch, call.spec()
     tokens = batch.query.shape[0]
     lse = torch.full((tokens, spec.num_heads), -math.inf, dtype=torch.float64)
     differential = isinstance(call, DifferentialAttention)
     width = 2 * spec.value_dim if differential else spec.value_dim
     out = torch.zeros(tokens, spec.num_heads, width, dtype=torch.float64)
     for seq in sequences(call):
-        p, lse[seq.rows] = softmax(logits(call, seq), softmax_of(call).sinks)
+        p, lse[seq.rows] = softmax(logits(call, seq), call.batch.softmax.sinks)
         out[seq.rows] = weighted(call, p, paired(seq.v) if differential else seq.v)
     if isinstance(call, DifferentialAttention):
         return AttentionOutput(difference(call, out), None, "reference")

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from attnkit.errors import (
-    unknown_name,
-)
+from attnkit.errors import unknown_name
 
 Level: TypeAlias = Literal["quick", "standard", "extended"]
 LEVELS: tuple[Level, ...] = ("quick", "standard", "extended")
 
 Outcome: TypeAlias = Literal["pass", "fail", "inconclusive", "skipped"]
 OUTCOMES: tuple[Outcome, ...] = ("pass", "fail", "inconclusive", "skipped")
+
+
+def roll_up(outcomes: Iterable[Outcome]) -> Outcome:
+    """What several outcomes come to: fail over inconclusive over pass. What was skipped counts for nothing beside a pass; where
+    nothing but skipped is there, or nothing at all, nobody can tell: inconclusive."""
+    found = set(outcomes)
+    ranked: tuple[Outcome, ...] = ("fail", "inconclusive", "pass")
+    return next((outcome for outcome in ranked if outcome in found), "inconclusive")
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,7 @@ class CaseResult:
     Args:
         case: its name, e.g. "decode-gqa8-d128-bf16-page16".
         guards: which part of the work it guards, in words.
-        outcome: pass, fail, inconclusive (could not be judged: the oracle or the base failed) or skipped.
+        outcome: pass, fail, inconclusive (could not be judged: the oracle or the baseline failed) or skipped.
         reason: why not pass, in one sentence; "" for pass.
         kernel: what ran.
         max_error, max_bound, mean_error, mean_bound: absolute errors against the float64 oracle and their bounds; None where
@@ -48,7 +55,7 @@ class CaseResult:
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast one piece of work ran, as a fraction of what the device showed in the same run; see `selftest.floor`.
+    """How fast one piece of work ran, as a fraction of what the device showed in the same run; see `selftest.speed`.
 
     Args:
         work: decode, prefill, or any where nothing was measured.
@@ -83,8 +90,8 @@ class Verdict:
         cases: every case, in order, skipped ones with their reason.
         unseen: what this level cannot see, in words.
         seconds: total time.
-        fault: name of the planted fault where one was planted on purpose, else None.
-        speed: what was measured against the speed floor; empty at the quick level and where a fault is planted. Each is among
+        fault: name of the fault where one was injected, else None.
+        speed: what was measured against the speed floor; empty at the quick level and where a fault is injected. Each is among
             the cases too.
     """
 
@@ -115,10 +122,14 @@ def check_level(level: str | None) -> Level | None:
 
 
 @dataclass(frozen=True)
-class Proof:
-    """Whether the self-test caught one planted fault, and through which case."""
+class FaultResult:
+    """Whether one injected fault was caught in one dtype, and by which case. Faults that no case can show are left out."""
 
     fault: str
     caught: bool
     by: str | None
     dtype: str | None
+
+
+Proof = FaultResult
+"""What the tables of the command line call it."""

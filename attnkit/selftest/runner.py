@@ -1,4 +1,4 @@
-"""Running cases against a backend, and proving that planted faults are caught."""
+"""Running cases against a backend, and injecting faults, every one of which must be caught."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from attnkit.backends.base import Backend, Capability, Provider
 from attnkit.backends.installed import first_provider
 from attnkit.errors import UnsupportedError
 from attnkit.hardware.device import Device
+from attnkit.hardware.torch_names import torch_name
 from attnkit.selftest.cases import Case, cases
-from attnkit.selftest.faults import FAULTS, NOISE, Planted, find_fault
-from attnkit.selftest.results import CaseResult, Level, Outcome, Speed, Verdict
+from attnkit.selftest.faults import FAULTS, NOISE, find_fault, with_fault
+from attnkit.selftest.results import CaseResult, FaultResult, Level, Speed, Verdict, roll_up
 from attnkit.spec import AttentionOutput, AttentionSpec, Call
 
 if TYPE_CHECKING:
@@ -38,23 +39,13 @@ UNSEEN: dict[Level, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class ProofResult:
-    """Whether one planted fault was caught in one dtype, and by which case. Faults that no case can show are left out."""
-
-    fault: str
-    caught: bool
-    by: str | None
-    dtype: str
-
-
-@dataclass(frozen=True)
 class _Question:
-    """A case with its call, oracle and bases, worked out once."""
+    """A case with its call, oracle and baselines, worked out once."""
 
     case: Case
     call: Call
     oracle: AttentionOutput
-    bases: tuple[AttentionOutput, ...]
+    baselines: tuple[AttentionOutput, ...]
 
 
 def run_selftest(
@@ -73,7 +64,7 @@ def run_selftest(
     Args:
         backend: the backend. spec: a model's need, whose geometry and features are tested; None tests all that is claimed.
         level: quick, standard or extended.
-        fault: plant this fault (a name of `FAULTS`).
+        fault: inject this fault (a name of `FAULTS`).
         provider: which provider; None takes the first that claims the device, an installed one before others.
         on_case: called after each case.
         torch_device: where the tensors live ("cuda:0"); None derives it from `device`.
@@ -86,8 +77,8 @@ def run_selftest(
         find_fault(fault)
     chosen = _provider(backend, device, provider)
     name, capability = chosen.name, chosen.capability
-    where = torch_device or default_torch_device(device)
-    tested = backend if fault is None else Planted(backend, fault)
+    where = torch_device or torch_name(device)
+    tested = backend if fault is None else with_fault(backend, fault)
     results: list[CaseResult] = []
 
     def record(result: CaseResult) -> None:
@@ -104,7 +95,7 @@ def run_selftest(
             record(CaseResult("need", "what the model asks for", "skipped", reason.message))
     for case in cases(level, capability, device, spec):
         record(_run_case(tested, name, capability, case, where))
-    outcome = _outcome(results)
+    outcome = roll_up(result.outcome for result in results)
     if refused and outcome == "pass":
         outcome = "inconclusive"  # what passed is not what the model needs
     speed: tuple[Speed, ...] = ()
@@ -116,7 +107,7 @@ def run_selftest(
     return Verdict(backend.name, name, _words(device), level, outcome, tuple(results), UNSEEN[level], seconds, fault, speed)
 
 
-def prove(
+def inject_faults(
     backend: Backend,
     device: Device,
     spec: AttentionSpec | None = None,
@@ -124,37 +115,30 @@ def prove(
     level: Level = "quick",
     provider: str | None = None,
     torch_device: str | None = None,
-) -> tuple[ProofResult, ...]:
-    """Plant every fault in `backend` and see whether a case of `level` catches it, for every dtype.
+) -> tuple[FaultResult, ...]:
+    """Inject every fault into `backend` and see whether a case of `level` catches it, for every dtype.
 
     A fault counts as caught only through a case that passes without it. Bits that vary are a fault only of a backend that
     claims determinism.
     """
     chosen = _provider(backend, device, provider)
     name, capability = chosen.name, chosen.capability
-    where = torch_device or default_torch_device(device)
+    where = torch_device or torch_name(device)
     by_dtype: dict[str, list[Case]] = {}
     for case in cases(level, capability, device, spec):
         if max(total for _, total in case.seqs) <= 2048:
             by_dtype.setdefault(case.dtype, []).append(case)
-    results: list[ProofResult] = []
+    results: list[FaultResult] = []
     for dtype, offered in by_dtype.items():
         questions = [q for q in (_ask(case, where) for case in offered) if isinstance(q, _Question)]
         sound = [q for q in questions if _examine(backend, name, capability, q, where).outcome == "pass"]
         for fault_name, fault in FAULTS.items():
             able = [q for q in sound if fault.applies(q.call)]
             if able and (capability.deterministic or fault_name != NOISE):
-                planted = Planted(backend, fault_name)
-                by = next((q.case.name for q in able if _examine(planted, name, capability, q, where).outcome == "fail"), None)
-                results.append(ProofResult(fault_name, by is not None, by, dtype))
+                faulty = with_fault(backend, fault_name)
+                by = next((q.case.name for q in able if _examine(faulty, name, capability, q, where).outcome == "fail"), None)
+                results.append(FaultResult(fault_name, by is not None, by, dtype))
     return tuple(results)
-
-
-def default_torch_device(device: Device) -> str:
-    """torch's name for a device."""
-    if device.vendor in ("nvidia", "amd"):
-        return f"cuda:{device.index}"
-    return f"xpu:{device.index}" if device.vendor == "intel" else "cpu"
 
 
 def _provider(backend: Backend, device: Device, provider: str | None) -> Provider:
@@ -214,20 +198,20 @@ def _ask(case: Case, where: str) -> _Question | str:
     """The question, or why it cannot be asked: the fault is then not the backend's."""
     import torch
 
-    from attnkit.selftest.baseline import bases
+    from attnkit.selftest.baseline import baselines
     from attnkit.selftest.reference import reference
     from attnkit.selftest.tensors import build
 
     try:
         call = build(case, where)
         oracle = reference(call)
-        yardsticks = bases(call)
+        yardsticks = baselines(call)
     except (torch.OutOfMemoryError, MemoryError) as error:
         return f"not enough memory for this case: {_line(error)}"
     except (RuntimeError, ValueError, TypeError) as error:
         return f"the question itself could not be worked out: {_line(error)}"
-    if not (torch.isfinite(oracle.out).all() and all(torch.isfinite(base.out).all() for base in yardsticks)):
-        return "the oracle or the base is not finite"
+    if not (torch.isfinite(oracle.out).all() and all(torch.isfinite(one.out).all() for one in yardsticks)):
+        return "the oracle or the baseline is not finite"
     return _Question(case, call, oracle, yardsticks)
 
 
@@ -260,7 +244,7 @@ def _answer(backend: Backend, provider: str, question: _Question) -> CaseResult:
 
     case = question.case
     result = backend.run(_fresh(question.call), provider)
-    verdict = judge(result, question.oracle, question.bases, case.spec())
+    verdict = judge(result, question.oracle, question.baselines, case.spec())
     return CaseResult(
         case.name,
         case.guards,
@@ -290,7 +274,7 @@ def _again(backend: Backend, provider: str, capability: Capability, question: _Q
             return
     if capability.graphs and where.startswith("cuda"):
         replayed = _replay(backend, provider, _fresh(question.call))
-        verdict = judge(replayed, question.oracle, question.bases, question.case.spec())
+        verdict = judge(replayed, question.oracle, question.baselines, question.case.spec())
         if verdict.reason:
             yield f"under graph replay: {verdict.reason}"
 
@@ -304,7 +288,7 @@ def _soak(backend: Backend, provider: str, question: _Question, where: str) -> I
         with _busy(where):
             for number in range(1, runs + 1):
                 result = backend.run(_fresh(question.call), provider)
-                reason = judge(result, question.oracle, question.bases, question.case.spec()).reason
+                reason = judge(result, question.oracle, question.baselines, question.case.spec()).reason
                 if reason:
                     complaint = f"in run {number} of {runs} under load: {reason}"
                     break
@@ -341,33 +325,27 @@ def _replay(backend: Backend, provider: str, call: Call) -> AttentionOutput:
     """The answer of a captured graph, with the output filled with NaN between capture and replay."""
     import torch
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        backend.run(call, provider)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = backend.run(call, provider)
-    result.out.fill_(math.nan)
-    graph.replay()
-    torch.cuda.synchronize()
+    device = call.batch.query.device
+    with torch.cuda.device(device):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            backend.run(call, provider)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=side):  # torch's own capture stream is of the device that captured first
+            result = backend.run(call, provider)
+        result.out.fill_(math.nan)
+        graph.replay()
+        torch.cuda.synchronize()
     return result
 
 
 def _fresh(call: Call) -> Call:
     """The call with an output buffer of its own, full of NaN."""
-    paged = getattr(call, "paged", None)
-    batch: Any = call if paged is None else paged
-    out = batch.out.new_full(batch.out.shape, math.nan)
-    return replace(call, out=out) if paged is None else replace(call, paged=replace(paged, out=out))
-
-
-def _outcome(results: list[CaseResult]) -> Outcome:
-    outcomes = {result.outcome for result in results}
-    if "fail" in outcomes:
-        return "fail"
-    return "pass" if "pass" in outcomes and "inconclusive" not in outcomes else "inconclusive"
+    out = call.batch.out
+    assert out is not None
+    return call.with_batch(out=out.new_full(out.shape, math.nan))
 
 
 def _words(device: Device) -> str:

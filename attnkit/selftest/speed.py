@@ -4,11 +4,12 @@ In the same run the device's own read bandwidth (torch's sum over a large tensor
 in the tested dtype) are measured; then one decode and one prefill of the backend. Decode is held against the bandwidth by the
 bytes of cache it must read, prefill against the matrix rate by the multiplications it must make.
 
-`FLOORS` are no targets. They are set far under what an honest provider of their kind should reach, so that only something badly
-broken is under them: a fallback to the CPU, an interpreter, a loop over tokens. On an H100 with eleven self-tests at once,
-kernels reached 42 to 118 % in decode and 36 to 43 % in prefill, TORCH_SDPA 19 and 9 %, XFORMERS 5 and 10 %, and FLEX_ATTENTION,
-which runs uncompiled, 0.7 and 0.18 %: for the last the first estimate of its floor was too high. For a CPU, TORCH_SDPA reached
-1.5 to 4 % in decode and 11 % and more in prefill on a busy two-core host. How fast a backend should be is for the benchmarks.
+`SPEED_FLOORS` are no targets. They are far under what an honest provider of their kind should reach, so that only something
+badly broken is under them: a fallback to the CPU, an interpreter, a loop over tokens. On an H100 with eleven self-tests at
+once, kernels reached 42 to 118 % in decode and 36 to 43 % in prefill, TORCH_SDPA 19 and 9 %, XFORMERS 5 and 10 %, and
+FLEX_ATTENTION, which runs uncompiled, 0.7 and 0.18 %: for the last the first estimate of its floor was too high. For a CPU,
+TORCH_SDPA reached 1.5 to 4 % in decode and 11 % and more in prefill on a busy two-core host. How fast a backend should be is
+for the benchmarks.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from attnkit.spec import AttentionSpec, Dtype, Op
 
 Work: TypeAlias = Literal["decode", "prefill"]
 
-FLOORS: Mapping[tuple[str, str], Mapping[Work, float]] = {
+SPEED_FLOORS: Mapping[tuple[str, str], Mapping[Work, float]] = {
     ("gpu", "kernel"): {"decode": 0.01, "prefill": 0.005},
     ("gpu", "composed"): {"decode": 0.001, "prefill": 0.0005},
     ("cpu", "kernel"): {"decode": 0.01, "prefill": 0.01},
@@ -91,7 +92,7 @@ def measure(
         if provider.capability.reject(sized.spec(), device):
             yield Speed(work, "skipped", f"does not serve {work}")
         else:
-            yield _held(backend, provider.name, sized, work, where, sizes, FLOORS[kind, str(provider.kind)][work])
+            yield _held(backend, provider.name, sized, work, where, sizes, SPEED_FLOORS[kind, str(provider.kind)][work])
 
 
 def _held(backend: Backend, provider: str, case: Case, work: Work, where: str, sizes: Sizes, floor: float) -> Speed:

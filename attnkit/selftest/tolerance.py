@@ -1,9 +1,9 @@
 """When an answer is right.
 
     written    every element of the output, which was NaN before; finite; not all zero
-    max|out - oracle|   <= F * max|base - oracle|  + 2 eps max|oracle|      F = 2; softcap and paged caches 3; float8 caches 4
-    mean|out - oracle|  <= G * mean|base - oracle| + 2 eps mean|oracle|     G = 1.5; float8 caches 3
-    float32: base is the worst of several summation orders, F and G are doubled, and the mean's floor is 2 eps max|oracle|:
+    max|out - oracle|   <= F * max|baseline - oracle|  + 2 eps max|oracle|    F = 2; softcap and paged caches 3; float8 caches 4
+    mean|out - oracle|  <= G * mean|baseline - oracle| + 2 eps mean|oracle|   G = 1.5; float8 caches 3
+    float32: baseline is the worst of several summation orders, F and G are doubled, and the mean's floor is 2 eps max|oracle|:
     nothing is rounded to fewer bits there, so one order's error is luck (TF32, 1000 times coarser, still fails)
     float8 caches: cosine(out, oracle) >= 0.999
     log-sum-exp: the same two rules; minus infinity exactly where the oracle has it
@@ -32,7 +32,7 @@ MIN_COSINE = 0.999
 
 @dataclass(frozen=True)
 class Factors:
-    """Multiples of the base's error that are allowed."""
+    """Multiples of the baseline's error that are allowed."""
 
     largest: float
     mean: float
@@ -80,13 +80,15 @@ class _Measured:
         return ""
 
 
-def judge(result: AttentionOutput, oracle: AttentionOutput, bases: Sequence[AttentionOutput], spec: AttentionSpec) -> Judgement:
-    """Hold `result` against the float64 `oracle`, with the error of the worst of `bases` as the measure.
+def judge(
+    result: AttentionOutput, oracle: AttentionOutput, baselines: Sequence[AttentionOutput], spec: AttentionSpec
+) -> Judgement:
+    """Hold `result` against the float64 `oracle`, with the error of the worst of `baselines` as the measure.
 
     Args:
         result: what the backend returned; its output buffer was filled with NaN before.
         oracle: `attnkit.selftest.reference.reference` of the same call.
-        bases: `attnkit.selftest.baseline.bases` of the same call.
+        baselines: `attnkit.selftest.baseline.baselines` of the same call.
         spec: the need of the call; its dtype gives eps.
     """
     factors = Factors.of(spec)
@@ -102,7 +104,7 @@ def judge(result: AttentionOutput, oracle: AttentionOutput, bases: Sequence[Atte
     if oracle.out.numel() and oracle.out.any() and not out.any():
         return Judgement("output is all zero")
     eps = torch.finfo(out.dtype).eps
-    main = _measure(out.double(), oracle.out, [base.out.double() for base in bases], factors, eps)
+    main = _measure(out.double(), oracle.out, [one.out.double() for one in baselines], factors, eps)
     reason = main.complaint("output")
     if not reason and factors.cosine:
         cosine = torch.nn.functional.cosine_similarity(out.double().flatten(), oracle.out.flatten(), dim=0).item()
@@ -110,7 +112,7 @@ def judge(result: AttentionOutput, oracle: AttentionOutput, bases: Sequence[Atte
             reason = f"cosine to the oracle is {cosine:.5f}, under {MIN_COSINE}"
     lse = None
     if oracle.lse is not None and not reason:
-        reason, lse = _judge_lse(result, oracle, bases, factors)
+        reason, lse = _judge_lse(result, oracle, baselines, factors)
     return Judgement(
         reason,
         main.max_error,
@@ -123,7 +125,7 @@ def judge(result: AttentionOutput, oracle: AttentionOutput, bases: Sequence[Atte
 
 
 def _judge_lse(
-    result: AttentionOutput, oracle: AttentionOutput, bases: Sequence[AttentionOutput], factors: Factors
+    result: AttentionOutput, oracle: AttentionOutput, baselines: Sequence[AttentionOutput], factors: Factors
 ) -> tuple[str, _Measured | None]:
     assert oracle.lse is not None
     if result.lse is None:
@@ -138,22 +140,22 @@ def _judge_lse(
     measured = _measure(
         lse[seen],
         oracle.lse[seen],
-        [base.lse.double()[seen] for base in bases if base.lse is not None],
+        [one.lse.double()[seen] for one in baselines if one.lse is not None],
         factors,
         torch.finfo(torch.float32).eps,
     )
     return measured.complaint("log-sum-exp"), measured
 
 
-def _measure(out: Tensor, oracle: Tensor, bases: Sequence[Tensor], factors: Factors, eps: float) -> _Measured:
+def _measure(out: Tensor, oracle: Tensor, baselines: Sequence[Tensor], factors: Factors, eps: float) -> _Measured:
     if not oracle.numel():
         return _Measured(0.0, 0.0, 0.0, 0.0)
     error, size = (out - oracle).abs(), oracle.abs()
-    base_errors = [(base - oracle).abs() for base in bases]
+    errors = [(one - oracle).abs() for one in baselines]
     return _Measured(
         max_error=error.max().item(),
-        max_bound=factors.largest * max(e.max().item() for e in base_errors) + 2 * eps * size.max().item(),
+        max_bound=factors.largest * max(e.max().item() for e in errors) + 2 * eps * size.max().item(),
         mean_error=error.mean().item(),
-        mean_bound=factors.mean * max(e.mean().item() for e in base_errors)
+        mean_bound=factors.mean * max(e.mean().item() for e in errors)
         + 2 * eps * (size.max() if factors.floor_of_largest else size.mean()).item(),
     )

@@ -21,7 +21,7 @@ import yaml
 
 from attnkit import profiles
 from attnkit.hardware import ids, other
-from attnkit.hardware.device import Detection, Device
+from attnkit.hardware.device import Detection, Device, Vendor
 from attnkit.jsonio import RUN_DIRECTORY
 
 HERE = Path(__file__).resolve().parent
@@ -42,7 +42,7 @@ RESOURCES: dict[str, dict[str, int]] = {
     "cpu": {},
 }
 """What each platform's pod requests from its vendor's device plugin. A TPU host's chips can only be requested together."""
-VENDORS = {ids.NVIDIA: "nvidia", ids.AMD: "amd", ids.INTEL: "intel", ids.GOOGLE: "google"}
+VENDORS: dict[str, Vendor] = {ids.NVIDIA: "nvidia", ids.AMD: "amd", ids.INTEL: "intel", ids.GOOGLE: "google"}
 CLASSES = ["0300", "0302", "0380", "1200"]
 LABEL_PLATFORM, LABEL_TYPE = "attnkit.io/platform", "attnkit.io/node-type"
 
@@ -60,7 +60,7 @@ def pci_ids_by_type() -> dict[str, list[tuple[str, str, str | None]]]:
             known.arch,
             pci_id=f"{vendor}:{device}",
             features=known.features,
-        )  # type: ignore[arg-type]
+        )
         node = profiles.match_node(Detection(devices=(card,), probes=())).node
         if node is not None:
             # NFD knows the subsystem, which tells TPUs apart, and not the revision.

@@ -20,7 +20,7 @@ from attnkit.bench.peers import ON_CPU, OURS, PEERS, Run, Unsupported, torch_sdp
 from attnkit.bench.results import Row, load, ratios
 from attnkit.bench.work import ROTATE_BYTES, WORKS, Work, chosen
 from attnkit.bench.workloads import Shape
-from attnkit.selftest.baseline import bases
+from attnkit.selftest.baseline import baselines
 from attnkit.selftest.reference import reference
 from attnkit.spec import Call
 
@@ -58,7 +58,7 @@ class WritesNothing(torch_sdpa.Math):
     name: ClassVar[str] = "writes nothing"
 
     def prepare(self, call: Call) -> Run:
-        out = judging.inner(call).out
+        out = call.batch.out
         assert out is not None
         return lambda: (out, "nothing")
 
@@ -67,7 +67,7 @@ class Writes(torch_sdpa.Math):
     name: ClassVar[str] = "writes into the call's output"
 
     def prepare(self, call: Call) -> Run:
-        right, out = super().prepare(call), judging.inner(call).out
+        right, out = super().prepare(call), call.batch.out
         assert out is not None
         return lambda: (out.copy_(right()[0]), "copy")
 
@@ -251,7 +251,7 @@ def test_the_formulas_on_a_gpu_are_those_of_the_reference(make: Callable[[], Cal
     same_heads, exact, eager = judging.on_device(call, rows)
     assert torch.equal(heads, same_heads)
     torch.testing.assert_close(exact, reference(small).out, rtol=1e-12, atol=1e-12)
-    (base,) = bases(small)
+    (base,) = baselines(small)
     eps = torch.finfo(torch.bfloat16).eps
     assert (eager.double() - base.out.double()).abs().max() <= 2 * eps * exact.abs().max()
 

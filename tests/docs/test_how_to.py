@@ -77,10 +77,12 @@ def test_add_a_backend(follow: Follow) -> None:
     assert row["usable"], row["why_not"]
     code = (
         "import torch; from attnkit import api\n"
-        "made = api.attention(*torch.randn(3, 5, 2, 16).unbind(), backend='EXAMPLE_ATTN')\n"
-        "print(made.shape)"
+        "query, key, value = torch.randn(3, 5, 2, 16)\n"
+        "starts = torch.tensor([0, 5], dtype=torch.int32)\n"
+        "made = api.varlen_attention(query, key, value, starts, softmax_scale=0.25, backend='EXAMPLE_ATTN')\n"
+        "print(made.kernel, *made.out.shape)"
     )
-    assert run("python", "-c", code).returncode == 0
+    assert run("python", "-c", code).stdout == "example_torch 5 2 16\n"
 
 
 @pytest.mark.slow

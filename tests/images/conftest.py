@@ -1,15 +1,13 @@
-"""What the image tests share: the demo's machines as modules, and the built cpu image."""
+"""What the image tests share: the built cpu image."""
 
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "deploy" / "demo"))
 
 
 @pytest.fixture(scope="session")

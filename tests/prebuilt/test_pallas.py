@@ -9,10 +9,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import jax.export
 import pytest
 
-from attnkit.backends.pallas import Pallas
+pytest.importorskip("jax", reason="PALLAS needs jax")
+
+import jax.export
+
+from attnkit import prebuilt
+from attnkit.backends.pallas import CAPABILITY, signature
 from attnkit.errors import UsageError
 from attnkit.kernels.aot.manifest import KernelsError
 from attnkit.kernels.pallas import ahead
@@ -49,12 +53,12 @@ def copy(baked: Path, tmp_path: Path) -> Path:
 
 
 def test_a_tpu_that_no_node_type_has_is_refused() -> None:
-    assert prebuilt_pallas.covers(["tpu-v5e", "tpu-v6e"])
-    assert not prebuilt_pallas.covers(["sm_90"])
+    assert isinstance(prebuilt.for_targets(["tpu-v5e", "tpu-v6e"]), prebuilt_pallas.PallasKernels)
+    assert not isinstance(prebuilt.for_targets(["sm_90"]), prebuilt_pallas.PallasKernels)
     with pytest.raises(UsageError, match=r"unknown target 'tpu-v9'.*Known: tpu-v5e, tpu-v6e"):
-        prebuilt_pallas.covers(["tpu-v9"])
-    with pytest.raises(UsageError, match="do not go into one bake"):
-        prebuilt_pallas.covers(["tpu-v5e", "sm_90"])
+        prebuilt.for_targets(["tpu-v9"])
+    with pytest.raises(UsageError, match="TPU and GPU targets cannot share one kernel directory"):
+        prebuilt.for_targets(["tpu-v5e", "sm_90"])
 
 
 def test_a_whole_bake_is_counted_by_target(baked: Path, wanted: tuple[ahead.Signature, ...]) -> None:
@@ -120,17 +124,17 @@ def test_tpus_and_gpus_are_not_baked_together() -> None:
     command = [sys.executable, "-m", "attnkit.cli", "kernels", "build", "--dir", "x", "--target", "tpu-v5e,sm_90"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "TPUs and others do not go into one bake: tpu-v5e, sm_90" in done.stderr
+    assert "TPU and GPU targets cannot share one kernel directory: tpu-v5e, sm_90" in done.stderr
 
 
 def test_the_backend_finds_the_module_of_its_call(baked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it would on a TPU: by the call's shapes; what it finds is our kernel, lowered for TPUs and for nothing else."""
     monkeypatch.setenv(ahead.VARIABLE, str(baked))
     device = place(arch="tpu-v5e").device
-    case = cases(needs.LEVEL, Pallas.providers[0].capability, device, needs.needs("tpu-v5e")[0])[0]
+    case = cases(needs.LEVEL, CAPABILITY, device, needs.needs("tpu-v5e")[0])[0]
     call = build_call(case)
     assert isinstance(call, PagedAttention)
-    lowered = ahead.load(Pallas.signature(call))
+    lowered = ahead.load(signature(call))
     assert lowered is not None
     arrays = (call.query, call.key_cache, call.value_cache, call.block_table, call.seq_lens, call.query_start_loc)
     given = (*(jax.dlpack.from_dlpack(array) for array in arrays), None, None)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("triton", reason="Triton is not installed here")
+
 from attnkit.kernels.aot import variants
 from attnkit.kernels.aot.build import build
 from attnkit.kernels.aot.manifest import load
@@ -167,7 +169,7 @@ def test_tritons_c_module_is_found_on_a_node_without_a_compiler(tmp_path: Path) 
 ASK = """
 import json, sys
 from contextlib import nullcontext
-from attnkit.backends import triton_common, turing as turing_backend
+from attnkit.backends import torch_device
 from attnkit.backends.registry import get
 from attnkit.hardware.device import Device
 from attnkit.kernels.aot import variants
@@ -182,7 +184,7 @@ backend_name, arch, units, level, directory = sys.argv[1:]
 device = Device(vendor="nvidia", kind="gpu", name="absent", arch=arch, source="given")
 # The card that is not here: its name and size, and a launch that looks up or compiles and stops there.
 launch._target = lambda kind, index: launch.Target(arch, int(units))
-triton_common.device_of = turing_backend.device_of = lambda tensor: device
+torch_device.device_of = lambda tensor: device
 asked = set()
 
 def run(self):
@@ -248,7 +250,7 @@ def test_a_boot_finds_every_kernel_under_tritons_own_key(
 def test_the_list_covers_the_level_that_profiles_ask_for(tmp_path: Path, backend: str, arch: str, units: int) -> None:
     """Planning alone: what the backend's own code launches in a standard self-test, on cards of several sizes."""
     code = "sm_75-scalar" if arch == "sm_75" and backend != "TURING_ATTN" else arch
-    listed = {variant.name for variant in prebuilt_triton.list_kernels([arch]) if variant.target == code}
+    listed = {variant.name for variant in prebuilt_triton.TritonKernels((arch,)).list() if variant.target == code}
     asked = _ask(backend, arch, units, prebuilt_triton.LEVEL, "", tmp_path)["asked"]
     assert asked
     assert set(asked) <= listed  # type: ignore[call-overload]

@@ -15,6 +15,7 @@ from attnkit import profiles
 from attnkit.errors import UsageError
 from attnkit.hardware import detect
 from attnkit.hardware.device import Detection, Device
+from attnkit.profiles.files import family_names
 from attnkit.selftest.results import LEVELS
 
 REPO = Path(__file__).parents[2]
@@ -202,16 +203,17 @@ def test_profiles_of_ones_own_add_to_the_built_in_ones_and_replace_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    l4 = {"vendor": "nvidia", "arch": ["sm_89"], "name": "L4"}
-    overlay(first, "nodes", "l4", match=l4, platform="cuda-ampere", workloads={"chat": {"level": "quick"}})
+    match = {"vendor": "nvidia", "arch": ["sm_89"], "name": "X1"}
+    overlay(first, "nodes", "x1", match=match, platform="cuda-ampere", workloads={"chat": {"level": "quick"}})
+    overlay(first, "nodes", "gh200", match=match | {"name": "X2"}, platform="cuda-ampere")
     overlay(first, "nodes", "cpu", block_size=64)
     overlay(second, "nodes", "cpu", block_size=128)
     overlay(second, "workloads", "chat")
     monkeypatch.setenv("ATTNKIT_PROFILES", os.pathsep.join(map(str, (first, second))))
-    assert set(profiles.node_names()) == {*NODE_TYPES, *FAMILIES}, "l4 is one of a family without the file"
-    assert profiles.node_file("l4") == first / "nodes" / "l4.yaml"
+    assert set(profiles.node_names()) == {*NODE_TYPES, *family_names(), "gh200", "x1"}
     assert set(profiles.workload_names()) == {*WORKLOADS, "chat"}
-    assert profiles.match_node(box(Device("nvidia", "gpu", "NVIDIA L4", "sm_89"), EPYC)).node == "l4"
+    assert profiles.match_node(box(Device("nvidia", "gpu", "NVIDIA X1", "sm_89"), EPYC)).node == "x1"
+    assert profiles.load_node("gh200").match.name == "X2"  # a built-in one that has no file of its own
     assert profiles.load_node("cpu").block_size == 64
     assert profiles.node_file("cpu") == first / "nodes" / "cpu.yaml"
     assert profiles.workload_file("chat") == second / "workloads" / "chat.yaml"

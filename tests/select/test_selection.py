@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnkit.backends.base import Backend, Rejected, split_requirement
-from attnkit.backends.installed import find_version, installed_versions, requirement_names
+from attnkit.backends.base import Backend, Rejected
+from attnkit.backends.installed import installed_versions, requirement_names
 from attnkit.backends.registry import all_backends, canonical, spellings
+from attnkit.backends.versions import find_version, split_requirement
 from attnkit.errors import UnsupportedError, UsageError
 from attnkit.hardware.device import Device
 from attnkit.profiles.files import load_workload, workload_names

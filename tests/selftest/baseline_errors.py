@@ -11,7 +11,7 @@ import sys
 
 import torch
 
-from attnkit.selftest.baseline import bases
+from attnkit.selftest.baseline import baselines
 from attnkit.selftest.reference import reference
 
 
@@ -20,7 +20,7 @@ def main(path: str) -> None:
     found = {}
     for name, call in torch.load(path, weights_only=False).items():
         oracle = reference(call)
-        off = [(base.out.double() - oracle.out).abs() for base in bases(call)]
+        off = [(base.out.double() - oracle.out).abs() for base in baselines(call)]
         # To seven digits: float64's own exponential may differ in its last bit, some 1e-9 of the errors here.
         found[name] = [float(f"{max(measure(e).item() for e in off):.7g}") for measure in (torch.max, torch.mean)]
     square = torch.arange(40000.0, dtype=torch.float64).sin().float().view(200, 200)

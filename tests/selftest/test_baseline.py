@@ -85,7 +85,7 @@ def test_tf32_is_far_over_the_bounds() -> None:
         call = build(case)
         parts = {"query", "key", "value", "key_cache", "value_cache"} & {field.name for field in fields(call)}
         cut = replace(call, **{part: ten_bits(getattr(call, part)) for part in parts})
-        oracle, bases, wrong = reference(call), baseline.bases(call), reference(cut)
+        oracle, bases, wrong = reference(call), baseline.baselines(call), reference(cut)
         answer = AttentionOutput(wrong.out.float(), None if wrong.lse is None else wrong.lse.float(), "ten bits")
         found = judge(answer, oracle, bases, call.spec())
         assert found.max_error is not None and found.max_bound is not None

@@ -1,18 +1,20 @@
-"""The self-test can fail: planted faults are caught, in every dtype, by cases that pass without them."""
+"""The self-test can fail: injected faults are caught, in every dtype, by cases that pass without them."""
 
 from __future__ import annotations
 
 import platform
 from dataclasses import replace
+from functools import partial
+from itertools import count
 
 import pytest
 
 from attnkit.backends import registry
-from attnkit.backends.base import Backend
 from attnkit.errors import UsageError
 from attnkit.hardware.device import Device
-from attnkit.selftest import FAULTS, prove, run_selftest, runner
+from attnkit.selftest import FAULTS, inject_faults, run_selftest, runner
 from attnkit.selftest.cases import cases
+from attnkit.selftest.faults import with_fault
 from attnkit.selftest.tensors import build
 from attnkit.spec import AttentionSpec
 
@@ -22,7 +24,7 @@ SMALL = AttentionSpec(dtype="bfloat16", num_heads=4, num_kv_heads=2, head_dim=64
 
 @pytest.mark.slow
 def test_every_fault_of_the_quick_level_is_caught_in_every_dtype():
-    results = prove(registry.get("TORCH_SDPA"), CPU)
+    results = inject_faults(registry.get("TORCH_SDPA"), CPU)
     assert {r.dtype for r in results} == {"float16", "bfloat16", "float32"}
     assert [(r.fault, r.dtype) for r in results if not r.caught] == []
     assert all(r.by for r in results)
@@ -44,8 +46,8 @@ def test_every_fault_in_a_claimed_feature_is_caught(backend, dtype):
         assert runner._examine(found, "torch", capability, question, "cpu").outcome == "pass"
         for name in FEATURE_FAULTS:
             if FAULTS[name].applies(question.call):
-                planted = runner.Planted(found, name)
-                if runner._examine(planted, "torch", capability, question, "cpu").outcome != "fail":
+                faulty = with_fault(found, name)
+                if runner._examine(faulty, "torch", capability, question, "cpu").outcome != "fail":
                     missed.append((case.name, name))
     assert missed == []
 
@@ -77,7 +79,7 @@ def test_a_narrow_accumulator_of_mla_overflows_and_a_right_one_does_not(dtype, h
     case = next(c for c in cases("quick", capability, CPU, need) if c.content == "equal")
     question = runner._ask(case, "cpu")
     assert runner._examine(found, "torch", capability, question, "cpu").outcome == "pass"
-    caught = runner._examine(runner.Planted(found, "fp16-accumulator"), "torch", capability, question, "cpu")
+    caught = runner._examine(with_fault(found, "fp16-accumulator"), "torch", capability, question, "cpu")
     assert caught.outcome == "fail" and "not finite" in caught.reason
 
 
@@ -104,20 +106,23 @@ def test_no_attention_is_never_a_pass():
     assert run_selftest(registry.get("NO_ATTENTION"), CPU, SMALL, level="quick").outcome == "skipped"
 
 
-class _Tires(Backend):
+def running(run):
+    """TORCH_SDPA with `run`, which gets its provider and the call, in the place of every provider's."""
+    found = registry.get("TORCH_SDPA")
+    return replace(found, providers=tuple(replace(p, run=partial(run, p)) for p in found.providers))
+
+
+def tiring():
     """Right at first; from the fifth answer on one element is wrong, as of a race that only load brings out."""
+    answers = count(1)
 
-    name, providers = "TORCH_SDPA", registry.get("TORCH_SDPA").providers
-
-    def __init__(self):
-        self.answers = 0
-
-    def run(self, call, provider=None):
-        self.answers += 1
-        result = registry.get("TORCH_SDPA").run(call, provider)
-        if self.answers >= 5:
+    def run(provider, call):
+        result = provider.run(call)
+        if next(answers) >= 5:
             result.out[0, 0, 0] += 0.5
         return result
+
+    return running(run)
 
 
 @pytest.mark.parametrize(("soak", "outcome"), [(0, "pass"), (8, "fail")])
@@ -126,19 +131,9 @@ def test_an_error_that_comes_only_after_a_while_is_found_by_the_extended_level(s
     drawn = next(c for c in cases("extended", capability, CPU, SMALL) if c.name == "drawn-0")
     assert drawn.soak == 8
     question = runner._ask(replace(drawn, seqs=((3, 40),), soak=soak), "cpu")
-    found = runner._examine(_Tires(), "torch", capability, question, "cpu")
+    found = runner._examine(tiring(), "torch", capability, question, "cpu")
     assert found.outcome == outcome
     assert ("under load" in found.reason) == (outcome == "fail")
-
-
-class _Raises(Backend):
-    name, providers = "TORCH_SDPA", registry.get("TORCH_SDPA").providers
-
-    def __init__(self, error):
-        self.error = error
-
-    def run(self, call, provider=None):
-        raise self.error
 
 
 @pytest.mark.parametrize(
@@ -151,7 +146,10 @@ class _Raises(Backend):
     ],
 )
 def test_what_a_backend_raises_becomes_a_result(error, outcome):
-    verdict = run_selftest(_Raises(error), CPU, SMALL, level="quick")
+    def fails(provider, call):
+        raise error
+
+    verdict = run_selftest(running(fails), CPU, SMALL, level="quick")
     assert verdict.outcome == outcome
     assert str(error) in verdict.cases[0].reason
 

@@ -16,7 +16,7 @@ from attnkit.hardware.device import Device
 from attnkit.selftest import run_selftest
 from attnkit.selftest import speed as speed_floor
 from attnkit.selftest.cases import Case
-from attnkit.spec import AttentionOutput, AttentionSpec, Call, VarlenAttention
+from attnkit.spec import AttentionOutput, AttentionSpec, PagedAttention
 
 CPU = Device("cpu", "cpu", "CPU", platform.machine())
 NEED = AttentionSpec(dtype="float32", num_heads=4, num_kv_heads=2, head_dim=64)
@@ -25,22 +25,18 @@ REAL = registry.get("TORCH_SDPA")
 PROVIDER = next(p for p in REAL.providers if p.name == "torch")
 
 
-class Looping(Backend):
+def looping() -> Backend:
     """TORCH_SDPA asked for one head of one token at a time: right, and slow."""
 
-    name, providers = REAL.name, REAL.providers
-
-    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
-        assert not isinstance(call, VarlenAttention)
-        whole = REAL.run(call, provider)
-        starts = call.query_start_loc.tolist()  # type: ignore[union-attr]
-        for seq, (begin, end) in enumerate(pairwise(starts)):
+    def run(call: PagedAttention) -> AttentionOutput:
+        whole = PROVIDER.run(call)
+        for seq, (begin, end) in enumerate(pairwise(call.query_start_loc.tolist())):
             for token in range(begin, end):
-                for head in range(call.query.shape[1]):  # type: ignore[union-attr]
-                    whole.out[token, head] = self.one(call, seq, token, head, end, provider)
+                for head in range(call.query.shape[1]):
+                    whole.out[token, head] = one(call, seq, token, head, end)
         return whole
 
-    def one(self, call: Any, seq: int, token: int, head: int, end: int, provider: str | None) -> torch.Tensor:
+    def one(call: PagedAttention, seq: int, token: int, head: int, end: int) -> torch.Tensor:
         length = call.seq_lens[seq] - (end - 1 - token)
         single = replace(
             call,
@@ -52,7 +48,9 @@ class Looping(Backend):
             max_seq_len=int(length),
             out=None,
         )
-        return REAL.run(single, provider).out[0, head]
+        return PROVIDER.run(single).out[0, head]
+
+    return replace(REAL, providers=(replace(PROVIDER, run=run),))
 
 
 def speeds(backend: Backend, sizes: speed_floor.Sizes = SMALL) -> dict[str, Any]:
@@ -66,12 +64,12 @@ def test_the_real_backend_is_over_the_floor() -> None:
     for speed in found.values():
         assert speed.outcome == "pass" and speed.kernel == "scaled_dot_product_attention", speed
         assert speed.fraction == pytest.approx(speed.rate / speed.ceiling)
-        assert speed.floor == speed_floor.FLOORS["cpu", "composed"][speed.work]
+        assert speed.floor == speed_floor.SPEED_FLOORS["cpu", "composed"][speed.work]
 
 
 def test_a_backend_that_loops_fails_and_says_how_far_off_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed_floor, "ENOUGH_S", 0.01)  # one call is enough of this
-    found = speeds(Looping(), replace(SMALL, cache_bytes=1 << 17, prompt=48))
+    found = speeds(looping(), replace(SMALL, cache_bytes=1 << 17, prompt=48))
     for work, speed in found.items():
         assert speed.outcome == "fail", speed
         assert speed.fraction < speed.floor
@@ -103,7 +101,7 @@ def test_every_provider_that_has_a_floor_has_it_for_its_device() -> None:
             if backend.name == "NO_ATTENTION" or provider.kind is None:
                 assert (backend.name, provider.name) in {("NO_ATTENTION", "attnkit"), ("PALLAS", "attnkit")}
             elif provider.kind != "interpreter":
-                assert all((kind, provider.kind) in speed_floor.FLOORS for kind in kinds)
+                assert all((kind, provider.kind) in speed_floor.SPEED_FLOORS for kind in kinds)
 
 
 def test_the_work_is_counted() -> None:
@@ -125,7 +123,7 @@ def test_a_speed_under_the_floor_fails_the_verdict_and_is_among_the_cases(monkey
     monkeypatch.setattr("attnkit.selftest.runner.cases", lambda *_: ())
     verdict = run_selftest(REAL, CPU, NEED, level="standard", provider="torch")
     assert [case.case for case in verdict.cases] == ["speed-decode", "speed-prefill"]
-    monkeypatch.setattr(speed_floor, "FLOORS", {("cpu", "composed"): {"decode": 1e9, "prefill": 0.0}})
+    monkeypatch.setattr(speed_floor, "SPEED_FLOORS", {("cpu", "composed"): {"decode": 1e9, "prefill": 0.0}})
     verdict = run_selftest(REAL, CPU, NEED, level="standard", provider="torch")
     assert verdict.outcome == "fail"
     assert [case.outcome for case in verdict.cases] == ["fail", "pass"]

@@ -31,8 +31,8 @@ def markdown() -> str:
     for backend in all_backends():
         providers = ", ".join(provider.name for provider in backend.providers)
         link = f"[{backend.name}](#{backend.name.lower()})"
-        rows.append((link, ", ".join(backend.aliases), backend.summary, providers, _evidence(backend)))
-    lines += table(("backend", "other names", "computes", "providers, in order", "evidence"), rows)
+        rows.append((link, backend.summary, _evidence(backend), providers, ", ".join(backend.aliases)))
+    lines += table(("backend", "computes", "evidence", "providers, in order", "other names"), rows)
     for backend in all_backends():
         lines += ["", f"## {backend.name}", ""]
         head = ("provider", "needs", "runs on", "operations", "dtypes", "cache", "head sizes", "blocks", "features")
@@ -42,7 +42,7 @@ def markdown() -> str:
 
 def _evidence(backend: Backend) -> str:
     by_word: dict[str, list[str]] = {}
-    for item in evidence.of(backend.name):
+    for item in evidence.evidence_for(backend.name):
         by_word.setdefault(item.word, []).append(item.target)
     return "; ".join(f"{word}: {', '.join(targets)}" for word, targets in by_word.items()) or "none"
 

@@ -53,7 +53,8 @@ def variables(parameter: Any) -> tuple[str, ...]:
 def markdown() -> str:
     """The whole page."""
     lines = [
-        "Commands, options and exit codes are a stable interface. Options can also be set by the environment variable that is",
+        "Commands, options and exit codes are a stable interface. Options can also be set by the environment variable",
+        "that is",
         "named with them; the option wins.",
         "",
         "## Exit codes",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from attnkit.boot import report
@@ -45,11 +45,11 @@ GENERATED: dict[str, Callable[[], str]] = {
 }
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a file is stale")
-    check = parser.parse_args().check
+    check = parser.parse_args(argv).check
     stale = []
     for name, make in GENERATED.items():
         path = ROOT / name

@@ -1,4 +1,4 @@
-"""A hook of mkdocs: links into the repository's source must lead to a file or folder that exists (`--strict` makes it an error)."""
+"""A hook of mkdocs: links into the repository must lead to a file or folder that exists (`--strict` makes it an error)."""
 
 from __future__ import annotations
 

@@ -15,10 +15,13 @@ def markdown() -> str:
     workloads = [load_workload(name) for name in workload_names()]
     return page(
         "Node types and workloads",
-        "A node type is a profile: which devices it describes, which image family runs on it, and which backends are tried, in",
-        "order. The first backend of the table is what `attnkit select --node NAME --assume-installed` chooses for a usual decoder",
+        "A node type is a profile: which devices it describes, which image family runs on it, and which backends are",
+        "tried, in",
+        "order. The first backend of the table is what `attnkit select --node NAME --assume-installed` chooses for a",
+        "usual decoder",
         "(32 heads of 128, 8 key/value heads). Evidence is the strongest [level](backends.md) for that provider on that",
-        "architecture. Fields are explained in the [profile schema](profiles.md); to add a type, see [Add a node type](../how-to/add-a-node-type.md).",
+        "architecture. Fields are explained in the [profile schema](profiles.md); to add a type, see",
+        "[Add a node type](../how-to/add-a-node-type.md).",
         "",
         *table(
             ("node type", "devices", "architecture", "image", "first backend", "evidence", "then", "dtype"),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import textwrap
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
 ROOT = Path(__file__).resolve().parents[2]
-WIDTH, LEFT, RIGHT, ROW, GAP = 940, 20, 70, 54, 12
+WIDTH, LEFT, RIGHT, ROW, GAP = 940, 20, 70, 68, 12
+UNITS = 6.6
+"""Width of a character at the size of the summaries, about."""
 
 
 def layers() -> list[list[str]]:
@@ -51,8 +54,10 @@ def svg() -> str:
             lines += [
                 f'  <rect x="{x:.0f}" y="{y}" width="{width:.0f}" height="{ROW}" rx="8" fill="#f1f5f9" stroke="#334155"/>',
                 f'  <text x="{x + 12:.0f}" y="{y + 22}" font-size="15" font-weight="600" fill="#0f172a">{escape(name)}</text>',
-                f'  <text x="{x + 12:.0f}" y="{y + 42}" font-size="12.5" fill="#334155">'
-                f"{escape(_fit(summary(name), width - 24))}</text>",
+                *(
+                    f'  <text x="{x + 12:.0f}" y="{y + 41 + 17 * line}" font-size="12.5" fill="#334155">{escape(text)}</text>'
+                    for line, text in enumerate(_wrapped(summary(name), width - 24))
+                ),
             ]
     x = WIDTH - RIGHT / 2
     lines += [
@@ -64,9 +69,6 @@ def svg() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _fit(text: str, width: float) -> str:
-    """As many whole words as fit (about 6.4 units a character), with an ellipsis where some are missing."""
-    room = int(width / 6.4)
-    if len(text) <= room:
-        return text
-    return text[: room - 1].rsplit(" ", maxsplit=1)[0].rstrip(",;:") + " …"
+def _wrapped(text: str, width: float) -> list[str]:
+    """The text in at most two lines, with an ellipsis where words are missing."""
+    return textwrap.wrap(text, int(width / UNITS), max_lines=2, placeholder=" …")

@@ -12,7 +12,8 @@ from attnkit.boot import report
 from tools.docs.markdown import cell, page, table
 
 Schema = Mapping[str, Any]
-MEANINGS = {
+PROFILE_FIELDS = {
+    "Product.name": "Regular expression, searched in the device's name without regard to case",
     "name": "The profile's name, as in its file name",
     "title": "What people call it",
     "backends": "Names to try, first choice first",
@@ -21,8 +22,83 @@ MEANINGS = {
     "block_size": "Tokens in a block of the cache",
     "level": "How thorough the self-test is",
     "engine": "What the engine is started with",
+    "vendor": "nvidia, amd, intel, google or cpu",
+    "arch": "Patterns of architectures (sm_75, gfx942)",
+    "platform": "The image family it runs",
+    "pci_ids": "vendor:device, lower case",
+    "any_feature": "At least one of these device features must be there",
+    "families": "Families of node types that share everything but their devices",
 }
-"""Fields whose class has no description of its own."""
+"""Fields of profiles whose class has no description, by name, or by object and name."""
+
+REPORT_FIELDS = {
+    "BootReport.schema_version": "Version of this format",
+    "BootReport.attnkit_version": "The version that wrote it",
+    "BootReport.host": "Host name, kernel release, operating system",
+    "BootReport.node_type": "The node type; null where none matches",
+    "BootReport.node_type_source": "Whether it was detected, or given with `--node`",
+    "BootReport.node_type_why": "What it was recognized by",
+    "BootReport.detection": "Devices, and what each probe said",
+    "BootReport.need": "What the model asks for",
+    "BootReport.decision": "Accepted and rejected backends, with reasons",
+    "BootReport.selftest": "One verdict for each candidate and device that was tested",
+    "BootReport.verdict": "The verdict of the boot; `planted` where the device was simulated",
+    "BootReport.provider": "The library behind the backend",
+    "BootReport.fallbacks": "Each step along the chain, with its reason",
+    "BootReport.kernels": "Precompiled kernels, and kernels compiled just in time",
+    "BootReport.engine": "The serving engine; null where none was asked for",
+    "BootReport.boot_seconds": "Wall time of each step",
+    "Accepted.backend": "The backend",
+    "Accepted.provider": "The library behind it",
+    "Accepted.reason": "Why it can serve",
+    "BootSeconds.detect": "Detection",
+    "BootSeconds.select": "Selection",
+    "BootSeconds.selftest": "Self-tests of all candidates",
+    "BootSeconds.engine": "From the engine's start until it was ready",
+    "BootSeconds.total": "The whole boot",
+    "Completion.prompt_tokens": "Tokens of the prompt",
+    "Completion.completion_tokens": "Tokens that came back",
+    "Completion.seconds": "Time of the request",
+    "Completion.tokens_per_s": "Completion tokens a second; null where it cannot be known",
+    "DecisionReport.device": "The device that the decision is for",
+    "DecisionReport.chosen": "The backend that is selected; null where none can serve",
+    "DecisionReport.accepted": "Backends that can serve, in the order in which they are tried",
+    "DecisionReport.rejected": "All others, with their reasons",
+    "DecisionReport.explicit": "Whether the backend was chosen explicitly, which never falls back",
+    "DecisionReport.order": "The order that was asked for",
+    "DecisionReport.order_source": "Who stated the order",
+    "DecisionReport.warnings": "What is unusual, in words",
+    "EngineReport.version": "Version of the engine",
+    "EngineReport.notes": "What else there is to know about the start",
+    "EngineReport.health_url": "Where its health was asked for",
+    "EngineReport.health_seconds": "Seconds until it was healthy",
+    "EngineReport.completion": "The completion that was requested",
+    "EngineReport.exit_code": "Its exit code; null while it runs",
+    "Fallback.from": "The backend that was given up",
+    "Fallback.reason": "Why",
+    "KernelCounts.baked": "Precompiled kernels that were used",
+    "KernelCounts.jit_compiles": "Kernels compiled just in time during the self-test",
+    "NeedReport.source": "Where the requirements came from: a model, a preset, a default",
+    "NeedReport.specs": "One specification for each kind of attention layer",
+    "NeedReport.notes": "What was not understood or was assumed",
+    "ProbeResult.probe": "Name of the probe",
+    "ProbeResult.devices": "What it found",
+    "ProbeResult.error": "Why it failed; null where it did not",
+    "ProbeResult.notes": "What else it saw",
+    "Rejected.backend": "The backend",
+    "Rejected.reasons": "Every reason, with a code and a message",
+    "SpecReport.op": "The operation",
+    "SpecReport.dtype": "Data type of queries and output",
+    "SpecReport.num_heads": "Query heads",
+    "SpecReport.num_kv_heads": "Key/value heads",
+    "SpecReport.head_dim": "Size of a head",
+    "SpecReport.head_dim_v": "Size of a value head, where it differs",
+    "SpecReport.kv_cache_dtype": "Data type of the cache",
+    "SpecReport.block_size": "Tokens in a block of the cache; null: any",
+    "SpecReport.phases": "Prefill, decode, mixed batches",
+    "SpecReport.features": "Features of the softmax that the model needs",
+}
+"""Fields of the report whose class has no description, by object and name."""
 
 
 def profile_schema_text() -> str:
@@ -32,17 +108,20 @@ def profile_schema_text() -> str:
 
 def profiles_markdown() -> str:
     """The page about profiles."""
-    definitions = profiles.schema()["$defs"]
+    schema: Schema = profiles.schema()
+    definitions: dict[str, Schema] = schema["$defs"]
     titles = {"NodeProfile": "Node type", "WorkloadProfile": "Workload"}
     order = sorted(definitions, key=lambda name: (name not in titles, name))
     lines = [
-        "A profile is one small YAML file: `profiles/nodes/NAME.yaml` for a node type, `profiles/workloads/NAME.yaml` for a workload.",
+        "A profile is one small YAML file: `profiles/nodes/NAME.yaml` for a node type, `profiles/workloads/NAME.yaml`",
+        "for a workload.",
         "Unknown fields are errors; messages name file, line, field and the allowed values. The JSON Schema, for editors, is",
-        "[profiles/schema.json](https://github.com/attnkit/attnkit/blob/main/profiles/schema.json). The built-in profiles are listed in",
+        "[profiles/schema.json](https://github.com/attnkit/attnkit/blob/main/profiles/schema.json). The built-in",
+        "profiles are listed in",
         "[Node types and workloads](node-types.md).",
     ]
     for name in order:
-        lines += ["", f"## {titles.get(name, name)}", "", *_object(definitions[name], definitions)]
+        lines += ["", f"## {titles.get(name, name)}", "", *_object(name, definitions[name], definitions, PROFILE_FIELDS)]
     return page("Profile schema", *lines)
 
 
@@ -51,28 +130,33 @@ def report_markdown() -> str:
     schema = json.loads(report.schema_text())
     definitions = schema["$defs"]
     lines = [
-        "`attnkit boot` writes one JSON document, by default `/run/attnkit/report.json`. It is written again whenever it grows, and",
-        "replaced atomically. Its JSON Schema is published as [report.schema.json](../report.schema.json). The readiness file, the",
+        "`attnkit boot` writes one JSON document, by default `/run/attnkit/report.json`. It is written again whenever",
+        "it grows, and",
+        "replaced atomically. Its JSON Schema is published as [report.schema.json](../report.schema.json). The",
+        "readiness file, the",
         "[Prometheus text](metrics.md) and the HTML page (`attnkit report FILE --html OUT`) are made from it.",
         "",
         "## BootReport",
         "",
-        *_object(schema, definitions),
+        *_object("BootReport", schema, definitions, REPORT_FIELDS),
     ]
     for name in definitions:
-        lines += ["", f"## {name}", "", *_object(definitions[name], definitions)]
+        lines += ["", f"## {name}", "", *_object(name, definitions[name], definitions, REPORT_FIELDS)]
     return page("Boot report", *lines)
 
 
-def _object(schema: Schema, definitions: Schema) -> Iterable[str]:
+def _object(owner: str, schema: Schema, definitions: Schema, known: Mapping[str, str]) -> Iterable[str]:
     summary, arguments = _described(str(schema.get("description", "")))
     required = set(schema.get("required", ()))
     rows = []
     for name, field in schema.get("properties", {}).items():
-        text = str(field.get("description") or arguments.get(name) or MEANINGS.get(name, ""))
-        text = text[:1].upper() + text[1:].rstrip(".")
+        text = str(field.get("description") or arguments.get(name) or known.get(f"{owner}.{name}", known.get(name, "")))
+        if not text:
+            raise ValueError(f"describe {owner}.{name} with Field(description=…) in its class, or in {__file__}")
+        if text.split(maxsplit=1)[0].isalpha():  # a sentence, and no name or list of values
+            text = text[:1].upper() + text[1:]
         default = "required" if name in required else _default(field)
-        rows.append((f"`{name}`", _type(field, definitions), default, cell(text)))
+        rows.append((f"`{name}`", _type(field, definitions), default, cell(text).rstrip(".")))
     return [*([summary, ""] if summary else []), *table(("field", "type", "default", "meaning"), rows)]
 
 
@@ -94,7 +178,7 @@ def _described(docstring: str) -> tuple[str, dict[str, str]]:
 
 def _default(field: Schema) -> str:
     value = field.get("default")
-    return "" if value in (None, [], {}, "") else f"`{json.dumps(value, ensure_ascii=False)}`"
+    return "" if value in (None, [], "") or isinstance(value, dict) else f"`{json.dumps(value, ensure_ascii=False)}`"
 
 
 def _type(field: Schema, definitions: Schema) -> str:

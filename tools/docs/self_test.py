@@ -11,7 +11,7 @@ from attnkit.backends.registry import all_backends
 from attnkit.selftest.faults import FAULTS
 from attnkit.selftest.results import LEVELS
 from attnkit.selftest.runner import UNSEEN
-from attnkit.selftest.speed import FLOORS
+from attnkit.selftest.speed import SPEED_FLOORS
 from tools.docs.markdown import SOURCE, page, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,7 +20,7 @@ REPORTS = ROOT / "docs" / "reports"
 
 def markdown() -> str:
     """The whole page."""
-    floors = [(where, kind, f"{f['decode']:.2%}", f"{f['prefill']:.2%}") for (where, kind), f in FLOORS.items()]
+    floors = [(where, kind, f"{f['decode']:.2%}", f"{f['prefill']:.2%}") for (where, kind), f in SPEED_FLOORS.items()]
     return page(
         "Self-test: levels, faults, speed floors",
         "How the self-test works is explained in [The self-test](../guides/self-test.md).",
@@ -33,15 +33,19 @@ def markdown() -> str:
         "",
         "## Faults",
         "",
-        "`attnkit selftest --inject-faults` injects all of them; `ATTNKIT_FAULT=NAME` injects one into a boot, to rehearse a failing node.",
+        "`attnkit selftest --inject-faults` injects all of them; `ATTNKIT_FAULT=NAME` injects one into a boot, to",
+        "rehearse a failing node.",
         "",
         *table(("fault", "what is wrong"), ((f"`{name}`", fault.summary) for name, fault in FAULTS.items())),
         "",
         "## Speed floors",
         "",
-        "Percentages of the device's own rate, measured in the same run: of its read bandwidth for decode, of its matrix rate for",
-        f"prefill ([speed.py]({SOURCE}/attnkit/selftest/speed.py)). A floor is not a target: only something badly broken is below it.",
-        "A provider is a *kernel* where one kernel reads the pages of the cache where they are, and *composed* where pages are",
+        "Percentages of the device's own rate, measured in the same run: of its read bandwidth for decode, of its",
+        "matrix rate for",
+        f"prefill ([speed.py]({SOURCE}/attnkit/selftest/speed.py)). A floor is not a target: only something badly",
+        "broken is below it.",
+        "A provider is a *kernel* where one kernel reads the pages of the cache where they are, and *composed* where",
+        "pages are",
         "gathered first.",
         "",
         *table(("device", "provider", "decode", "prefill"), floors),

@@ -1,7 +1,7 @@
 """docs/reference/vllm-names.md: what every backend is called and how it is asked for, by version and platform of vLLM.
 
-Made from the resolver (`vllm_names.resolve`) by tools/docs/generate.py. Columns are the versions in which a column would differ from
-the one before it.
+Made from the resolver (`vllm_names.resolve`) by tools/docs/generate.py. Columns are the versions in
+which a column would differ from the one before it.
 """
 
 from __future__ import annotations

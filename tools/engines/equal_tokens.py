@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from attnkit.engines.vllm.log import backend_from_log
-from attnkit.engines.vllm.plugin import VARIABLE, place_here
+from attnkit.engines.vllm.plugin import VARIABLE, slot_here
 from attnkit.errors import EXIT_CHECK_FAILED, EXIT_OK, AttnkitError, UsageError, require_packages, unknown_name
 from attnkit.kernels.cpu import library as cpu_kernels
 
@@ -306,7 +306,7 @@ def _child(model: str, answer: str, serving: Serving) -> None:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         device = str(current_platform.get_device_name())
         more["gpu_memory_utilization"] = float(os.environ.get("ATTNKIT_GPU_MEMORY", "0.5"))
-        place = place_here() if os.environ.get(VARIABLE) else serving.own
+        place = slot_here() if os.environ.get(VARIABLE) else serving.own
         if place is not None:
             more["attention_backend"] = place
     if serving.graphs:

@@ -26,8 +26,8 @@ from vllm.v1.attention.backend import (
 from attnkit.backends.base import Capability
 from attnkit.engines.vllm.batch import AttnkitBuilder, AttnkitMetadata, Part, behind_window
 from attnkit.engines.vllm.log import LOG_LINE
-from attnkit.engines.vllm.need import ENCODERS, FP8, capability, chosen, evaluate, layer_need, provider_for
-from attnkit.engines.vllm.plugin import place_here
+from attnkit.engines.vllm.plugin import slot_here
+from attnkit.engines.vllm.requirements import ENCODERS, FP8, capability, chosen, evaluate, layer_requirements, provider_for
 from attnkit.errors import UnsupportedError
 from attnkit.kernels.cpu.launch import store
 from attnkit.kernels.cpu.library import PROVIDER
@@ -37,7 +37,7 @@ logger = init_logger("vllm.plugins.attnkit")
 
 
 class AttnkitBackend(AttentionBackend):  # type: ignore[misc]
-    """What does not depend on the place it takes in vLLM's registry."""
+    """What does not depend on the slot it takes in vLLM's registry."""
 
     forward_includes_kv_cache_update: bool = False
     supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float16, torch.bfloat16, torch.float32]
@@ -136,7 +136,7 @@ class AttnkitBackend(AttentionBackend):  # type: ignore[misc]
             reasons.append(f"attention type {attn_type} is not supported")
             return reasons
         try:
-            spec = layer_need(
+            spec = layer_requirements(
                 head_size=head_size,
                 dtype=dtype,
                 kv_cache_dtype=kv_cache_dtype,
@@ -160,7 +160,7 @@ class InCpuAttn(AttnkitBackend):
 
     @staticmethod
     def get_name() -> str:
-        """The place's name."""
+        """The slot's name."""
         return "CPU_ATTN"
 
 
@@ -169,7 +169,7 @@ class InFlashAttn(AttnkitBackend):
 
     @staticmethod
     def get_name() -> str:
-        """The place's name."""
+        """The slot's name."""
         return "FLASH_ATTN"
 
 
@@ -178,7 +178,7 @@ class AsCustom(AttnkitBackend):
 
     @staticmethod
     def get_name() -> str:
-        """The place's name."""
+        """The slot's name."""
         return "CUSTOM"
 
 
@@ -228,7 +228,7 @@ class AttnkitImpl(AttentionImpl[AttnkitMetadata]):  # type: ignore[misc]
             raise UnsupportedError(f"{self.backend.name} in vLLM does not serve attention type {attn_type}")
         config = get_current_vllm_config()
         self.provider = provider_for(
-            layer_need(
+            layer_requirements(
                 head_size=head_size,
                 dtype=config.model_config.dtype if config.model_config else torch.get_default_dtype(),
                 kv_cache_dtype=kv_cache_dtype,
@@ -242,7 +242,7 @@ class AttnkitImpl(AttentionImpl[AttnkitMetadata]):  # type: ignore[misc]
         self.whole = self.provider == PROVIDER  # one kernel takes decodes and chunks
         kind = next(one.kind for one in self.backend.providers if one.name == self.provider)
         self.reads_all = kind != "kernel"  # even what no window reaches; a kernel skips that by itself
-        logger.info_once(LOG_LINE.format(backend=self.backend.name, place=place_here()))
+        logger.info_once(LOG_LINE.format(backend=self.backend.name, slot=slot_here()))
 
     def forward(
         self,

@@ -19,7 +19,7 @@ from vllm.v1.attention.backends.mla.cpu_mla import CPUMLABackend, CPUMLAImpl
 from attnkit.backends.base import Capability
 from attnkit.backends.torch_common import slots
 from attnkit.engines.vllm.log import LOG_LINE
-from attnkit.engines.vllm.need import capability, chosen, dtype_name, evaluate, provider_for
+from attnkit.engines.vllm.requirements import capability, chosen, dtype_name, evaluate, provider_for
 from attnkit.errors import UnsupportedError
 from attnkit.spec import AttentionSpec, MlaDecode, Softmax, VarlenAttention
 
@@ -64,7 +64,7 @@ class InAmxMla(InCpuMla):
 
     @staticmethod
     def get_name() -> str:
-        """The place's name."""
+        """The slot's name."""
         return "AMX_MLA"
 
     @staticmethod
@@ -76,7 +76,7 @@ class InAmxMla(InCpuMla):
 class InCpuMlaImpl(CPUMLAImpl):  # type: ignore[misc]
     """One MLA layer's attention through the chosen backend; the cache's layout and its writing are vLLM's."""
 
-    place = "CPU_MLA"
+    slot = "CPU_MLA"
 
     def __init__(self, *args: Any, **named: Any) -> None:
         """See vLLM's CPUMLAImpl.
@@ -118,7 +118,7 @@ class InCpuMlaImpl(CPUMLAImpl):  # type: ignore[misc]
         found, _ = evaluate(prefill)
         self.value_dim = self.v_head_dim if found else self.qk_head_dim  # padded with zeros where it must be as wide as a key
         self.prefill_provider = found or provider_for(replace(prefill, head_dim_v=None))
-        logger.info_once(LOG_LINE.format(backend=self.backend.name, place=self.place))
+        logger.info_once(LOG_LINE.format(backend=self.backend.name, slot=self.slot))
 
     def forward_mqa(
         self,
@@ -193,6 +193,6 @@ class InCpuMlaImpl(CPUMLAImpl):  # type: ignore[misc]
 
 
 class InAmxMlaImpl(InCpuMlaImpl):
-    """The same in the other place."""
+    """The same in the other slot."""
 
-    place = "AMX_MLA"
+    slot = "AMX_MLA"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from vllm.v1.attention.backend import AttentionCGSupport, AttentionMetadataBuilder, CommonAttentionMetadata
 
-from attnkit.engines.vllm.need import capability
+from attnkit.engines.vllm.requirements import capability
 from attnkit.errors import UnsupportedError
 
 

@@ -15,10 +15,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from attnkit.backends.installed import find_version
 from attnkit.backends.registry import canonical
+from attnkit.backends.versions import find_version
 from attnkit.engines.vllm.names import Resolution, resolve
-from attnkit.engines.vllm.plugin import PLACES
+from attnkit.engines.vllm.plugin import SLOTS
 from attnkit.engines.vllm.plugin import VARIABLE as PLUGIN_VARIABLE
 from attnkit.errors import UsageError
 from attnkit.hardware.device import Device
@@ -184,7 +184,7 @@ def explicit_backend(asked: str | None, command: VllmCommand, environment: Mappi
     found = [(asked, "attnkit's --backend")] if asked is not None else []
     if plugin:
         found.append((canonical(plugin), PLUGIN_VARIABLE))
-    if given is not None and not (plugin and given[0].upper() in PLACES.values()):  # the plugin's place, not a choice
+    if given is not None and not (plugin and given[0].upper() in SLOTS.values()):  # the plugin's place, not a choice
         found.append((_ours(given[0]), given[1]))
     for value, where in found[1:]:
         if value != found[0][0]:
@@ -238,8 +238,8 @@ def prepare(
         notes.append(f"vLLM is not installed beside attnkit, so its version is unknown and {backend} was not handed over")
     else:
         platform = platform_of(device)
-        plugin = {**(env or {}), **given}.get(PLUGIN_VARIABLE, "").strip() and platform in PLACES
-        name = PLACES[platform] if plugin else backend  # the plugin computes in the place of one of vLLM's names
+        plugin = {**(env or {}), **given}.get(PLUGIN_VARIABLE, "").strip() and platform in SLOTS
+        name = SLOTS[platform] if plugin else backend  # the plugin computes in the place of one of vLLM's names
         found = resolve(name, version, platform)
         own = found.now if not found.flag and not found.env and found.now != name else None
         launch, flag, switch = _with_backend(launch, found, given, notes)

@@ -16,20 +16,19 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any
 
 from attnkit.backends.base import Backend, Capability, HeadDims, Provider
 from attnkit.engines.vllm.layer import EngineMovedError, engine_layer, forward, interface, vllm_version
-from attnkit.errors import UnsupportedError, unknown_name
+from attnkit.errors import unknown_name
 from attnkit.hardware.device import Device
 from attnkit.selftest.results import CaseResult, Level, Verdict
 from attnkit.spec import (
     PHASES,
     AttentionOutput,
     AttentionSpec,
-    Call,
     Feature,
     KvCacheDtype,
     MlaDecode,
@@ -60,35 +59,24 @@ _CONFLICTS: tuple[frozenset[Feature], ...] = (frozenset({"non_causal", "window"}
 """vLLM's window is one number: so many tokens back."""
 
 
-class EngineBackend(Backend):
-    """One of vLLM's attention backends; make it with `engine_backend`."""
+def _run(call: PagedAttention | MlaDecode, name: str) -> AttentionOutput:
+    """A paged or MLA decode call through vLLM's implementation `name`.
 
-    engine_name: ClassVar[str]
+    Sequences without new tokens are left out of the batch, as vLLM's scheduler does.
 
-    def run(self, call: Call, provider: str | None = None) -> AttentionOutput:
-        """Compute a paged or MLA decode call through vLLM's implementation.
+    Raises:
+        EngineMovedError: vLLM's interface moved.
+    """
+    if isinstance(call, MlaDecode):
+        from attnkit.engines.vllm.layer_mla import decode
 
-        Sequences without new tokens are left out of the batch, as vLLM's scheduler does.
-
-        Raises:
-            UnsupportedError: another call, or outside what the vLLM class claims.
-            EngineMovedError: vLLM's interface moved.
-        """
-        from attnkit.backends.torch_device import device_of
-
-        if not isinstance(call, PagedAttention | MlaDecode):
-            raise UnsupportedError(f"{self.name} is driven through paged and MLA decode calls only, not {call.op}")
-        self.require(call, device_of(call.query), provider)
-        if isinstance(call, MlaDecode):
-            from attnkit.engines.vllm.layer_mla import decode
-
-            return decode(self.engine_name, call)
-        with engine_layer(self.engine_name, call) as layer:
-            return forward(layer, call)
+        return decode(name, call)
+    with engine_layer(name, call) as layer:
+        return forward(layer, call)
 
 
 @cache
-def engine_backend(name: str) -> EngineBackend:
+def engine_backend(name: str) -> Backend:
     """vLLM's backend `name` ("CPU_ATTN" or "vllm:CPU_ATTN") as a backend of attnkit.
 
     Its capability is read from what the vLLM class says about itself. Where attnkit's plugin is switched on and takes that
@@ -111,16 +99,10 @@ def engine_backend(name: str) -> EngineBackend:
         backend_class = AttentionBackendEnum[engine_name].get_class()
         with _a_configuration():
             capability = _capability(engine_name, backend_class)
-        provider = Provider(f"vllm {vllm_version()}", capability, why="vLLM's own implementation")
-    attributes = {
-        "name": PREFIX + engine_name,
-        "engine_name": engine_name,
-        "providers": (provider,),
-        "summary": f"vLLM's {engine_name}",
-        "automatic": False,
-    }
-    made: type[EngineBackend] = type(f"Engine_{engine_name}", (EngineBackend,), attributes)
-    return made()
+        provider = Provider(
+            f"vllm {vllm_version()}", capability, partial(_run, name=engine_name), why="vLLM's own implementation"
+        )
+    return Backend(PREFIX + engine_name, (provider,), summary=f"vLLM's {engine_name}", automatic=False)
 
 
 def _capability(name: str, backend: Any) -> Capability:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from attnkit.backends.registry import canonical
 from attnkit.engines.vllm.driver import PREFIX
-from attnkit.engines.vllm.plugin import PLACES, VARIABLE
+from attnkit.engines.vllm.plugin import SLOTS, VARIABLE
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def expected(
         UsageError: the plugin's variable names no backend.
     """
     ours = environment.get(VARIABLE, "").strip()
-    place = PLACES.get(platform)
+    place = SLOTS.get(platform)
     if mla and platform == "cpu":
         place = now = "AMX_MLA" if amx else "CPU_MLA"
     elif mla:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-LOG_LINE = "attention is computed by attnkit's {backend}, in the place of vLLM's {place}"
+LOG_LINE = "attention is computed by attnkit's {backend}, in the place of vLLM's {slot}"
 """What our own plugin says, once a process, when vLLM really builds a layer on it. See `vllm_backend`."""
 
 READ = (">=0.25,<0.34",)

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 VARIABLE = "ATTNKIT_VLLM_BACKEND"
 TURING_VARIABLE = "ATTNKIT_VLLM_TURING"
-PLACES = {"cpu": "CPU_ATTN", "cuda": "CUSTOM", "rocm": "CUSTOM", "xpu": "FLASH_ATTN"}
+SLOTS = {"cpu": "CPU_ATTN", "cuda": "CUSTOM", "rocm": "CUSTOM", "xpu": "FLASH_ATTN"}
 """The name in vLLM's registry under which attnkit's backend goes, by vLLM's word for the platform."""
-MLA_PLACES = {"cpu": ("CPU_MLA", "AMX_MLA")}
+MLA_SLOTS = {"cpu": ("CPU_MLA", "AMX_MLA")}
 """The same for layers of multi-head latent attention: one for CPUs without AMX, one for those with it."""
 CLASSES = {
     "CPU_ATTN": "backend.InCpuAttn",
@@ -35,7 +35,7 @@ CLASSES = {
     "CPU_MLA": "backend_mla.InCpuMla",
     "AMX_MLA": "backend_mla.InAmxMla",
 }
-"""Class by place."""
+"""Class by slot."""
 PACKAGE = "attnkit.engines.vllm."
 
 _ASKED_OPS = {"paged", "varlen", "mla_decode"}
@@ -51,7 +51,7 @@ def register() -> None:
     """Put the backend that the environment names into vLLM's registry. Again is the same; unset does nothing.
 
     Raises:
-        UsageError: the variable names no backend of attnkit, or this vLLM platform has no place for one. It must not pass
+        UsageError: the variable names no backend of attnkit, or this vLLM platform has no slot for one. It must not pass
             silently: the user would be served by another backend than the one asked for.
         UnsupportedError: vLLM's layers never ask for what the backend computes.
     """
@@ -68,9 +68,9 @@ def register() -> None:
     backend = get(name)
     if needs := lacking(backend):
         raise UnsupportedError(f"{VARIABLE}={backend.name}: vLLM's attention layers do not hand over {needs}")
-    for place in (place_here(), *MLA_PLACES.get(platform_here(), ())):
-        if place in AttentionBackendEnum.__members__:
-            register_backend(AttentionBackendEnum[place], PACKAGE + CLASSES[place])
+    for slot in (slot_here(), *MLA_SLOTS.get(platform_here(), ())):
+        if slot in AttentionBackendEnum.__members__:
+            register_backend(AttentionBackendEnum[slot], PACKAGE + CLASSES[slot])
     _guard()
 
 
@@ -87,19 +87,19 @@ def platform_here() -> str:
     return str(current_platform._enum.name).lower()
 
 
-def place_here() -> str:
+def slot_here() -> str:
     """The name under which attnkit's backend goes on this platform.
 
     Raises:
-        UsageError: vLLM has no such place here.
+        UsageError: vLLM has no such slot here.
     """
     from attnkit.errors import UsageError
 
     platform = platform_here()
     try:
-        return PLACES[platform]
+        return SLOTS[platform]
     except KeyError:
-        known = ", ".join(PLACES)
+        known = ", ".join(SLOTS)
         raise UsageError(f"{VARIABLE}: vLLM on {platform} lets no attention backend be replaced; it can on {known}") from None
 
 
@@ -134,9 +134,9 @@ def _guard() -> None:
 def _not_ours(path: str) -> Exception:
     from attnkit.errors import UnsupportedError
 
-    platform, place = platform_here(), place_here()
-    taken = ", ".join((place, *MLA_PLACES.get(platform, ())))
-    how = f", which needs --attention-backend {place}" if platform in ("cuda", "rocm") else ""
+    platform, slot = platform_here(), slot_here()
+    taken = ", ".join((slot, *MLA_SLOTS.get(platform, ())))
+    how = f", which needs --attention-backend {slot}" if platform in ("cuda", "rocm") else ""
     return UnsupportedError(
         f"{_set_to()}: vLLM would run {path} for a layer of this model; on {platform} attnkit takes the place of {taken}{how}"
     )

@@ -15,7 +15,7 @@ from attnkit.spec import Call
 if TYPE_CHECKING:
     from attnkit.kernels.aot.variants import BootCalls
 from attnkit.kernels.aot.manifest import Manifest
-from attnkit.kernels.aot.plan import Asked
+from attnkit.kernels.aot.plan import BuildRequest
 from attnkit.kernels.aot.verify import verify
 
 
@@ -51,25 +51,25 @@ def build(
 
     out = Path(out_dir).resolve()
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
-        raise UsageError(f"{out} is not empty and no bake (it has no {MANIFEST})")
-    asked = Asked.of(geometries, calls, boot)
+        raise UsageError(f"{out} is not empty and is not a kernel directory (no {MANIFEST})")
+    request = BuildRequest.of_arguments(geometries, calls, boot)
     baked, modules = compile.compile_all(
         tuple(targets),
-        asked,
+        request,
         out,
         launchers=launchers,
         jobs=jobs,
-        cache=Path(cache).resolve() if cache else None,
-        say=on_kernel,
+        cache_dir=Path(cache).resolve() if cache else None,
+        on_kernel=on_kernel,
     )
     manifest = Manifest(
         triton=triton_version,
         targets=tuple(targets),
-        geometries=asked.geometries,
+        geometries=request.geometries,
         kernels=tuple(baked),
         launchers={str(path.relative_to(out)): facts(path) for path in modules},
         level=boot.level if boot is not None else "",
     )
     (out / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1) + "\n")
-    verify(out, targets, calls=asked.calls, boot=boot)
+    verify(out, targets, calls=request.calls, boot=boot)
     return manifest

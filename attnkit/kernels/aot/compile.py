@@ -10,24 +10,25 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnkit.kernels.aot.files import MANIFEST, Baked, folder_facts, forget_altered, remember, take
+from attnkit.kernels.aot.files import MANIFEST, Baked, copy_kernel, drop_altered, folder_facts, record_cache
 
 if TYPE_CHECKING:
-    from attnkit.kernels.aot.plan import Asked
+    from attnkit.kernels.aot.plan import BuildRequest
 
 
 def compile_all(
     targets: tuple[str, ...],
-    asked: Asked,
+    request: BuildRequest,
     out: Path,
     *,
     launchers: bool,
     jobs: int,
-    cache: Path | None,
-    say: Callable[[Baked], None] | None,
+    cache_dir: Path | None,
+    on_kernel: Callable[[Baked], None] | None,
 ) -> tuple[list[Baked], list[Path]]:
     """Compile into `out`, which holds nothing else afterwards; see `aot.build`.
 
@@ -36,36 +37,24 @@ def compile_all(
     """
     _clear(out)
     with tempfile.TemporaryDirectory() as temporary:
-        kept = cache or Path(temporary)
-        kept.mkdir(parents=True, exist_ok=True)
-        forget_altered(kept)
+        cache_dir = cache_dir or Path(temporary)
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        drop_altered(cache_dir)
+        compile_nth = partial(compile_shard, targets, request, cache_dir, out, launchers, jobs)
         try:
-            shares = _shares(targets, asked, kept, out, launchers, jobs, say)
+            if jobs == 1:
+                shards = [compile_nth(0, on_kernel)]
+            else:
+                # A fresh interpreter each: a fork of a process that has run torch may hang in its thread pools.
+                with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+                    shards = list(pool.map(compile_nth, range(jobs)))
         finally:
-            remember(kept)
-    baked = [kernel for _, kernel in sorted((item for share in shares for item in share), key=lambda item: item[0])]
-    if jobs != 1 and say is not None:
+            record_cache(cache_dir)
+    baked = [kernel for _, kernel in sorted((item for shard in shards for item in shard), key=lambda item: item[0])]
+    if jobs != 1 and on_kernel is not None:
         for kernel in baked:
-            say(kernel)
+            on_kernel(kernel)
     return baked, sorted(out.glob("*/*.so"))
-
-
-def _shares(
-    targets: tuple[str, ...],
-    asked: Asked,
-    kept: Path,
-    out: Path,
-    launchers: bool,
-    jobs: int,
-    say: Callable[[Baked], None] | None,
-) -> list[list[tuple[int, Baked]]]:
-    """What each process compiled."""
-    if jobs == 1:
-        return [compile_share(targets, asked, kept, out, 0, 1, launchers, say)]
-    # A fresh interpreter each: a fork of a process that has run torch may hang in its thread pools.
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting = [pool.submit(compile_share, targets, asked, kept, out, share, jobs, launchers) for share in range(jobs)]
-        return [future.result() for future in waiting]
 
 
 def _clear(out: Path) -> None:
@@ -81,40 +70,40 @@ def _clear(out: Path) -> None:
         (out / MANIFEST).unlink()
 
 
-def compile_share(
+def compile_shard(
     targets: tuple[str, ...],
-    asked: Asked,
-    kept: Path,
+    request: BuildRequest,
+    cache_dir: Path,
     out: Path,
-    share: int,
-    shares: int,
     launchers: bool,
-    say: Callable[[Baked], None] | None = None,
+    shards: int,
+    shard: int,
+    on_kernel: Callable[[Baked], None] | None = None,
 ) -> list[tuple[int, Baked]]:
-    """Compile every `shares`-th kernel from the `share`-th on, and the C launchers of these.
+    """Compile every `shards`-th kernel from the `shard`-th on, and the C launchers of these.
 
     AMD's launchers name the node's ROCm library and are not compiled.
 
     Returns:
-        The kernels with their places in the order of planning.
+        The kernels with their indices in the order of planning.
     """
     from attnkit.kernels.aot.launcher import bake_launchers
 
     done: list[tuple[int, Baked]] = []
     native: dict[str, Any] = {}
-    place = 0
-    with _compiling_into(kept):
+    index = 0
+    with _compiling_into(cache_dir):
         for target in targets:
-            for code, launches in asked.launches(target).items():
+            for code, launches in request.launches(target).items():
                 for name, launch in launches.items():
-                    if place % shares == share:
+                    if index % shards == shard:
                         kernel = compile_one(code, launch)
                         if kernel.metadata.target.backend == "cuda":
                             native[str(kernel.src.signature)] = kernel
-                        done.append((place, _baked(code, name, launch.kernel.fn.__name__, kernel, out)))
-                        if say is not None:
-                            say(done[-1][1])
-                    place += 1
+                        done.append((index, _baked(code, name, launch.kernel.fn.__name__, kernel, out)))
+                        if on_kernel is not None:
+                            on_kernel(done[-1][1])
+                    index += 1
     if launchers and native:
         with _compiling_into(out):
             bake_launchers(native.values(), out)
@@ -156,6 +145,6 @@ def compile_one(code: str, launch: Any) -> Any:
 
 
 def _baked(code: str, name: str, kernel: str, compiled: Any, out: Path) -> Baked:
-    folder = take(next(Path(p) for p in compiled.metadata_group.values()).parent, out)
+    folder = copy_kernel(next(Path(p) for p in compiled.metadata_group.values()).parent, out)
     binary = next(p.name for p in folder.iterdir() if p.suffix in (".cubin", ".hsaco"))
     return Baked(code, name, kernel, folder.name, binary, folder_facts(folder))

@@ -44,7 +44,7 @@ def folder_facts(folder: Path) -> dict[str, tuple[int, str]]:
     return {path.name: facts(path) for path in sorted(folder.iterdir()) if path.is_file()}
 
 
-def take(folder: Path, out: Path) -> Path:
+def copy_kernel(folder: Path, out: Path) -> Path:
     """Copy a kernel's folder into the bake `out`.
 
     The copy of its source stays behind: it is half of the size, and nothing that loads a kernel reads it. Group files lose
@@ -61,7 +61,7 @@ def take(folder: Path, out: Path) -> Path:
     return there
 
 
-def forget_altered(cache: Path) -> None:
+def drop_altered(cache: Path) -> None:
     """Remove from a directory of kept kernels those that are no longer as they were when they were noted.
 
     One that nobody noted stays: another build may be writing it. Triton takes it only once its group file is there, the last.
@@ -73,7 +73,7 @@ def forget_altered(cache: Path) -> None:
             shutil.rmtree(folder)
 
 
-def remember(cache: Path) -> None:
+def record_cache(cache: Path) -> None:
     """Note what a directory of kept kernels holds."""
     held = {folder.name: folder_facts(folder) for folder in sorted(cache.iterdir()) if folder.is_dir()}
     (cache / KNOWN).write_text(json.dumps(held))

@@ -110,8 +110,8 @@ def _libcuda(driver: Any) -> Iterator[None]:
     """
     from triton import knobs
 
-    place = knobs.nvidia.libcuda_path
-    if place is None:
+    folder_name = knobs.nvidia.libcuda_path
+    if folder_name is None:
         try:
             ctypes.CDLL("libcuda.so.1")
             yield
@@ -119,7 +119,7 @@ def _libcuda(driver: Any) -> Iterator[None]:
         except OSError:
             pass
     with _alone(), tempfile.TemporaryDirectory() as temporary, knobs.nvidia.scope():
-        folder = Path(place or temporary)
+        folder = Path(folder_name or temporary)
         made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         stand_in = folder / "libcuda.so.1"

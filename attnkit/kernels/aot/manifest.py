@@ -1,9 +1,9 @@
 """Kernels compiled ahead of time: build, count, verify, use.
 
 A bake is a directory in the layout of Triton's cache plus `manifest.json`. It is built without a GPU, by asking Triton to
-compile exactly the launches a node will make (`aot_variants`), and is found again because the keys are Triton's own: same
+compile exactly the launches a node will make (`variants`), and is found again because the keys are Triton's own: same
 Triton build, same kernel source, same target and options (for sm_75 also the hook of `turing`). `use` puts it in front of
-Triton's cache, `watch` counts what was still compiled. How a share of the kernels is compiled: `aot_compile`.
+Triton's cache, `watch` counts what was still compiled. How a shard of the kernels is compiled: `compile`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,10 @@ import sysconfig
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import attnkit
 from attnkit.errors import AttnkitError, UsageError
 from attnkit.kernels.aot.files import MANIFEST, Baked
-
-if TYPE_CHECKING:
-    pass
 
 SCHEMA = 2
 

@@ -25,35 +25,41 @@ def list_kernels(
 
     Args:
         targets: sm_75, sm_80 … gfx942 …
-        geometries: names of `aot_variants.GEOMETRIES`; None takes the default ones, or none where `calls` are given.
+        geometries: names of `variants.GEOMETRIES`; None takes the default ones, or none where `calls` are given.
         calls: plan these calls too (with small stand-in tensors on the CPU), for every number of splits.
         boot: the calls of the boot's self-test, planned exactly as it launches them.
 
     Raises:
         UsageError: an unknown target or geometry.
     """
-    asked = Asked.of(geometries, calls, boot)
+    request = BuildRequest.of_arguments(geometries, calls, boot)
     return tuple(
         Variant(code, name, launch.kernel.fn.__name__)
         for target in targets
-        for code, launches in asked.launches(target).items()
+        for code, launches in request.launches(target).items()
         for name, launch in launches.items()
     )
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is to be in a bake, for any target."""
+class BuildRequest:
+    """Which kernels to build, for any target."""
 
     geometries: tuple[str, ...]
     calls: tuple[Call, ...] | None
     boot: BootCalls | None
 
     @classmethod
-    def of(cls, geometries: Sequence[str] | None, calls: Iterable[Call] | None, boot: BootCalls | None) -> Asked:
+    def of_arguments(
+        cls, geometries: Sequence[str] | None, calls: Iterable[Call] | None, boot: BootCalls | None
+    ) -> BuildRequest:
         """From the arguments of `build`."""
+        from attnkit.kernels.aot.variants import DEFAULT_GEOMETRIES
+
         listed = None if calls is None else tuple(calls)
-        return cls(_chosen(geometries, listed), listed, boot)
+        if geometries is None:
+            geometries = DEFAULT_GEOMETRIES if listed is None else ()
+        return cls(tuple(geometries), listed, boot)
 
     def launches(self, target: str) -> dict[str, dict[str, Any]]:
         """The launches by variant name, for the code of `target` and what else a boot runs on it (sm_75-scalar)."""
@@ -66,15 +72,7 @@ class Asked:
             for call in variants.calls(variants.geometry(name), dtype, large=target.startswith("gfx"))
         )
         found = {target: variants.variants(target, itertools.chain(planned, self.calls or ()))}
-        for code, call in self.boot.of(target) if self.boot is not None else ():
+        for code, call in self.boot.calls_for(target) if self.boot is not None else ():
             for launch in variants.exact(call, code):
                 found.setdefault(code, {}).setdefault(variants.variant_name(launch), launch)
         return found
-
-
-def _chosen(geometries: Sequence[str] | None, calls: Sequence[Call] | None) -> tuple[str, ...]:
-    from attnkit.kernels.aot.variants import DEFAULT_GEOMETRIES
-
-    if geometries is None:
-        return DEFAULT_GEOMETRIES if calls is None else ()
-    return tuple(geometries)

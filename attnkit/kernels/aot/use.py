@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
 from attnkit.kernels.aot.manifest import Manifest, load
 
 
@@ -32,7 +30,7 @@ def use(bake: str | Path) -> Manifest:
 
 
 def unused(bake: str | Path, compiled: int) -> str:
-    """Why none of `compiled` kernels came from a bake, in words for whoever waits for them."""
+    """Why no precompiled kernel was used, and `compiled` ones were compiled just in time."""
     from triton import __version__ as triton_version
 
     made = load(bake)
@@ -48,7 +46,7 @@ def unused(bake: str | Path, compiled: int) -> str:
         if there != mine
     ]
     why = "; it was made with " + ", ".join(differs) if differs else "; it is for " + ", ".join(made.targets)
-    return f"none of the {compiled} kernels that the self-test needed is in the bake {bake}{why}: all were compiled on the spot"
+    return f"none of the {compiled} kernels that the self-test needed is in {bake}{why}; they were compiled just in time"
 
 
 @dataclass
@@ -56,7 +54,7 @@ class Count:
     """Where the kernels came from while `watch` was on.
 
     Args:
-        baked: from the bake. cached: from Triton's ordinary cache. compiled: names of those compiled on the spot.
+        baked: from the bake. cached: from Triton's ordinary cache. compiled: names of those compiled just in time.
     """
 
     baked: int = 0
@@ -65,7 +63,7 @@ class Count:
 
     @property
     def jit_compiles(self) -> int:
-        """How many were compiled on the spot; 0 on a node whose image was baked for it."""
+        """How many were compiled just in time; 0 on a node whose image was baked for it."""
         return len(self.compiled)
 
 

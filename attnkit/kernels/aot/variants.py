@@ -190,12 +190,12 @@ class BootCalls:
 
     Args:
         level: of the self-test.
-        of: for a target, every call with the code that runs it: the target's name, or sm_75-scalar for the backends that run on
-            sm_75 without Turing's hook.
+        calls_for: for a target, every call with the code that runs it: the target's name, or sm_75-scalar for the backends
+            that run on sm_75 without Turing's hook.
     """
 
     level: str
-    of: Callable[[str], Iterable[tuple[str, Call]]]
+    calls_for: Callable[[str], Iterable[tuple[str, Call]]]
 
 
 def exact(call: Call, arch: str) -> list[Launch]:

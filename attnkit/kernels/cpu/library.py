@@ -18,7 +18,7 @@ from typing import Any
 from attnkit.errors import AttnkitError, UnsupportedError
 
 REQUIREMENT = "attnkit-cpu-kernels"
-"""What the provider requires; `attnkit.backends.installed` asks `find` for it."""
+"""What the provider requires; `attnkit.backends.versions` asks `find` for it."""
 
 PROVIDER = "attnkit-cpu"
 """Their provider's name in backends; a library's file name begins with it."""

@@ -100,7 +100,7 @@ def build(
     import jax.export
 
     if directory.is_dir() and any(directory.iterdir()) and not (directory / MANIFEST).is_file():
-        raise UsageError(f"{directory} is not empty and no bake (it has no {MANIFEST})")
+        raise UsageError(f"{directory} is not empty and is not a kernel directory (no {MANIFEST})")
     directory.mkdir(parents=True, exist_ok=True)
     modules = []
     for signature in dict.fromkeys(signatures):
@@ -148,7 +148,7 @@ def read(directory: Path) -> Manifest:
         raise UsageError(f"{path}: no such file; `attnkit kernels build` makes it")
     data = json.loads(path.read_text(encoding="utf-8"))
     if data.get("schema") != SCHEMA or "jax" not in data:
-        raise UsageError(f"{path}: no bake of JAX modules of schema {SCHEMA}")
+        raise UsageError(f"{path}: not a kernel directory of JAX modules of schema {SCHEMA}")
     modules = tuple(Module(**{**kernel, "signature": _signature(kernel["signature"])}) for kernel in data["kernels"])
     return Manifest(data["jax"], tuple(data["targets"]), data["level"], modules)
 

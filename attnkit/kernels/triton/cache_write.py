@@ -96,20 +96,7 @@ def write_kv_cache(
     k_scale: float = 1.0,
     v_scale: float = 1.0,
 ) -> str:
-    """Store this step's keys and values.
-
-    Args:
-        key, value: [num_tokens, num_kv_heads, head_dim (head_dim_v)].
-        key_cache, value_cache: [num_blocks, block_size, num_kv_heads, head_dim (head_dim_v)], the dtype of key or float8.
-        slot_mapping: [num_tokens] int64, block * block_size + place; negative: the token is not stored.
-        k_scale, v_scale: value = scale * stored, for float8 caches.
-
-    Returns:
-        The name of the kernel that ran.
-
-    Raises:
-        UnsupportedError: a layout the kernel cannot address.
-    """
+    """See `attnkit.kernels.cache.write_kv_cache`; the caches are of the dtype of key or float8."""
     run_all([plan_write(key, key_cache, slot_mapping, k_scale), plan_write(value, value_cache, slot_mapping, v_scale)])
     return "triton_cache_write"
 

@@ -101,7 +101,7 @@ def half(call: PagedAttention, which: int) -> PagedAttention:
 def plan(
     call: DifferentialAttention, *, arch: str | None = None, splits: int | None = None
 ) -> tuple[Tensor, list[Launch], str]:
-    """The launches of `run`, and where the result will be; `splits` overrides the choice of configs.py, for decodes."""
+    """The launches of `run`, and where the result will be; `splits` overrides the choice of tile_sizes.py, for decodes."""
     paged = call.paged
     once = one_pass(paged)
     if once is not None:

@@ -15,13 +15,13 @@ from typing import Any
 _settled: set[int] = set()
 
 
-def settle(kernel: Any) -> None:
+def hash_callees_first(kernel: Any) -> None:
     """Hash everything that `kernel` calls, innermost first, then `kernel`. Free from the second time on."""
     if id(kernel) in _settled or not _hashed(kernel):
         return
     _settled.add(id(kernel))  # before the callees, as a function may call itself; kernels live as long as their module
     for callee in _callees(kernel):
-        settle(callee)
+        hash_callees_first(callee)
     kernel.cache_key  # noqa: B018 - computes and keeps it
 
 

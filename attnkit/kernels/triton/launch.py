@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from attnkit.errors import UnsupportedError
+from attnkit.hardware.torch_names import from_torch
 from attnkit.kernels.triton import tiles
-from attnkit.kernels.triton.keys import settle
+from attnkit.kernels.triton.keys import hash_callees_first
+from attnkit.spec import MlaDecode, PagedAttention
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,21 +47,34 @@ class Launch:
 
     def run(self) -> None:
         """Launch it on the current stream."""
-        settle(self.kernel)
+        hash_callees_first(self.kernel)
         self.kernel[self.grid](**self.args, num_warps=self.num_warps, num_stages=self.num_stages, **self.options)
 
     def warmup(self) -> Any:
         """Compile it for the active target without running it; tensors may be `triton.runtime.jit.MockTensor`."""
-        settle(self.kernel)
+        hash_callees_first(self.kernel)
         return self.kernel.warmup(
             **self.args, grid=self.grid, num_warps=self.num_warps, num_stages=self.num_stages, **self.options
         )
+
+
+Result: TypeAlias = "tuple[Tensor, Tensor | None, str]"
+"""out, lse where asked for, and the kernels that ran."""
+Plan: TypeAlias = "tuple[Tensor, Tensor | None, list[Launch], str]"
+"""Launches, where their results will be, and the kernels' names."""
 
 
 def run_all(launches: Sequence[Launch]) -> None:
     """Run launches in order."""
     for launch in launches:
         launch.run()
+
+
+def run_plan(plan: Plan) -> Result:
+    """Run the launches of a plan."""
+    out, lse, launches, name = plan
+    run_all(launches)
+    return out, lse, name
 
 
 @dataclass(frozen=True)
@@ -79,13 +94,10 @@ class Target:
 def _target(kind: str, index: int) -> Target:
     if kind == "cpu":
         return Target("interpreter", 8)
-    if kind == "cuda":
-        props = torch.cuda.get_device_properties(index)
-        arch = props.gcnArchName.split(":")[0] if torch.version.hip else f"sm_{props.major}{props.minor}"
-        return Target(arch, props.multi_processor_count)
-    if kind == "xpu":
-        return Target("xe", getattr(torch.xpu.get_device_properties(index), "max_compute_units", 64))
-    raise UnsupportedError(f"the Triton kernels run on CUDA, ROCm and XPU devices, not on {kind}")
+    if kind not in ("cuda", "xpu"):
+        raise UnsupportedError(f"the Triton kernels run on CUDA, ROCm and XPU devices, not on {kind}")
+    found = from_torch(kind, index, getattr(torch, kind).get_device_properties(index), hip=bool(torch.version.hip))
+    return Target("xe" if kind == "xpu" else found.arch, found.units or 64)
 
 
 def target_of(tensor: Tensor, arch: str | None = None) -> Target:
@@ -138,6 +150,22 @@ def cache_args(key: Cache, value: Cache) -> dict[str, Any]:
         "SAME_STRIDES": key.data.stride()[:2] == value.data.stride()[:2],
         "FP8": key.fp8,
     }
+
+
+def query_args(query: Tensor) -> dict[str, Any]:
+    """The arguments by which the kernels address queries [num_tokens, num_heads, head_dim]."""
+    return {"query": query, "stride_q_token": query.stride(0), "stride_q_head": query.stride(1)}
+
+
+def batch_args(call: PagedAttention | MlaDecode) -> dict[str, Any]:
+    """The arguments by which the kernels find the sequences of a batch and their blocks."""
+    names = {"seq_lens": call.seq_lens, "query_start_loc": call.query_start_loc}
+    return {**names, "table": call.block_table, "stride_table": call.block_table.stride(0)}
+
+
+def result_args(out: Tensor, lse: Tensor | None) -> dict[str, Any]:
+    """The arguments by which the kernels address results [num_tokens, num_heads, head_dim], or splits of those."""
+    return {"out": out, "lse": lse, "stride_o_token": out.stride(-3), "stride_o_head": out.stride(-2)}
 
 
 def pairs_of(data: Tensor, target: Target) -> Cache | None:

@@ -23,6 +23,7 @@ of this.
 from __future__ import annotations
 
 import os
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -45,6 +46,60 @@ FP8_E5M2FNUZ_BITS = tl.constexpr(5)
 FP8_E4M3_PAIRS = tl.constexpr(6)
 """Two in a uint16, converted by NVIDIA's instructions: `warp_decode` alone."""
 FP8_E5M2_PAIRS = tl.constexpr(7)
+
+
+class Keys(NamedTuple):
+    """Keys and values of one head, in a cache (`table` of its sequence) or packed one after another from row `start` on."""
+
+    key: Any
+    value: Any
+    table: Any
+    start: Any
+    stride_k_block: Any
+    stride_k_token: Any
+    stride_v_block: Any
+    stride_v_token: Any
+
+
+class Scores(NamedTuple):
+    """What becomes of q . k: scale, softcap, and ALiBi's slope of each row."""
+
+    scale: Any
+    softcap: Any
+    slope: Any
+
+
+class Mask(NamedTuple):
+    """Which keys a row sees: a window about its position; of a tree's tokens, those that `tree` [num_nodes, num_nodes] says.
+
+    [first, limit) are the keys that some row of the program may see.
+    """
+
+    window_left: Any
+    window_right: Any
+    tree: Any
+    num_nodes: Any
+    first: Any
+    limit: Any
+
+
+class Form(NamedTuple):
+    """What is fixed when a kernel is compiled. To be written in the call itself: of a variable they are run-time numbers."""
+
+    HEAD_DIM: Any
+    HEAD_DIM_V: Any
+    BLOCK_D: Any
+    BLOCK_DV: Any
+    BLOCK_SIZE: Any
+    BLOCK_N: Any
+    PAGED: Any
+    SAME_STRIDES: Any
+    HAS_LEFT: Any
+    HAS_RIGHT: Any
+    SOFTCAP: Any
+    ALIBI: Any
+    TREE: Any
+    FP8: Any
 
 
 @triton.jit
@@ -160,43 +215,40 @@ def bend_scores(s, scale, softcap, slope, position, n, SOFTCAP: tl.constexpr, AL
 
 
 @triton.jit
-def attend_tile(
-    q, acc, total, m, start, pages,
-    key, value, kv_start, position, node, context, tree_mask, num_nodes, slope,
-    scale, softcap, window_left, window_right, first, limit,
-    stride_k_block, stride_k_token, stride_v_block, stride_v_token,
-    HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, PAGED: tl.constexpr, SAME_STRIDES: tl.constexpr,
-    HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, TREE: tl.constexpr,
-    FP8: tl.constexpr, MASKED: tl.constexpr,
-):  # fmt: skip
+def visible_keys(n, position, node, context, mask, form):
+    """Which keys `n` the rows of this position and node see; the three broadcast."""
+    visible = (n >= mask.first) & (n < mask.limit)
+    if form.HAS_LEFT:
+        visible &= n >= position - mask.window_left
+    if form.HAS_RIGHT:
+        visible &= n <= position + mask.window_right
+    if form.TREE:
+        drafted = (n >= context) & (n - context < mask.num_nodes)
+        edge = tl.load(mask.tree + node * mask.num_nodes + (n - context), mask=drafted & (node < mask.num_nodes), other=0)
+        visible &= (n < context) | (edge != 0)
+    return visible
+
+
+@triton.jit
+def attend_tile(q, acc, total, m, start, pages, rows, keys, scores, mask, form, MASKED: tl.constexpr):
     """One step of the online softmax: keys start .. start + BLOCK_N - 1, of which [first, limit) exist for this tile."""
     DTYPE: tl.constexpr = q.dtype
-    n = start + tl.arange(0, BLOCK_N)
-    if PAGED:
-        k_rows = row_offsets(start, pages, stride_k_block, stride_k_token, BLOCK_SIZE, BLOCK_N)
+    scale = scores.scale
+    first = mask.first
+    limit = mask.limit
+    n = start + tl.arange(0, form.BLOCK_N)
+    if form.PAGED:
+        k_rows = row_offsets(start, pages, keys.stride_k_block, keys.stride_k_token, form.BLOCK_SIZE, form.BLOCK_N)
     else:
-        k_rows = (kv_start + n).to(tl.int64) * stride_k_token
-    k = dequantise(load_rows(key, k_rows, n, first, limit, HEAD_DIM, BLOCK_D, MASKED), DTYPE, FP8)
+        k_rows = (keys.start + n).to(tl.int64) * keys.stride_k_token
+    k = dequantise(load_rows(keys.key, k_rows, n, first, limit, form.HEAD_DIM, form.BLOCK_D, MASKED), DTYPE, form.FP8)
     s = products(q, k)
 
-    BENT: tl.constexpr = SOFTCAP or ALIBI
+    BENT: tl.constexpr = form.SOFTCAP or form.ALIBI
     if BENT:
-        s = bend_scores(s, scale, softcap, slope, position, n, SOFTCAP, ALIBI)
+        s = bend_scores(s, scale, scores.softcap, scores.slope, rows.position, n, form.SOFTCAP, form.ALIBI)
     if MASKED:
-        visible = (n[None, :] >= first) & (n[None, :] < limit)
-        if HAS_LEFT:
-            visible &= n[None, :] >= position[:, None] - window_left
-        if HAS_RIGHT:
-            visible &= n[None, :] <= position[:, None] + window_right
-        if TREE:
-            drafted = (n >= context) & (n - context < num_nodes)
-            edge = tl.load(
-                tree_mask + node[:, None] * num_nodes + (n - context)[None, :],
-                mask=drafted[None, :] & (node[:, None] < num_nodes),
-                other=0,
-            )
-            visible &= (n[None, :] < context) | (edge != 0)
+        visible = visible_keys(n[None, :], rows.position[:, None], rows.node[:, None], rows.context, mask, form)
         s = tl.where(visible, s, float("-inf"))
 
     if BENT:
@@ -213,100 +265,69 @@ def attend_tile(
     total = total * shrink + tl.sum(p, 1)
     acc = acc * shrink[:, None]
 
-    if SAME_STRIDES:
+    if form.SAME_STRIDES:
         v_rows = k_rows
-    elif PAGED:
-        v_rows = row_offsets(start, pages, stride_v_block, stride_v_token, BLOCK_SIZE, BLOCK_N)
+    elif form.PAGED:
+        v_rows = row_offsets(start, pages, keys.stride_v_block, keys.stride_v_token, form.BLOCK_SIZE, form.BLOCK_N)
     else:
-        v_rows = (kv_start + n).to(tl.int64) * stride_v_token
-    v = dequantise(load_rows(value, v_rows, n, first, limit, HEAD_DIM_V, BLOCK_DV, MASKED), DTYPE, FP8)
+        v_rows = (keys.start + n).to(tl.int64) * keys.stride_v_token
+    v = dequantise(load_rows(keys.value, v_rows, n, first, limit, form.HEAD_DIM_V, form.BLOCK_DV, MASKED), DTYPE, form.FP8)
     acc = matmul(p.to(DTYPE), v, acc)
     return acc, total, top
 
 
 @triton.jit
-def whole_tiles(
-    first, limit, lowest, highest, context, window_left, window_right,
-    BLOCK_N: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, TREE: tl.constexpr,
-):  # fmt: skip
-    """(begin, full_lo, full_hi, end): key tiles reach from begin to end; all rows see those of [full_lo, full_hi) whole.
-
-    `lowest` and `highest` are the smallest and largest position among the rows, [first, limit) what any of them sees.
-    """
-    begin = first // BLOCK_N * BLOCK_N
-    end = tl.cdiv(limit, BLOCK_N) * BLOCK_N
-    full_lo = tl.cdiv(first, BLOCK_N) * BLOCK_N
-    full_hi = limit // BLOCK_N * BLOCK_N
-    if HAS_LEFT:
-        full_lo = tl.maximum(full_lo, tl.cdiv(highest - window_left, BLOCK_N) * BLOCK_N)
-    if HAS_RIGHT:
-        full_hi = tl.minimum(full_hi, (lowest + window_right + 1) // BLOCK_N * BLOCK_N)
-    if TREE:
-        full_hi = tl.minimum(full_hi, context // BLOCK_N * BLOCK_N)
+def whole_tiles(rows, mask, form):
+    """(begin, full_lo, full_hi, end): key tiles reach from begin to end; all rows see those of [full_lo, full_hi) whole."""
+    begin = mask.first // form.BLOCK_N * form.BLOCK_N
+    end = tl.cdiv(mask.limit, form.BLOCK_N) * form.BLOCK_N
+    full_lo = tl.cdiv(mask.first, form.BLOCK_N) * form.BLOCK_N
+    full_hi = mask.limit // form.BLOCK_N * form.BLOCK_N
+    if form.HAS_LEFT:
+        full_lo = tl.maximum(full_lo, tl.cdiv(rows.highest - mask.window_left, form.BLOCK_N) * form.BLOCK_N)
+    if form.HAS_RIGHT:
+        full_hi = tl.minimum(full_hi, (rows.lowest + mask.window_right + 1) // form.BLOCK_N * form.BLOCK_N)
+    if form.TREE:
+        full_hi = tl.minimum(full_hi, rows.context // form.BLOCK_N * form.BLOCK_N)
     full_lo = tl.minimum(full_lo, end)
     full_hi = tl.maximum(full_hi, full_lo)
     return begin, full_lo, full_hi, end
 
 
 @triton.jit
-def attend(
-    q, acc, total, m,
-    key, value, table, kv_start, position, lowest, highest, node, context, tree_mask, num_nodes, slope,
-    scale, softcap, window_left, window_right, first, limit,
-    stride_k_block, stride_k_token, stride_v_block, stride_v_token,
-    HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, PAGED: tl.constexpr, SAME_STRIDES: tl.constexpr,
-    HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, TREE: tl.constexpr,
-    FP8: tl.constexpr,
-):  # fmt: skip
-    """Run the tile of rows over keys [first, limit): first the tiles all rows see whole, then those that need a mask.
+def attend(q, acc, total, m, rows, keys, scores, mask, form):
+    """Run the tile of rows over the keys of `mask`: first the tiles all rows see whole, then those that need a mask.
 
-    `lowest` and `highest` are the smallest and largest position among the tile's real rows. Returns (acc, total, m): numerator,
-    denominator and running maximum in log2 units.
+    Returns (acc, total, m): numerator, denominator and running maximum in log2 units.
     """
-    begin, full_lo, full_hi, end = whole_tiles(
-        first, limit, lowest, highest, context, window_left, window_right, BLOCK_N, HAS_LEFT, HAS_RIGHT, TREE
-    )
+    begin, full_lo, full_hi, end = whole_tiles(rows, mask, form)
 
     # Block numbers are fetched one tile ahead, so that no load of the loop waits for another load of the same step.
-    ahead = row_pages(full_lo, table, first, limit, BLOCK_SIZE, BLOCK_N) if PAGED else 0
-    for at in tl.range(full_lo, full_hi, BLOCK_N):
-        start = tl.multiple_of(at, BLOCK_N)
+    ahead = row_pages(full_lo, keys.table, mask.first, mask.limit, form.BLOCK_SIZE, form.BLOCK_N) if form.PAGED else 0
+    for at in tl.range(full_lo, full_hi, form.BLOCK_N):
+        start = tl.multiple_of(at, form.BLOCK_N)
         pages = ahead
-        if PAGED:
-            ahead = row_pages(start + BLOCK_N, table, first, limit, BLOCK_SIZE, BLOCK_N)
-        acc, total, m = attend_tile(
-            q, acc, total, m, start, pages,
-            key, value, kv_start, position, node, context, tree_mask, num_nodes, slope,
-            scale, softcap, window_left, window_right, first, limit,
-            stride_k_block, stride_k_token, stride_v_block, stride_v_token,
-            HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_SIZE, BLOCK_N, PAGED, SAME_STRIDES,
-            HAS_LEFT, HAS_RIGHT, SOFTCAP, ALIBI, TREE, FP8, False,
-        )  # fmt: skip
+        if form.PAGED:
+            ahead = row_pages(start + form.BLOCK_N, keys.table, mask.first, mask.limit, form.BLOCK_SIZE, form.BLOCK_N)
+        acc, total, m = attend_tile(q, acc, total, m, start, pages, rows, keys, scores, mask, form, False)
 
-    left = (full_lo - begin) // BLOCK_N
-    right = tl.maximum(end - full_hi, 0) // BLOCK_N
+    left = (full_lo - begin) // form.BLOCK_N
+    right = tl.maximum(end - full_hi, 0) // form.BLOCK_N
     for i in tl.range(0, left + right):
-        start = tl.multiple_of(tl.where(i < left, begin + i * BLOCK_N, full_hi + (i - left) * BLOCK_N), BLOCK_N)
-        pages = row_pages(start, table, first, limit, BLOCK_SIZE, BLOCK_N) if PAGED else 0
-        acc, total, m = attend_tile(
-            q, acc, total, m, start, pages,
-            key, value, kv_start, position, node, context, tree_mask, num_nodes, slope,
-            scale, softcap, window_left, window_right, first, limit,
-            stride_k_block, stride_k_token, stride_v_block, stride_v_token,
-            HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_SIZE, BLOCK_N, PAGED, SAME_STRIDES,
-            HAS_LEFT, HAS_RIGHT, SOFTCAP, ALIBI, TREE, FP8, True,
-        )  # fmt: skip
+        at = tl.where(i < left, begin + i * form.BLOCK_N, full_hi + (i - left) * form.BLOCK_N)
+        start = tl.multiple_of(at, form.BLOCK_N)
+        pages = row_pages(start, keys.table, mask.first, mask.limit, form.BLOCK_SIZE, form.BLOCK_N) if form.PAGED else 0
+        acc, total, m = attend_tile(q, acc, total, m, start, pages, rows, keys, scores, mask, form, True)
     return acc, total, m
 
 
 @triton.jit
-def visible_range(lowest, highest, seq_len, window_left, window_right, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr):
-    """Keys [first, limit) that at least one row with a position in [lowest, highest] sees."""
+def visible_range(rows, seq_len, window_left, window_right, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr):
+    """Keys [first, limit) that at least one of the rows sees."""
     first = 0
     limit = seq_len
     if HAS_LEFT:
-        first = tl.maximum(lowest - window_left, 0)
+        first = tl.maximum(rows.lowest - window_left, 0)
     if HAS_RIGHT:
-        limit = tl.minimum(seq_len, highest + window_right + 1)
+        limit = tl.minimum(seq_len, rows.highest + window_right + 1)
     return first, limit

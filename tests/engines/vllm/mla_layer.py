@@ -50,7 +50,7 @@ def main(place: str) -> None:
     from attnkit.engines.vllm import layer_mla as vllm_mla
     from attnkit.engines.vllm import plugin as vllm_plugin
     from attnkit.engines.vllm.layer import allocate, common_metadata, default_dtype
-    from attnkit.engines.vllm.need import chosen
+    from attnkit.engines.vllm.requirements import chosen
 
     vllm_plugin.register()
     ran: list[str] = []

@@ -27,8 +27,8 @@ def recognised(*argv: str) -> vllm_command.VllmCommand:
         ("vllm", "serve", "some/model", "--port", "1"),
         ("/opt/venv/bin/vllm", "serve", "some/model"),
         ("vllm", "serve", "--model", "some/model"),
-        ("python3.12", "-m", "vllm_command.entrypoints.openai.api_server", "--model", "some/model"),
-        ("/usr/bin/python3", "-m", "vllm_command.entrypoints.cli.main", "serve", "some/model"),
+        ("python3.12", "-m", "vllm.entrypoints.openai.api_server", "--model", "some/model"),
+        ("/usr/bin/python3", "-m", "vllm.entrypoints.cli.main", "serve", "some/model"),
     ],
 )
 def test_forms_of_the_server(argv: tuple[str, ...]) -> None:
@@ -177,7 +177,7 @@ def test_the_cpu_build_is_started_as_a_module(installed) -> None:
     launch = vllm_command.prepare(
         recognised("vllm", "serve", "m", "--port", "1"), backend="TORCH_SDPA", device=device, environment={}
     )
-    assert launch.argv[:5] == (sys.executable, "-m", "vllm_command.entrypoints.openai.api_server", "--model", "m")
+    assert launch.argv[:5] == (sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", "m")
     assert launch.argv[5:7] == ("--port", "1")
     assert launch.version == "0.32.0"
 

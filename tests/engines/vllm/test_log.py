@@ -11,7 +11,7 @@ CONFIG = (
     "model='m', device_config=cpu, seed=0"
 )
 REPLACED = "(Worker pid=9) INFO 11-24 16:19:02 [cpu.py:178] Cannot use AttentionBackendEnum.TORCH_SDPA backend on CPU."
-PLUGIN = "(Worker pid=9) INFO 11-24 [vllm_backend.py:340] " + LOG_LINE.format(backend="TORCH_SDPA", place="CPU_ATTN")
+PLUGIN = "(Worker pid=9) INFO 11-24 [vllm_backend.py:340] " + LOG_LINE.format(backend="TORCH_SDPA", slot="CPU_ATTN")
 LOADING = "(Worker pid=9) INFO 11-24 [cpu_model_runner.py:68] Starting to load model /tmp/llama..."
 
 

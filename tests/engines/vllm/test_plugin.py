@@ -53,7 +53,7 @@ GRAPHS = """
 import vllm
 from dataclasses import replace
 from attnkit.engines import vllm_batch
-from attnkit.engines.vllm.need import capability
+from attnkit.engines.vllm.requirements import capability
 here = capability("paged")
 for graphs in (True, False):
     vllm_batch.capability = lambda op: replace(here, graphs=graphs)

@@ -121,7 +121,7 @@ def test_packing_twice_gives_the_same_bytes(unpacked: Path, tmp_path: Path) -> N
 @pytest.fixture(scope="module")
 def isolated() -> Iterator[str]:
     """A machine without any network, as a container with an engine of its own: only its loopback is there."""
-    import fleet
+    from deploy.demo import fleet
 
     image = f"attnkit-test-node-{uuid.uuid4().hex[:8]}"
     secrets = build.STAGE / "node-secrets"

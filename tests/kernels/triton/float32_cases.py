@@ -42,7 +42,7 @@ def chained_dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num
 
 def judged(name: str) -> Iterator[dict[str, Any]]:
     """A line for each float32 case of backend `name`."""
-    from attnkit.selftest.baseline import bases
+    from attnkit.selftest.baseline import baselines
     from attnkit.selftest.reference import reference
     from attnkit.selftest.tensors import build
     from attnkit.selftest.tolerance import judge
@@ -55,7 +55,7 @@ def judged(name: str) -> Iterator[dict[str, Any]]:
             continue
         call = build(case)
         got = backend.run(call)
-        verdict = judge(got, reference(call), bases(call), case.spec())
+        verdict = judge(got, reference(call), baselines(call), case.spec())
         yield {
             "backend": name,
             "case": full_name(case),

@@ -196,7 +196,7 @@ class Composed:
         self.most_bytes = most_bytes
 
     def run(self, call: DualChunkAttention) -> AttentionOutput:
-        from attnkit.kernels.triton.dual_chunk import composed
+        from attnkit.kernels.triton.dual_chunk import composed_plan as composed
         from attnkit.kernels.triton.dual_chunk import plan as dual_chunk
 
         composed.MOST_BYTES = self.most_bytes

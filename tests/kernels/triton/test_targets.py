@@ -1,7 +1,7 @@
 """Every kernel compiles for every architecture it claims, with matrix instructions, within the shared memory of that card.
 
 No GPU is needed. "short" compiles what a node serves with; "long" (marked slow) every kernel, dtype and head size: one
-architecture of each kind always, those like it on demand (docs/backends.md has the report of all).
+architecture of each kind always, those like it on demand (docs/reference/backends.md has the report of all).
 """
 
 from __future__ import annotations

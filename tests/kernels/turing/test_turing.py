@@ -9,6 +9,9 @@ from functools import cache, partial
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed here")
+
 import torch
 import triton
 from triton import knobs
@@ -16,7 +19,7 @@ from triton import knobs
 import attnkit
 from attnkit.backends.registry import all_backends
 from attnkit.backends.triton_common import code_of, own
-from attnkit.backends.turing import CAPABILITY, TuringAttn
+from attnkit.backends.turing import BACKENDS, CAPABILITY
 from attnkit.errors import UnsupportedError
 from attnkit.kernels.aot.variants import planned
 from attnkit.kernels.triton.paged import plan as paged_plan
@@ -330,7 +333,7 @@ def test_emulation_loads_ptx_under_a_key_of_its_own(hook):
 
 
 def test_backend_refuses_what_it_does_not_claim():
-    backend = TuringAttn()
+    (backend,) = BACKENDS
     spec = AttentionSpec(dtype="bfloat16")
     (reason,) = CAPABILITY.reject(spec, TARGET_DEVICE)
     assert reason.code == "dtype"

@@ -1,15 +1,10 @@
-"""docs/performance.md follows from the reports: what is reached, what is not, and that a stale page is noticed."""
+"""docs/reports/performance.md follows from the reports: what is reached, what is not, and that a stale page is noticed."""
 
 from __future__ import annotations
 
-import importlib
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,6 +12,7 @@ import pytest
 from attnkit.bench import GROUPS
 from attnkit.bench.results import Report, Row
 from attnkit.bench.work import WORKS
+from tools.docs import generate, performance
 
 HEAD: dict[str, Any] = {
     "command": "attnkit bench --peers",
@@ -29,14 +25,6 @@ HEAD: dict[str, Any] = {
     "versions": {"vllm": "0.25.0"},
     "ceilings": {"read_gbytes": 3000.0, "copy_gbytes": 2500.0, "matmul_tflops": 700.0, "launch_micros": 1.2},
 }
-
-
-@pytest.fixture(scope="module")
-def performance(repo_root: Path) -> Iterator[ModuleType]:
-    """docs/ is where its modules find each other, as for `python docs/generate.py`."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(repo_root / "docs"))
-        yield importlib.import_module("performance")
 
 
 def row(workload: str, implementation: str, micros: float | None, *, group: str = "decode", **more: Any) -> Row:
@@ -57,10 +45,8 @@ def write(folder: Path, name: str, rows: list[Row], **head: Any) -> None:
     report.finish()
 
 
-def page(performance: ModuleType, folder: Path) -> str:
-    notes = folder / "notes.md"
-    notes.write_text("## Notes\n\nby hand\n")
-    return performance.markdown(folder, notes)
+def page(folder: Path) -> str:
+    return performance.markdown(folder)
 
 
 def target(text: str, start: str) -> list[str]:
@@ -68,91 +54,87 @@ def target(text: str, start: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_without_a_report_the_page_says_so(performance: ModuleType, tmp_path: Path) -> None:
-    text = page(performance, tmp_path)
-    assert "No report is committed yet." in text and text.endswith("## Notes\n\nby hand\n")
+def test_without_a_report_the_page_says_so(tmp_path: Path) -> None:
+    text = page(tmp_path)
+    assert "No report is committed yet." in text
 
 
-def test_decode_may_miss_three_of_twelve(performance: ModuleType, tmp_path: Path) -> None:
+def test_decode_may_miss_three_of_twelve(tmp_path: Path) -> None:
     slow = ["decode B1 ctx1024", "decode B1 ctx8192", "decode B1 ctx32768"]
     write(tmp_path, "a", decodes(dict.fromkeys(slow, 104.0)))
-    assert target(page(performance, tmp_path), "paged decode")[3:] == ["12 of 12: 0.96 to 1.00, 9 at ≥ 1.0", "yes", "no"]
+    assert target(page(tmp_path), "paged decode")[3:] == ["12 of 12: 0.96 to 1.00, 9 at ≥ 1.0", "yes", "no"]
     write(tmp_path, "a", decodes(dict.fromkeys([*slow, "decode B16 ctx1024"], 104.0)))
-    assert target(page(performance, tmp_path), "paged decode")[4] == "no"
+    assert target(page(tmp_path), "paged decode")[4] == "no"
     write(tmp_path, "a", decodes({slow[0]: 106.0}))
-    assert target(page(performance, tmp_path), "paged decode")[4] == "no"
+    assert target(page(tmp_path), "paged decode")[4] == "no"
 
 
-def test_the_second_decode_target_asks_for_bandwidth_too(performance: ModuleType, tmp_path: Path) -> None:
+def test_the_second_decode_target_asks_for_bandwidth_too(tmp_path: Path) -> None:
     write(tmp_path, "a", decodes({}))
-    assert target(page(performance, tmp_path), "paged decode")[4:] == ["yes", "yes"]
+    assert target(page(tmp_path), "paged decode")[4:] == ["yes", "yes"]
     rows = [
         Row(**{**asdict(r), "gbytes": 2850.0}) if r.ours and r.workload == "decode B64 ctx8192" else r for r in decodes({})
     ]  # 95 % of the read ceiling
     write(tmp_path, "a", rows)
-    assert target(page(performance, tmp_path), "paged decode")[4:] == ["yes", "no"]
+    assert target(page(tmp_path), "paged decode")[4:] == ["yes", "no"]
 
 
-def test_a_target_half_measured_is_not_reached(performance: ModuleType, tmp_path: Path) -> None:
+def test_a_target_half_measured_is_not_reached(tmp_path: Path) -> None:
     rows = [row("mla B16 ctx4096", "attnkit", 90.0, group="mla"), row("mla B16 ctx4096", "FlashMLA dense", 100.0, group="mla")]
     write(tmp_path, "a", rows)
-    text = page(performance, tmp_path)
+    text = page(tmp_path)
     assert target(text, "MLA decode")[4:] == ["not all measured", "not all measured"]
     assert target(text, "tree verification")[3:] == ["nothing", "not measured", "–"]
 
 
-def test_mixed_is_held_against_microseconds(performance: ModuleType, tmp_path: Path) -> None:
+def test_mixed_is_held_against_microseconds(tmp_path: Path) -> None:
     name = "mixed 8x512@4096+56dec@4096"
     write(tmp_path, "a", [row(name, "attnkit", 900.0, group="mixed"), row(name, "vLLM FA3", 860.0, group="mixed")])
-    assert target(page(performance, tmp_path), "mixed batch")[3:] == ["1 of 1: 0.96; 900 µs", "yes", "no"]
+    assert target(page(tmp_path), "mixed batch")[3:] == ["1 of 1: 0.96; 900 µs", "yes", "no"]
 
 
-def test_the_newest_report_with_a_ratio_counts(performance: ModuleType, tmp_path: Path) -> None:
+def test_the_newest_report_with_a_ratio_counts(tmp_path: Path) -> None:
     name = "decode B16 ctx8192"
     write(tmp_path, "new", [row(name, "attnkit", 50.0), row(name, "vLLM FA3", 100.0)], created="2026-03-01T00:00:00Z")
     write(tmp_path, "old", [row(name, "attnkit", 99.0), row(name, "vLLM FA3", 100.0)])
     later = [row(name, "attnkit", 10.0), row(name, "vLLM FA3", None, note="absent: no module")]
     write(tmp_path, "later", later, created="2026-04-01T00:00:00Z")
-    text = page(performance, tmp_path)
+    text = page(tmp_path)
     assert "| decode B16 ctx8192 | 50.0 |" in text and "| 2.00 |" in text
     assert "| later | vLLM FA3 | decode B16 ctx8192 | absent: no module |" in text
 
 
-def test_slower_than_the_portable_peer_is_said(performance: ModuleType, tmp_path: Path) -> None:
+def test_slower_than_the_portable_peer_is_said(tmp_path: Path) -> None:
     name = "decode B16 ctx8192"
     portable = row(name, "vLLM Triton unified", 45.0)
     write(tmp_path, "a", [row(name, "attnkit", 50.0), row(name, "vLLM FA3", 60.0), portable])
-    assert "Against vLLM's Triton kernels, on 1 workloads: slower in decode B16 ctx8192 (0.90)." in page(performance, tmp_path)
+    assert "Compared with vLLM's Triton kernels, on 1 workloads: slower in decode B16 ctx8192 (0.90)." in page(tmp_path)
 
 
-def test_every_workload_has_a_target(performance: ModuleType) -> None:
+def test_every_workload_has_a_target() -> None:
     for group in GROUPS:
         (found,) = [t for t in performance.TARGETS if group in t.groups]
         assert found.count == sum(work.group == group for work in WORKS)
 
 
-@pytest.mark.slow
-def test_a_stale_page_is_noticed(repo_root: Path, tmp_path: Path) -> None:
-    """The real generator on a copy of the repository's documents, with a report more."""
-    import shutil
-
-    for name in ("docs", "profiles", "attnkit"):
-        shutil.copytree(repo_root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "h100", "images"))
-    command = [sys.executable, str(tmp_path / "docs" / "generate.py")]
-    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
-    assert subprocess.run([*command, "--check"], capture_output=True, cwd=tmp_path, check=False).returncode == 0
+def test_a_stale_page_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    reports = tmp_path / "reports"
+    write(reports, "a", decodes({}))
+    monkeypatch.setattr(generate, "ROOT", tmp_path)
+    monkeypatch.setattr(generate, "GENERATED", {"docs/page.md": lambda: performance.markdown(reports)})
+    assert generate.main([]) == 0 and generate.main(["--check"]) == 0
     name = "decode B16 ctx8192"
-    write(tmp_path / "docs" / "reports" / "bench", "more", [row(name, "attnkit", 50.0), row(name, "vLLM FA3", 60.0)])
-    done = subprocess.run([*command, "--check"], capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 1 and done.stdout.split() == ["stale:", "docs/performance.md"]
-    assert json.loads((tmp_path / "docs" / "reports" / "bench" / "more.json").read_text())["ratios"][0]["ratio"] == 1.2
+    write(reports, "more", [row(name, "attnkit", 50.0), row(name, "vLLM FA3", 60.0)], created="2026-05-01T00:00:00Z")
+    capsys.readouterr()
+    assert generate.main(["--check"]) == 1
+    assert capsys.readouterr().out.split() == ["stale:", "docs/page.md"]
+    assert json.loads((reports / "more.json").read_text())["ratios"][0]["ratio"] == 1.2
 
 
-def test_the_cpu_has_a_section_of_its_newest_report(performance: ModuleType, tmp_path: Path) -> None:
-    reports, cpu, notes = tmp_path / "bench", tmp_path / "bench-cpu", tmp_path / "notes.md"
+def test_the_cpu_has_a_section_of_its_newest_report(tmp_path: Path) -> None:
+    reports, cpu = tmp_path / "bench", tmp_path / "bench-cpu"
     cpu.mkdir()
-    notes.write_text("")
-    assert "CPU_ATTN" not in performance.markdown(reports, notes)
+    assert "CPU_ATTN" not in performance.markdown(reports)
     right = {
         "workload": "decode B1",
         "dtype": "float32",
@@ -174,7 +156,7 @@ def test_the_cpu_has_a_section_of_its_newest_report(performance: ModuleType, tmp
         }
         loads = {"threads": 2, "load_average_before": [0.5, 1, 1], "load_average_after": [2.0, 1, 1]}
         (cpu / f"{year}.json").write_text(json.dumps({**head, **loads, "rows": rows}))
-    page = performance.markdown(reports, notes)
+    page = performance.markdown(reports)
     assert "2026.json" in page and "2025.json" not in page
     assert "Reached in 1 of 3." in page, "a wrong answer has no ratio"
     assert "| prefill | float32 | WRONG | | | |  | k |" in page

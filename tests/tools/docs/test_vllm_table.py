@@ -1,4 +1,4 @@
-"""docs/vllm-names.md says nothing that the versions' own enums and switches contradict."""
+"""docs/reference/vllm-names.md says nothing that the versions' own enums and switches contradict."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from attnkit.kernels.triton.paged.prefill import find_sequence
+from attnkit.kernels.triton.rows import cut_keys, find_rows, find_tile, share_of, split_outputs, write_lse, write_nothing
 from attnkit.kernels.triton.tiles import LN2, LOG2E, dequantise, load_rows, matmul, plus, products, row_offsets, row_pages
 
 
@@ -59,14 +59,10 @@ def dual_chunk_attention(
     """Rows as in `paged_prefill`; SPLITS > 1 cuts the keys as `paged_decode` does and writes what `merge_splits` joins."""
     HALF: tl.constexpr = HEAD_DIM // 2
     DTYPE: tl.constexpr = query.dtype.element_ty
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
     num_heads = tl.num_programs(1) * GROUP
-    seq = find_sequence(tile, query_start_loc, num_seqs, GROUP, BLOCK_M)
-    query_start = tl.load(query_start_loc + seq)
-    query_len = tl.load(query_start_loc + seq + 1) - query_start
-    first_row = (tile - (query_start * GROUP // BLOCK_M + seq)) * BLOCK_M
+    seq, query_start, query_len, first_row = find_tile(query_start_loc, num_seqs, GROUP, BLOCK_M)
     if first_row >= query_len * GROUP:
         return
     seq_len = tl.load(seq_lens + seq)
@@ -75,33 +71,26 @@ def dual_chunk_attention(
     key += kv_head.to(tl.int64) * stride_k_head
     value += kv_head.to(tl.int64) * stride_v_head
 
-    row = first_row + tl.arange(0, BLOCK_M)
-    real = row < query_len * GROUP
+    rows = find_rows(first_row, query_start, query_len, context, kv_head, GROUP, BLOCK_M)
     # Rows past the end copy the last real row's position, so that they index inside the rope tables.
-    position = tl.minimum(context + row // GROUP, seq_len - 1)
-    head = kv_head * GROUP + row % GROUP
-    token = (query_start + row // GROUP).to(tl.int64)
+    position = tl.minimum(rows.position, seq_len - 1)
     half = tl.arange(0, HALF)
-    at_row = query + token[:, None] * stride_q_token + head[:, None] * stride_q_head
-    q_low = tl.load(at_row + half[None, :], mask=real[:, None], other=0.0)
-    q_high = tl.load(at_row + HALF + half[None, :], mask=real[:, None], other=0.0)
+    at_row = query + rows.token[:, None] * stride_q_token + rows.head[:, None] * stride_q_head
+    q_low = tl.load(at_row + half[None, :], mask=rows.real[:, None], other=0.0)
+    q_high = tl.load(at_row + HALF + half[None, :], mask=rows.real[:, None], other=0.0)
 
     factor = scale * LOG2E
     if SCALED:
         length = seq_len.to(tl.float32) / original_max_position
         factor = factor * tl.maximum(1.0, 0.1 * LN2 * tl.log2(length) + 1.0)
 
-    highest = context + tl.minimum((first_row + BLOCK_M - 1) // GROUP, query_len - 1)
     begin = 0
-    end = highest + 1 if CAUSAL else seq_len
+    end = rows.highest + 1 if CAUSAL else seq_len
     if SPLITS > 1:
-        run = tl.cdiv(tl.cdiv(end, BLOCK_N), SPLITS) * BLOCK_N
-        begin = split * run
-        end = tl.minimum(end, begin + run)
-        lse += split.to(tl.int64) * num_tokens * num_heads
-        out += split.to(tl.int64) * num_tokens * stride_o_token
+        begin, end = cut_keys(end, split, BLOCK_N, SPLITS)
+        out, lse = split_outputs(out, lse, split, num_tokens, num_heads, stride_o_token)
         if begin >= end:
-            tl.store(lse + token * num_heads + head, tl.full([BLOCK_M], float("-inf"), tl.float32), mask=real)
+            write_nothing(lse, rows, num_heads, BLOCK_M)
             return
 
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -167,11 +156,8 @@ def dual_chunk_attention(
             acc_high = matmul(p.to(DTYPE), v_high, acc_high * shrink[:, None])
             m = top
 
-    share = (v_scale / tl.where(total == 0.0, 1.0, total))[:, None]
-    at_out = out + token[:, None] * stride_o_token + head[:, None] * stride_o_head + half[None, :]
-    tl.store(at_out, (acc_low * share).to(out.dtype.element_ty), mask=real[:, None])
-    tl.store(at_out + HALF, (acc_high * share).to(out.dtype.element_ty), mask=real[:, None])
-    if SPLITS > 1:
-        tl.store(lse + token * num_heads + head, m + tl.log2(total), mask=real)
-    elif RETURN_LSE:
-        tl.store(lse + token * num_heads + head, (m + tl.log2(total)) * LN2, mask=real)
+    share = share_of(total, v_scale)[:, None]
+    at_out = out + rows.token[:, None] * stride_o_token + rows.head[:, None] * stride_o_head + half[None, :]
+    tl.store(at_out, (acc_low * share).to(out.dtype.element_ty), mask=rows.real[:, None])
+    tl.store(at_out + HALF, (acc_high * share).to(out.dtype.element_ty), mask=rows.real[:, None])
+    write_lse(lse, m, total, rows, num_heads, SPLITS, RETURN_LSE)

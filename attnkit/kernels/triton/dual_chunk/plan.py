@@ -11,9 +11,23 @@ import torch
 
 from attnkit.errors import UnsupportedError
 from attnkit.kernels.triton import tile_sizes
-from attnkit.kernels.triton.dual_chunk import composed as composed_plan
+from attnkit.kernels.triton.dual_chunk import composed_plan
 from attnkit.kernels.triton.dual_chunk.kernel import dual_chunk_attention
-from attnkit.kernels.triton.launch import Launch, cache_args, cache_of, outputs, padded, require_rows, run_all, target_of
+from attnkit.kernels.triton.launch import (
+    Launch,
+    Plan,
+    Result,
+    batch_args,
+    cache_args,
+    cache_of,
+    outputs,
+    padded,
+    query_args,
+    require_rows,
+    result_args,
+    run_plan,
+    target_of,
+)
 from attnkit.kernels.triton.merge_splits import part_outputs, with_merge
 from attnkit.kernels.triton.tile_sizes import Tile
 from attnkit.spec import DualChunkAttention
@@ -27,19 +41,8 @@ DECODE_ROWS = 32
 """Rows (new tokens * heads of the group) up to which a call is a decode."""
 
 
-def run(
-    call: DualChunkAttention,
-    *,
-    arch: str | None = None,
-    tile: Tile | None = None,
-    splits: int | None = None,
-    composed: bool | None = None,
-) -> tuple[Tensor, Tensor | None, str]:
-    """Compute `call`.
-
-    Args:
-        tile, splits: override the choice of tile_sizes.py for the dual chunk kernel, for tuning.
-        composed: True or False overrides the choice between the two ways.
+def run(call: DualChunkAttention, **options: Any) -> Result:
+    """Compute `call`; `options` as of `plan`.
 
     Returns:
         out [num_tokens, num_heads, head_dim], lse [num_tokens, num_heads] float32 where asked for, kernel name.
@@ -47,9 +50,7 @@ def run(
     Raises:
         UnsupportedError: a layout or a rope table the kernel cannot take.
     """
-    out, lse, launches, name = plan(call, arch=arch, tile=tile, splits=splits, composed=composed)
-    run_all(launches)
-    return out, lse, name
+    return run_plan(plan(call, **options))
 
 
 def plan(
@@ -59,8 +60,13 @@ def plan(
     tile: Tile | None = None,
     splits: int | None = None,
     composed: bool | None = None,
-) -> tuple[Tensor, Tensor | None, list[Launch], str]:
-    """The launches of `run`, and where their results will be."""
+) -> Plan:
+    """The launches of `run`, and where their results will be.
+
+    Args:
+        tile, splits: override the choice of tile_sizes.py for the dual chunk kernel, for tuning.
+        composed: True or False overrides the choice between the two ways.
+    """
     paged = call.paged
     query = paged.query
     tokens, heads, head_dim = query.shape
@@ -75,9 +81,9 @@ def plan(
     kv_heads = key.data.shape[2]
     group = heads // kv_heads
     if composed is None:
-        composed = composed_plan.pays(call, target)
+        composed = composed_plan.is_faster(call, target)
     if composed:
-        if not composed_plan.takes(call):
+        if not composed_plan.supports(call):
             raise UnsupportedError("composed dual chunk attention is causal, of 16-bit queries, and needs room for its copy")
         launches, name = composed_plan.plan(call, out, lse, key, value, period, arch=arch)
         return out, lse, launches, name
@@ -97,16 +103,12 @@ def plan(
 
     if splits is None:
         splits = splits_for(target.units)
-    part_out, part_lse = part_outputs(out, lse, splits)
     scaled = call.original_max_position is not None
     args = {
-        "out": part_out,
-        "lse": part_lse,
-        "query": query,
+        **result_args(*part_outputs(out, lse, splits)),
+        **query_args(query),
         **cache_args(key, value),
-        "table": paged.block_table,
-        "seq_lens": paged.seq_lens,
-        "query_start_loc": paged.query_start_loc,
+        **batch_args(paged),
         "rope_cos": call.rope_cos,
         "rope_sin": call.rope_sin,
         "num_seqs": num_seqs,
@@ -116,11 +118,6 @@ def plan(
         "period": period,
         "chunk_size": call.chunk_size,
         "original_max_position": float(call.original_max_position or 1),
-        "stride_q_token": query.stride(0),
-        "stride_q_head": query.stride(1),
-        "stride_o_token": part_out.stride(-3),
-        "stride_o_head": part_out.stride(-2),
-        "stride_table": paged.block_table.stride(0),
         "GROUP": group,
         "HEAD_DIM": head_dim,
         "BLOCK_SIZE": key.data.shape[1],

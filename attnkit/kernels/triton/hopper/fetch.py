@@ -29,7 +29,7 @@ def shaped_as(memory, shape: gl.constexpr):
 
 @gluon.jit
 def _find_sequence(tile, query_start_loc, num_seqs, GROUP: gl.constexpr, BLOCK_M: gl.constexpr):
-    """The last sequence whose first tile is <= `tile`; as in paged_prefill.py, which Gluon cannot call."""
+    """The last sequence whose first tile is <= `tile`; as in rows.py, which Gluon cannot call."""
     low = 0
     high = num_seqs
     while low < high:

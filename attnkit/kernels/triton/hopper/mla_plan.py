@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from attnkit.kernels.triton.hopper.prefill_plan import rows_of
-from attnkit.kernels.triton.launch import Launch
+from attnkit.kernels.triton.launch import Launch, Plan, batch_args, result_args
 from attnkit.kernels.triton.merge_splits import part_outputs, with_merge
 from attnkit.spec import MlaDecode
 
@@ -26,7 +26,7 @@ MERGE_TILES = 6
 """What a second launch costs, in tiles."""
 
 
-def takes(arch: str, call: MlaDecode) -> bool:
+def supports(arch: str, call: MlaDecode) -> bool:
     """Whether the kernel computes this call."""
     query, cache = call.query, call.kv_cache
     size = cache.shape[1]
@@ -63,14 +63,12 @@ def choose_splits(programs: int, units: int, max_seq_len: int) -> int:
     return min(choices, key=cost)
 
 
-def plan(
-    call: MlaDecode, out: Tensor, lse: Tensor | None, units: int, splits: int | None
-) -> tuple[Tensor, Tensor | None, list[Launch], str]:
-    """The launches for a call that `takes` accepts; see `mla_decode.plan`."""
+def plan(call: MlaDecode, out: Tensor, lse: Tensor | None, units: int, splits: int | None) -> Plan:
+    """The launches for a call that `supports` accepts; see mla/plan.py."""
     from triton.experimental.gluon.language import NVMMASharedLayout
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-    from attnkit.kernels.triton.hopper.mla import hopper_mla_decode
+    from attnkit.kernels.triton.hopper.mla_kernel import hopper_mla_decode
     from attnkit.kernels.triton.tiles import LOG2E
 
     query, cache = call.query, call.kv_cache
@@ -83,27 +81,20 @@ def plan(
 
     if splits is None:
         splits = splits_for(units)
-    part_out, part_lse = part_outputs(out, lse, splits)
     layout = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     chunk = min(cache.shape[1], TILE)
     rows = rows_of(cache.unsqueeze(2))
     assert rows is not None
     args = {
-        "out": part_out,
-        "lse": part_lse,
+        **result_args(*part_outputs(out, lse, splits)),
+        **batch_args(call),
         "query_map": TensorDescriptor(query, [tokens * heads, width], [width, 1], [ROWS, 64], layout),
         "cache_map": TensorDescriptor(cache, [rows.rows, rows.columns], [rows.stride, 1], [chunk, 64], layout),
-        "table": call.block_table,
-        "seq_lens": call.seq_lens,
-        "query_start_loc": call.query_start_loc,
         "splits": splits,
         "num_tokens": tokens,
         "scale": call.softmax_scale * call.kv_scale * LOG2E.value,
         "kv_scale": float(call.kv_scale),
         "block_rows": rows.block_rows,
-        "stride_o_token": part_out.stride(-3),
-        "stride_o_head": part_out.stride(-2),
-        "stride_table": call.block_table.stride(0),
         "HEADS": heads,
         "BLOCK_SIZE": cache.shape[1],
         "CHUNK": chunk,

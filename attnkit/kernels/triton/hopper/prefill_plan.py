@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from attnkit.kernels.triton.launch import Launch
+from attnkit.kernels.triton.launch import Launch, result_args
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,11 +72,11 @@ the copy engine busy, that measured slower (16 x 1024 on an H100: 393 TFLOP/s ag
 with blocks of 16)."""
 
 
-def takes(arch: str, common: dict[str, Any]) -> bool:
+def supports(arch: str, common: dict[str, Any]) -> bool:
     """Whether the kernel computes this call.
 
     Args:
-        common: the arguments that the planners of attention.py share among kernels.
+        common: the arguments that the planners of paged/plan.py share among kernels.
     """
     query, key, value = common["query"], common["key"], common["value"]
     size = common["BLOCK_SIZE"]
@@ -102,11 +102,11 @@ def plan(
     kv_heads: int,
     shortest: int,
 ) -> Launch:
-    """The launch; the caller has asked `takes`. `common` without a table: packed keys, `common["key_start_loc"]` says where."""
+    """The launch of a call that `supports` accepts. Without a table: packed keys, `common["key_start_loc"]` says where."""
     from triton.experimental.gluon.language import NVMMASharedLayout
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-    from attnkit.kernels.triton.hopper.prefill import LOG2E, hopper_prefill
+    from attnkit.kernels.triton.hopper.prefill_kernel import LOG2E, hopper_prefill
 
     paged = common["table"] is not None
     chunk = min(common["BLOCK_SIZE"], BLOCK_N) if paged else BLOCK_N
@@ -128,8 +128,7 @@ def plan(
     )  # fmt: skip
     args = {
         **{name: common[name] for name in same},
-        "out": out,
-        "lse": lse,
+        **result_args(out, lse),
         "key_start_loc": None if paged else common["key_start_loc"],
         "key_map": key_map,
         "value_map": value_map,
@@ -146,8 +145,6 @@ def plan(
         "value_block_rows": values.block_rows if paged else 1,
         "value_head_rows": values.head_rows,
         "value_head_columns": values.head_columns,
-        "stride_o_token": out.stride(0),
-        "stride_o_head": out.stride(1),
         "D": common["HEAD_DIM"],
         "BLOCK_N": BLOCK_N,
         "CHUNK": chunk,

@@ -13,7 +13,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from attnkit.kernels.triton.tiles import LN2, LOG2E, dequantise, load_rows, matmul, row_offsets, row_pages
+from attnkit.kernels.triton.rows import (
+    cut_keys,
+    find_rows,
+    query_span,
+    share_of,
+    split_outputs,
+    write_lse,
+    write_nothing,
+    write_rows,
+)
+from attnkit.kernels.triton.tiles import LOG2E, dequantise, load_rows, matmul, row_offsets, row_pages
 
 
 @triton.jit
@@ -59,66 +69,50 @@ def mla_decode_split(
     first_row = tl.program_id(0) * BLOCK_M
     split = tl.program_id(1)
     seq = tl.program_id(2)
-    query_start = tl.load(query_start_loc + seq)
-    query_len = tl.load(query_start_loc + seq + 1) - query_start
+    query_start, query_len = query_span(query_start_loc, seq)
     if first_row >= query_len * HEADS:
         return
     seq_len = tl.load(seq_lens + seq)
     context = seq_len - query_len
     table += seq.to(tl.int64) * stride_table
 
-    row = first_row + tl.arange(0, BLOCK_M)
-    real = row < query_len * HEADS
-    position = context + row // HEADS
-    head = row % HEADS
-    token = (query_start + row // HEADS).to(tl.int64)
-    lowest = context + first_row // HEADS
+    rows = find_rows(first_row, query_start, query_len, context, 0, HEADS, BLOCK_M)
     first = 0
-    limit = context + tl.minimum((first_row + BLOCK_M - 1) // HEADS, query_len - 1) + 1
+    limit = rows.highest + 1
     if SPLITS > 1:
-        run = tl.cdiv(tl.cdiv(limit, BLOCK_N), SPLITS) * BLOCK_N
-        first = split * run
-        limit = tl.minimum(limit, first + run)
-        lse += split.to(tl.int64) * num_tokens * HEADS
-        out += split.to(tl.int64) * num_tokens * stride_o_token
+        first, limit = cut_keys(limit, split, BLOCK_N, SPLITS)
+        out, lse = split_outputs(out, lse, split, num_tokens, HEADS, stride_o_token)
         if first >= limit:
-            tl.store(lse + token * HEADS + head, tl.full([BLOCK_M], float("-inf"), tl.float32), mask=real)
+            write_nothing(lse, rows, HEADS, BLOCK_M)
             return
 
-    at_row = query + token[:, None] * stride_q_token + head[:, None] * stride_q_head
+    at_row = query + rows.token[:, None] * stride_q_token + rows.head[:, None] * stride_q_head
     c = tl.arange(0, LATENT)
     r = tl.arange(0, ROPE)
-    q_latent = tl.load(at_row + c[None, :], mask=real[:, None], other=0.0)
-    q_rope = tl.load(at_row + LATENT + r[None, :], mask=real[:, None], other=0.0)
+    q_latent = tl.load(at_row + c[None, :], mask=rows.real[:, None], other=0.0)
+    q_rope = tl.load(at_row + LATENT + r[None, :], mask=rows.real[:, None], other=0.0)
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, LATENT], tl.float32)
 
-    whole = tl.maximum(tl.minimum(limit, lowest + 1) // BLOCK_N * BLOCK_N, first)
+    whole = tl.maximum(tl.minimum(limit, rows.lowest + 1) // BLOCK_N * BLOCK_N, first)
     ahead = row_pages(first, table, first, limit, BLOCK_SIZE, BLOCK_N)
     for at in tl.range(first, whole, BLOCK_N):
         start = tl.multiple_of(at, BLOCK_N)
         pages = ahead
         ahead = row_pages(start + BLOCK_N, table, first, limit, BLOCK_SIZE, BLOCK_N)
         acc, total, m = mla_tile(
-            q_latent, q_rope, acc, total, m, start, pages, cache, position, first, limit, scale, stride_block, stride_token,
-            LATENT, ROPE, BLOCK_SIZE, BLOCK_N, FP8, False,
+            q_latent, q_rope, acc, total, m, start, pages, cache, rows.position, first, limit, scale,
+            stride_block, stride_token, LATENT, ROPE, BLOCK_SIZE, BLOCK_N, FP8, False,
         )  # fmt: skip
     for at in tl.range(whole, limit, BLOCK_N):
         start = tl.multiple_of(at, BLOCK_N)
         pages = row_pages(start, table, first, limit, BLOCK_SIZE, BLOCK_N)
         acc, total, m = mla_tile(
-            q_latent, q_rope, acc, total, m, start, pages, cache, position, first, limit, scale, stride_block, stride_token,
-            LATENT, ROPE, BLOCK_SIZE, BLOCK_N, FP8, True,
+            q_latent, q_rope, acc, total, m, start, pages, cache, rows.position, first, limit, scale,
+            stride_block, stride_token, LATENT, ROPE, BLOCK_SIZE, BLOCK_N, FP8, True,
         )  # fmt: skip
 
-    acc = acc * (kv_scale / tl.where(total == 0.0, 1.0, total))[:, None]
-    tl.store(
-        out + token[:, None] * stride_o_token + head[:, None] * stride_o_head + c[None, :],
-        acc.to(out.dtype.element_ty),
-        mask=real[:, None],
-    )
-    if SPLITS > 1:
-        tl.store(lse + token * HEADS + head, m + tl.log2(total), mask=real)
-    elif RETURN_LSE:
-        tl.store(lse + token * HEADS + head, (m + tl.log2(total)) * LN2, mask=real)
+    acc = acc * share_of(total, kv_scale)[:, None]
+    write_rows(out, acc, rows, stride_o_token, stride_o_head, LATENT, LATENT)
+    write_lse(lse, m, total, rows, HEADS, SPLITS, RETURN_LSE)

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Any
 from attnkit.errors import UnsupportedError
 from attnkit.kernels.triton import tile_sizes
 from attnkit.kernels.triton.hopper import mla_plan
-from attnkit.kernels.triton.launch import Launch, cache_of, outputs, require_rows, run_all, target_of
+from attnkit.kernels.triton.launch import (
+    Launch,
+    Plan,
+    Result,
+    batch_args,
+    cache_of,
+    outputs,
+    query_args,
+    require_rows,
+    result_args,
+    run_plan,
+    target_of,
+)
 from attnkit.kernels.triton.merge_splits import part_outputs, with_merge
 from attnkit.kernels.triton.mla.kernel import mla_decode_split
 from attnkit.kernels.triton.tile_sizes import Tile
@@ -19,14 +31,8 @@ else:
     Tensor = Any
 
 
-def run(
-    call: MlaDecode, *, arch: str | None = None, tile: Tile | None = None, splits: int | None = None
-) -> tuple[Tensor, Tensor | None, str]:
-    """Compute `call`.
-
-    Args:
-        call: see `MlaDecode`.
-        arch, tile, splits: override the choice of tile_sizes.py, for tuning and for compiling ahead.
+def run(call: MlaDecode, **options: Any) -> Result:
+    """Compute `call`; `options` as of `plan`.
 
     Returns:
         out [num_tokens, num_heads, kv_lora_rank], lse [num_tokens, num_heads] float32 where asked for, kernel name.
@@ -34,15 +40,11 @@ def run(
     Raises:
         UnsupportedError: a layout the kernel cannot address.
     """
-    out, lse, launches, name = plan(call, arch=arch, tile=tile, splits=splits)
-    run_all(launches)
-    return out, lse, name
+    return run_plan(plan(call, **options))
 
 
-def plan(
-    call: MlaDecode, *, arch: str | None = None, tile: Tile | None = None, splits: int | None = None
-) -> tuple[Tensor, Tensor | None, list[Launch], str]:
-    """The launches of `run`, and where their results will be."""
+def plan(call: MlaDecode, *, arch: str | None = None, tile: Tile | None = None, splits: int | None = None) -> Plan:
+    """The launches of `run`; `arch`, `tile`, `splits` override the choice of tile_sizes.py, for tuning."""
     query = call.query
     tokens, heads, width = query.shape
     latent = call.kv_lora_rank
@@ -55,7 +57,7 @@ def plan(
     target = target_of(query, arch)
     cache = cache_of(call.kv_cache, target)
     require_rows(query=query, out=out, kv_cache=cache.data)
-    if tile is None and mla_plan.takes(target.arch, call):
+    if tile is None and mla_plan.supports(target.arch, call):
         return mla_plan.plan(call, out, lse, target.units, splits)
     tile = tile or tile_sizes.tile("mla", target.arch, latent, query.element_size(), interpret=target.interpret)
     row_tiles = -(-call.max_query_len * heads // tile.block_m)
@@ -66,25 +68,16 @@ def plan(
 
     if splits is None:
         splits = splits_for(target.units)
-    part_out, part_lse = part_outputs(out, lse, splits)
     args = {
-        "out": part_out,
-        "lse": part_lse,
-        "query": query,
+        **result_args(*part_outputs(out, lse, splits)),
+        **query_args(query),
+        **batch_args(call),
         "cache": cache.data,
-        "table": call.block_table,
-        "seq_lens": call.seq_lens,
-        "query_start_loc": call.query_start_loc,
         "num_tokens": tokens,
         "scale": call.softmax_scale * call.kv_scale,
         "kv_scale": float(call.kv_scale),
-        "stride_q_token": query.stride(0),
-        "stride_q_head": query.stride(1),
         "stride_block": cache.data.stride(0),
         "stride_token": cache.data.stride(1),
-        "stride_o_token": part_out.stride(-3),
-        "stride_o_head": part_out.stride(-2),
-        "stride_table": call.block_table.stride(0),
         "HEADS": heads,
         "LATENT": latent,
         "ROPE": width - latent,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,21 +13,26 @@ from attnkit.kernels.triton import tile_sizes
 from attnkit.kernels.triton.hopper import prefill_plan
 from attnkit.kernels.triton.launch import (
     Launch,
+    Plan,
+    Result,
     Target,
+    batch_args,
     cache_args,
     cache_of,
     outputs,
     padded,
     pairs_of,
+    query_args,
     require_rows,
-    run_all,
+    result_args,
+    run_plan,
     target_of,
 )
 from attnkit.kernels.triton.merge_splits import part_outputs, with_merge
-from attnkit.kernels.triton.paged.decode import paged_decode
-from attnkit.kernels.triton.paged.prefill import paged_prefill
+from attnkit.kernels.triton.paged.decode_kernel import paged_decode
+from attnkit.kernels.triton.paged.prefill_kernel import paged_prefill
 from attnkit.kernels.triton.paged.route import HOPPER, MAX_DECODE_ROWS, Route, Shape, is_crowded, route
-from attnkit.kernels.triton.paged.warp_decode import warp_decode
+from attnkit.kernels.triton.paged.warp_decode_kernel import warp_decode
 from attnkit.kernels.triton.tile_sizes import Tile
 from attnkit.spec import PagedAttention, Softmax, VarlenAttention
 
@@ -36,25 +41,9 @@ if TYPE_CHECKING:
 else:
     Tensor = Any
 
-Result: TypeAlias = "tuple[Tensor, Tensor | None, str]"
 
-
-def paged(
-    call: PagedAttention,
-    *,
-    tree_mask: Tensor | None = None,
-    arch: str | None = None,
-    prefill_tile: Tile | None = None,
-    decode_tile: Tile | None = None,
-    splits: int | None = None,
-) -> Result:
-    """Attention over the paged cache.
-
-    Args:
-        call: the batch.
-        tree_mask: [num_nodes, num_nodes] bool; with it `call.softmax.causal` must be False and the new tokens are a tree.
-        arch: overrides the architecture that tile sizes are chosen for.
-        prefill_tile, decode_tile, splits: override the choice of tile_sizes.py, for tuning.
+def paged(call: PagedAttention, **options: Any) -> Result:
+    """Attention over the paged cache; `options` as of `plan_paged`.
 
     Returns:
         out [num_tokens, num_heads, head_dim_v] in the query's dtype (or `call.out`), lse [num_tokens, num_heads] float32
@@ -63,18 +52,12 @@ def paged(
     Raises:
         UnsupportedError: a layout the kernels cannot address.
     """
-    out, lse, launches, name = plan_paged(
-        call, tree_mask=tree_mask, arch=arch, prefill_tile=prefill_tile, decode_tile=decode_tile, splits=splits
-    )
-    run_all(launches)
-    return out, lse, name
+    return run_plan(plan_paged(call, **options))
 
 
-def varlen(call: VarlenAttention, *, arch: str | None = None, prefill_tile: Tile | None = None) -> Result:
-    """Attention over packed keys and values; see `paged`."""
-    out, lse, launches, name = plan_varlen(call, arch=arch, prefill_tile=prefill_tile)
-    run_all(launches)
-    return out, lse, name
+def varlen(call: VarlenAttention, **options: Any) -> Result:
+    """Attention over packed keys and values; `options` as of `plan_varlen`, the rest as of `paged`."""
+    return run_plan(plan_varlen(call, **options))
 
 
 def _softmax_args(softmax: Softmax, tree_mask: Tensor | None, k_scale: float) -> dict[str, Any]:
@@ -121,11 +104,13 @@ def plan_paged(
     decode_tile: Tile | None = None,
     splits: int | None = None,
     crowded: bool | None = None,
-) -> tuple[Tensor, Tensor | None, list[Launch], str]:
+) -> Plan:
     """The launches of `paged`, and where their results will be.
 
     Args:
-        crowded: as for `route`.
+        tree_mask: [num_nodes, num_nodes] bool; with it `call.softmax.causal` must be False and the new tokens are a tree.
+        arch: overrides the architecture that tile sizes are chosen for.
+        prefill_tile, decode_tile, splits, crowded: as for `route`.
     """
     query = call.query
     tokens, heads, head_dim = query.shape
@@ -139,14 +124,9 @@ def plan_paged(
     key, value = cache_of(call.key_cache, target), cache_of(call.value_cache, target)
     require_rows(query=query, out=out, key_cache=key.data, value_cache=value.data)
     common = {
-        "query": query,
+        **query_args(query),
         **cache_args(key, value),
-        "stride_q_token": query.stride(0),
-        "stride_q_head": query.stride(1),
-        "stride_table": call.block_table.stride(0),
-        "table": call.block_table,
-        "seq_lens": call.seq_lens,
-        "query_start_loc": call.query_start_loc,
+        **batch_args(call),
         "v_scale": float(call.v_scale),
         **_softmax_args(call.softmax, tree_mask, call.k_scale),
         **_width_args(group, head_dim, head_dim_v),
@@ -166,7 +146,7 @@ def plan_paged(
         paired=None not in pairs,
         tree=tree_mask is not None,
         # Not asked of a decode of one token, whose launch is what it waits for.
-        tma=(call.max_query_len > 1 or group > MAX_DECODE_ROWS) and prefill_plan.takes(target.arch, common),
+        tma=(call.max_query_len > 1 or group > MAX_DECODE_ROWS) and prefill_plan.supports(target.arch, common),
     )
 
     def routed(target: Target, splits: int | None, crowded: bool | None) -> Route:
@@ -193,9 +173,7 @@ def plan_paged(
     return out, lse, launches, tree + "+".join(names)
 
 
-def plan_varlen(
-    call: VarlenAttention, *, arch: str | None = None, prefill_tile: Tile | None = None
-) -> tuple[Tensor, Tensor | None, list[Launch], str]:
+def plan_varlen(call: VarlenAttention, *, arch: str | None = None, prefill_tile: Tile | None = None) -> Plan:
     """The launch of `varlen`, and where its result will be."""
     query = call.query
     tokens, heads, head_dim = query.shape
@@ -206,7 +184,7 @@ def plan_varlen(
     require_rows(query=query, out=out, key=call.key, value=call.value)
     target = target_of(query, arch)
     common: dict[str, Any] = {
-        "query": query,
+        **query_args(query),
         "key": call.key,
         "value": call.value,
         "table": None,
@@ -214,8 +192,6 @@ def plan_varlen(
         "query_start_loc": call.query_start_loc,
         "key_start_loc": call.key_start_loc,
         "v_scale": 1.0,
-        "stride_q_token": query.stride(0),
-        "stride_q_head": query.stride(1),
         "stride_k_block": 0,
         "stride_k_token": call.key.stride(0),
         "stride_k_head": call.key.stride(1),
@@ -230,7 +206,7 @@ def plan_varlen(
         "FP8": 0,
     }
     tile: Tile | str | None = prefill_tile
-    if tile is None and prefill_plan.takes(target.arch, common):
+    if tile is None and prefill_plan.supports(target.arch, common):
         tile = HOPPER
     if tile is None:
         width = padded(max(head_dim, head_dim_v))
@@ -255,12 +231,9 @@ def _prefill(
     args = {
         "key_start_loc": None,
         **common,
-        "out": out,
-        "lse": lse,
+        **result_args(out, lse),
         "num_seqs": num_seqs,
         "shortest": shortest,
-        "stride_o_token": out.stride(0),
-        "stride_o_head": out.stride(1),
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
         "PAGED": common["table"] is not None,
@@ -282,16 +255,12 @@ def _decode(
     """Decode of the sequences of `way.boundary` new tokens or fewer, with the merge of its splits, and the kernels' name."""
     tile = way.decode
     assert tile is not None
-    part_out, part_lse = part_outputs(out, lse, way.splits)
     row_tiles = -(-way.boundary * common["GROUP"] // tile.block_m)
     args = {
         **common,
-        "out": part_out,
-        "lse": part_lse,
+        **result_args(*part_outputs(out, lse, way.splits)),
         "num_tokens": out.shape[0],
         "longest": way.boundary,
-        "stride_o_token": part_out.stride(-3),
-        "stride_o_head": part_out.stride(-2),
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
         "SPLITS": way.splits,

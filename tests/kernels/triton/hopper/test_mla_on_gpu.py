@@ -60,7 +60,7 @@ def call_of(
 
 
 def agree(call: MlaDecode, splits: int | None = None) -> None:
-    assert hopper_mla.takes("sm_90", call)
+    assert hopper_mla.supports("sm_90", call)
     out, lse, name = mla_plan.run(call, splits=splits)
     ours = out.clone()
     expected, expected_lse, other = mla_plan.run(call, tile=PORTABLE)

@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="Triton is not installed here")
 import torch
 
 from attnkit.bench.workloads import Shape, paged_call
-from attnkit.kernels.triton.dual_chunk import composed
+from attnkit.kernels.triton.dual_chunk import composed_plan as composed
 from attnkit.kernels.triton.dual_chunk import plan as dual_chunk
 from attnkit.kernels.triton.paged import plan as paged_plan
 from attnkit.kernels.triton.tile_sizes import Tile

@@ -46,7 +46,8 @@ def as_detection(raw: Mapping[str, Any]) -> Detection:
     """The detection that a node sent as JSON, as attnkit's own type again."""
 
     def device(fields: Mapping[str, Any]) -> Device:
-        return Device(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+        given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+        return Device(**given)
 
     return Detection(
         devices=tuple(device(d) for d in raw["devices"]),

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
-"""The kernels around dual chunk attention as three ordinary attentions (dual_chunk_composed.py).
+"""The kernels around dual chunk attention as three ordinary attentions (composed_plan.py).
 
 A segment is the run of a sequence's new tokens that lie in one chunk: for all of them, the keys of their own chunk have one
 rotation of the query, those of the chunk before another, and all earlier ones a third. A sequence has SEGMENTS of them, some

@@ -19,8 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from attnkit.kernels.triton.dual_chunk.parts import dual_chunk_gather, dual_chunk_join, dual_chunk_queries, dual_chunk_segments
-from attnkit.kernels.triton.launch import Cache, Launch, Target, padded
+from attnkit.kernels.triton.dual_chunk.composed_kernels import (
+    dual_chunk_gather,
+    dual_chunk_join,
+    dual_chunk_queries,
+    dual_chunk_segments,
+)
+from attnkit.kernels.triton.launch import Cache, Launch, Target, batch_args, padded, query_args, result_args
 from attnkit.kernels.triton.paged import plan as paged_plan
 from attnkit.spec import DualChunkAttention, Softmax, VarlenAttention
 
@@ -48,12 +53,12 @@ def bytes_a_head(call: DualChunkAttention) -> int:
     return int(2 * paged.seq_lens.shape[0] * paged.max_seq_len * paged.query.shape[2] * paged.query.element_size())
 
 
-def pays(call: DualChunkAttention, target: Target) -> bool:
+def is_faster(call: DualChunkAttention, target: Target) -> bool:
     """Whether this way is faster than the dual chunk kernel, from what the host knows."""
-    return target.arch in ARCHS and call.paged.max_query_len >= COMPOSE_FROM and takes(call)
+    return target.arch in ARCHS and call.paged.max_query_len >= COMPOSE_FROM and supports(call)
 
 
-def takes(call: DualChunkAttention) -> bool:
+def supports(call: DualChunkAttention) -> bool:
     """Whether this way computes `call`: causal, 16-bit queries, and room for the copy of one key head at least."""
     paged = call.paged
     fits = bytes_a_head(call) <= MOST_BYTES and paged.seq_lens.shape[0] * paged.max_seq_len < 1 << 31
@@ -70,7 +75,7 @@ def plan(
     *,
     arch: str | None = None,
 ) -> tuple[list[Launch], str]:
-    """The launches that write `out` and `lse`; the caller has asked `takes` and checked strides and rope tables."""
+    """The launches that write `out` and `lse`; the caller has asked `supports` and checked strides and rope tables."""
     paged = call.paged
     query = paged.query
     tokens, heads, head_dim = query.shape
@@ -103,13 +108,11 @@ def plan(
     turned = {
         "own": own,
         "before": before,
-        "query": query,
+        **query_args(query),
         **where,
         **rope,
         "chunk_size": call.chunk_size,
         "original_max_position": float(call.original_max_position or 1),
-        "stride_q_token": query.stride(0),
-        "stride_q_head": query.stride(1),
         "HEADS": heads,
         "HEADS_PADDED": 1 << (heads - 1).bit_length(),
         "HALF": head_dim // 2,
@@ -129,9 +132,7 @@ def plan(
             "values": copy[1],
             "key": key.data[:, :, here],
             "value": value.data[:, :, here],
-            "table": paged.block_table,
-            "seq_lens": paged.seq_lens,
-            "query_start_loc": paged.query_start_loc,
+            **batch_args(paged),
             **rope,
             "period": period,
             "longest": longest,
@@ -143,7 +144,6 @@ def plan(
             "stride_v_head": value.data.stride(2),
             "stride_to_head": copy.stride(1),
             "stride_to_token": copy.stride(2),
-            "stride_table": paged.block_table.stride(0),
             "HEADS": kv,
             "HEAD_DIM": head_dim,
             "BLOCK_SIZE": key.data.shape[1],
@@ -172,13 +172,10 @@ def plan(
             launches.extend(more)
             names.append(ran)
         join = {
-            "out": out[:, taken],
-            "lse": None if lse is None else lse[:, taken],
+            **result_args(out[:, taken], None if lse is None else lse[:, taken]),
             **parts,
             **where,
             "v_scale": float(paged.v_scale),
-            "stride_o_token": out.stride(0),
-            "stride_o_head": out.stride(1),
             "stride_lse": 0 if lse is None else lse.stride(0),
             "HEADS": kv * group,
             "HEADS_PADDED": padded(kv * group),

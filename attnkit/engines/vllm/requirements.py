@@ -11,9 +11,9 @@ import torch
 from vllm.v1.attention.backend import AttentionType
 
 from attnkit.backends.base import Accepted, Backend, Capability
-from attnkit.backends.installed import first_provider, lookup, requirement_names
+from attnkit.backends.installed import first_provider
 from attnkit.backends.registry import get
-from attnkit.backends.torch_device import device_of
+from attnkit.backends.torch_device import current_device
 from attnkit.engines.vllm.plugin import VARIABLE
 from attnkit.errors import UnsupportedError
 from attnkit.hardware.device import Device
@@ -37,13 +37,13 @@ def device_here() -> Device:
     """The device of this process's vLLM platform."""
     from vllm.platforms import current_platform
 
-    return device_of(torch.empty(0, device=current_platform.device_type))
+    return current_device(current_platform.device_type)
 
 
 def evaluate(spec: AttentionSpec) -> tuple[str | None, list[str]]:
     """The provider of the chosen backend that serves `spec` on this process's device, or None and every reason against."""
     backend = chosen()
-    found = backend.evaluate(spec, device_here(), lookup(requirement_names([backend])))
+    found = backend.evaluate(spec, device_here(), backend.installed())
     if isinstance(found, Accepted):
         return found.provider, []
     return None, [f"{backend.name}: {reason.message}" for reason in found.reasons]
@@ -72,7 +72,7 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def layer_need(
+def layer_requirements(
     *,
     head_size: int,
     dtype: torch.dtype,

@@ -13,11 +13,11 @@ turns. Here (the plan of FlashAttention-3, Shah et al. 2024, arXiv:2407.08608)
 Measured and left out: turns between the warpgroups (no gain), keys and values fetched by a warp each (slower with small
 blocks), three warpgroups for heads of 64 (slower).
 
-A row is a (query token, query head of the group) pair, as in paged_prefill.py, and the tiles of a batch are numbered as there.
+A row is a (query token, query head of the group) pair, as in rows.py, and the tiles of a batch are numbered as there.
 
     s_ij = softmax_scale * q_i . k_j ;  o_i = sum_j exp(s_ij - m_i) v_j / l_i
 
-How work is shared and fetched: hopper_fetch.py.
+How work is shared and fetched: fetch.py.
 """
 
 from __future__ import annotations

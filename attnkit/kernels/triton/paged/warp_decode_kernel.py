@@ -20,14 +20,28 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from attnkit.kernels.triton.rows import (
+    find_program,
+    find_rows,
+    load_queries,
+    share_of,
+    split_outputs,
+    write_lse,
+    write_nothing,
+    write_rows,
+)
 from attnkit.kernels.triton.tiles import (
     FP8_E4M3_PAIRS,
     FP8_E5M2_PAIRS,
     FP8_NONE,
     INTERPRET,
-    LN2,
     LOG2E,
+    Form,
+    Keys,
+    Mask,
+    Scores,
     dequantise,
+    visible_keys,
     visible_range,
     whole_tiles,
 )
@@ -152,60 +166,44 @@ def load_runs(
 
 @triton.jit
 def warp_tile(
-    q_even, q_odd, even, odd, total, m, start, pages,
-    key, value, position, node, context, tree_mask, num_nodes, slope,
-    factor, softcap, window_left, window_right, first, limit,
-    stride_k_block, stride_k_token, stride_v_block, stride_v_token,
-    WIDTH: tl.constexpr, WIDTH_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, WARPS: tl.constexpr,
-    HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, TREE: tl.constexpr,
-    FP8: tl.constexpr, MASKED: tl.constexpr,
+    q_even, q_odd, even, odd, total, m, start, pages, rows, keys, scores, mask, form, WARPS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """One step of the online softmax over BLOCK_N keys, BLOCK_N // WARPS for each warp.
 
-    q_even, q_odd [W, M, BLOCK_D], even, odd [W, M, BLOCK_DV], total, m [W, M]; factor [M]: score in log2 units of a product.
+    q_even, q_odd [W, M, BLOCK_D], even, odd [W, M, BLOCK_DV], total, m [W, M]; scale [M]: score in log2 units of a product.
     Without PAIRED the odd ones are not used. Widths count elements of the cache as it is read.
     """
-    PAIRED: tl.constexpr = FP8 != FP8_NONE
-    RUN: tl.constexpr = BLOCK_N // WARPS
+    PAIRED: tl.constexpr = form.FP8 != FP8_NONE
+    RUN: tl.constexpr = form.BLOCK_N // WARPS
     M: tl.constexpr = q_even.shape[1]
     DTYPE: tl.constexpr = q_even.dtype
+    factor = scores.scale
+    first = mask.first
+    limit = mask.limit
     n = (start + tl.arange(0, WARPS)[:, None] * RUN + tl.arange(0, RUN)[None, :])[:, None, :]
 
     k = load_runs(
-        key, pages, start, first, limit, stride_k_block, stride_k_token,
-        WIDTH, BLOCK_D, BLOCK_SIZE, BLOCK_N, WARPS, MASKED,
+        keys.key, pages, start, first, limit, keys.stride_k_block, keys.stride_k_token,
+        form.HEAD_DIM, form.BLOCK_D, form.BLOCK_SIZE, form.BLOCK_N, WARPS, MASKED,
     )  # fmt: skip
     s = tl.zeros([WARPS, M, RUN], tl.float32)
     if PAIRED:
-        k_even, k_odd = unpair(k, FP8)
+        k_even, k_odd = unpair(k, form.FP8)
         s = dots(q_even, tl.permute(k_even, (0, 2, 1)), s)
         s = dots(q_odd, tl.permute(k_odd, (0, 2, 1)), s)
     else:
         s = dots(q_even, tl.permute(k, (0, 2, 1)), s)
 
-    BENT: tl.constexpr = SOFTCAP or ALIBI
-    if SOFTCAP:
-        s = softcap * LOG2E * (1.0 - 2.0 / (1.0 + tl.exp2(s * (factor / softcap * 2.0)[None, :, None])))
-    elif ALIBI:
+    BENT: tl.constexpr = form.SOFTCAP or form.ALIBI
+    if form.SOFTCAP:
+        s = scores.softcap * LOG2E * (1.0 - 2.0 / (1.0 + tl.exp2(s * (factor / scores.softcap * 2.0)[None, :, None])))
+    elif form.ALIBI:
         s = s * factor[None, :, None]
-    if ALIBI:
-        s += slope[None, :, None] * LOG2E * (n - position[None, :, None]).to(tl.float32)
+    if form.ALIBI:
+        s += scores.slope[None, :, None] * LOG2E * (n - rows.position[None, :, None]).to(tl.float32)
     if MASKED:
-        visible = (n >= first) & (n < limit)
-        if HAS_LEFT:
-            visible &= n >= position[None, :, None] - window_left
-        if HAS_RIGHT:
-            visible &= n <= position[None, :, None] + window_right
-        if TREE:
-            drafted = (n >= context) & (n - context < num_nodes)
-            edge = tl.load(
-                tree_mask + node[None, :, None] * num_nodes + (n - context),
-                mask=drafted & (node[None, :, None] < num_nodes),
-                other=0,
-            )
-            visible &= (n < context) | (edge != 0)
-        s = tl.where(visible, s, float("-inf"))
+        position, node = rows.position[None, :, None], rows.node[None, :, None]
+        s = tl.where(visible_keys(n, position, node, rows.context, mask, form), s, float("-inf"))
 
     highest = tl.max(s, 2)
     if not BENT:
@@ -224,16 +222,45 @@ def warp_tile(
     p = p.to(DTYPE)
 
     v = load_runs(
-        value, pages, start, first, limit, stride_v_block, stride_v_token,
-        WIDTH_V, BLOCK_DV, BLOCK_SIZE, BLOCK_N, WARPS, MASKED,
+        keys.value, pages, start, first, limit, keys.stride_v_block, keys.stride_v_token,
+        form.HEAD_DIM_V, form.BLOCK_DV, form.BLOCK_SIZE, form.BLOCK_N, WARPS, MASKED,
     )  # fmt: skip
     if PAIRED:
-        v_even, v_odd = unpair(v, FP8)
+        v_even, v_odd = unpair(v, form.FP8)
         even = dots(p, v_even, even * shrink[:, :, None])
         odd = dots(p, v_odd, odd * shrink[:, :, None])
     else:
         even = dots(p, v, even * shrink[:, :, None])
     return even, odd, total, top
+
+
+@triton.jit
+def warp_attend(q_even, q_odd, even, odd, m, total, rows, keys, scores, mask, form, WARPS: tl.constexpr):
+    """`attend` in runs: the tiles that all rows see whole, then those that need a mask. Returns (even, odd, total, m)."""
+    begin, full_lo, full_hi, end = whole_tiles(rows, mask, form)
+    first = mask.first
+    limit = mask.limit
+
+    # Block numbers are fetched one tile ahead, so that no load of the loop waits for another load of the same step.
+    ahead = run_pages(full_lo, keys.table, first, limit, form.BLOCK_SIZE, form.BLOCK_N, WARPS)
+    for at in tl.range(full_lo, full_hi, form.BLOCK_N):
+        start = tl.multiple_of(at, form.BLOCK_N)
+        pages = ahead
+        ahead = run_pages(start + form.BLOCK_N, keys.table, first, limit, form.BLOCK_SIZE, form.BLOCK_N, WARPS)
+        even, odd, total, m = warp_tile(
+            q_even, q_odd, even, odd, total, m, start, pages, rows, keys, scores, mask, form, WARPS, False
+        )
+
+    left = (full_lo - begin) // form.BLOCK_N
+    right = tl.maximum(end - full_hi, 0) // form.BLOCK_N
+    for i in tl.range(0, left + right, num_stages=1):
+        at = tl.where(i < left, begin + i * form.BLOCK_N, full_hi + (i - left) * form.BLOCK_N)
+        start = tl.multiple_of(at, form.BLOCK_N)
+        pages = run_pages(start, keys.table, first, limit, form.BLOCK_SIZE, form.BLOCK_N, WARPS)
+        even, odd, total, m = warp_tile(
+            q_even, q_odd, even, odd, total, m, start, pages, rows, keys, scores, mask, form, WARPS, True
+        )
+    return even, odd, total, m
 
 
 @triton.jit(
@@ -254,40 +281,23 @@ def warp_decode(
 
     FP8: FP8_NONE, or key and value are uint16, two float8 each, and their strides count those.
     """
-    kv_head = tl.program_id(0)
-    split = tl.program_id(1) // ROW_TILES
-    first_row = tl.program_id(1) % ROW_TILES * BLOCK_M
-    seq = tl.program_id(2)
-    num_heads = tl.num_programs(0) * GROUP
-
-    query_start = tl.load(query_start_loc + seq)
-    query_len = tl.load(query_start_loc + seq + 1) - query_start
-    if first_row >= query_len * GROUP or query_len > longest:
+    here = find_program(query_start_loc, GROUP, BLOCK_M, ROW_TILES)
+    if here.first_row >= here.query_len * GROUP or here.query_len > longest:
         return
-    seq_len = tl.load(seq_lens + seq)
-    context = seq_len - query_len
-    table += seq.to(tl.int64) * stride_table
-
-    row = first_row + tl.arange(0, BLOCK_M)
-    real = row < query_len * GROUP
-    node = row // GROUP
-    position = context + node
-    head = kv_head * GROUP + row % GROUP
-    token = (query_start + node).to(tl.int64)
-
-    lowest = context + first_row // GROUP
-    highest = context + tl.minimum((first_row + BLOCK_M - 1) // GROUP, query_len - 1)
-    first, limit = visible_range(lowest, highest, seq_len, window_left, window_right, HAS_LEFT, HAS_RIGHT)
+    seq_len = tl.load(seq_lens + here.seq)
+    context = seq_len - here.query_len
+    table += here.seq.to(tl.int64) * stride_table
+    rows = find_rows(here.first_row, here.query_start, here.query_len, context, here.kv_head, GROUP, BLOCK_M)
+    first, limit = visible_range(rows, seq_len, window_left, window_right, HAS_LEFT, HAS_RIGHT)
     if SPLITS > 1:
         begin = first // BLOCK_N * BLOCK_N
         # Runs that differ by one tile at most: no split is left with what the others do not want.
         tiles = tl.cdiv(limit - begin, BLOCK_N)
-        first = tl.maximum(first, begin + split * tiles // SPLITS * BLOCK_N)
-        limit = tl.minimum(limit, begin + (split + 1) * tiles // SPLITS * BLOCK_N)
-        lse += split.to(tl.int64) * num_tokens * num_heads
-        out += split.to(tl.int64) * num_tokens * stride_o_token
-        if first >= limit and (split > 0 or not SINKS):
-            tl.store(lse + token * num_heads + head, tl.full([BLOCK_M], float("-inf"), tl.float32), mask=real)
+        first = tl.maximum(first, begin + here.split * tiles // SPLITS * BLOCK_N)
+        limit = tl.minimum(limit, begin + (here.split + 1) * tiles // SPLITS * BLOCK_N)
+        out, lse = split_outputs(out, lse, here.split, num_tokens, here.num_heads, stride_o_token)
+        if first >= limit and (here.split > 0 or not SINKS):
+            write_nothing(lse, rows, here.num_heads, BLOCK_M)
             return
 
     PAIRED: tl.constexpr = FP8 != FP8_NONE
@@ -295,12 +305,7 @@ def warp_decode(
     COLUMNS_V: tl.constexpr = BLOCK_DV // 2 if PAIRED else BLOCK_DV
     WIDTH: tl.constexpr = HEAD_DIM // 2 if PAIRED else HEAD_DIM
     WIDTH_V: tl.constexpr = HEAD_DIM_V // 2 if PAIRED else HEAD_DIM_V
-    d = tl.arange(0, BLOCK_D)
-    q = tl.load(
-        query + token[:, None] * stride_q_token + head[:, None] * stride_q_head + d[None, :],
-        mask=real[:, None] & (d[None, :] < HEAD_DIM),
-        other=0.0,
-    )
+    q = load_queries(query, rows, stride_q_token, stride_q_head, HEAD_DIM, BLOCK_D)
     factor = tl.zeros([BLOCK_M], tl.float32) + scale * LOG2E
     odd = 0.0
     if PAIRED:
@@ -314,69 +319,40 @@ def warp_decode(
         q_even = tl.broadcast_to(q[None, :, :], [WARPS, BLOCK_M, COLUMNS])
         q_odd = q_even
     even = tl.zeros([WARPS, BLOCK_M, COLUMNS_V], tl.float32)
-    slope = tl.load(alibi_slopes + head) if ALIBI else 0.0
+    slope = tl.load(alibi_slopes + rows.head) if ALIBI else 0.0
     m = tl.full([WARPS, BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([WARPS, BLOCK_M], tl.float32)
     if SINKS:
         # The sink counts once: in the first warp of the first split.
-        here = (split == 0) & (tl.arange(0, WARPS)[:, None] == 0)
-        m = tl.where(here, (tl.load(sinks + head).to(tl.float32) * LOG2E)[None, :], m)
-        total = tl.where(here, 1.0, total)
+        once = (here.split == 0) & (tl.arange(0, WARPS)[:, None] == 0)
+        m = tl.where(once, (tl.load(sinks + rows.head).to(tl.float32) * LOG2E)[None, :], m)
+        total = tl.where(once, 1.0, total)
 
     if SAME_STRIDES:
         stride_v_block = stride_k_block
         stride_v_token = stride_k_token
-    key += kv_head.to(tl.int64) * stride_k_head
-    value += kv_head.to(tl.int64) * stride_v_head
-    begin, full_lo, full_hi, end = whole_tiles(
-        first, limit, lowest, highest, context, window_left, window_right, BLOCK_N, HAS_LEFT, HAS_RIGHT, TREE
-    )
-
-    # Block numbers are fetched one tile ahead, so that no load of the loop waits for another load of the same step.
-    ahead = run_pages(full_lo, table, first, limit, BLOCK_SIZE, BLOCK_N, WARPS)
-    for at in tl.range(full_lo, full_hi, BLOCK_N):
-        start = tl.multiple_of(at, BLOCK_N)
-        pages = ahead
-        ahead = run_pages(start + BLOCK_N, table, first, limit, BLOCK_SIZE, BLOCK_N, WARPS)
-        even, odd, total, m = warp_tile(
-            q_even, q_odd, even, odd, total, m, start, pages,
-            key, value, position, node, context, tree_mask, num_nodes, slope,
-            factor, softcap, window_left, window_right, first, limit,
-            stride_k_block, stride_k_token, stride_v_block, stride_v_token,
-            WIDTH, WIDTH_V, COLUMNS, COLUMNS_V, BLOCK_SIZE, BLOCK_N, WARPS,
-            HAS_LEFT, HAS_RIGHT, SOFTCAP, ALIBI, TREE, FP8, False,
-        )  # fmt: skip
-
-    left = (full_lo - begin) // BLOCK_N
-    right = tl.maximum(end - full_hi, 0) // BLOCK_N
-    for i in tl.range(0, left + right, num_stages=1):
-        start = tl.multiple_of(tl.where(i < left, begin + i * BLOCK_N, full_hi + (i - left) * BLOCK_N), BLOCK_N)
-        pages = run_pages(start, table, first, limit, BLOCK_SIZE, BLOCK_N, WARPS)
-        even, odd, total, m = warp_tile(
-            q_even, q_odd, even, odd, total, m, start, pages,
-            key, value, position, node, context, tree_mask, num_nodes, slope,
-            factor, softcap, window_left, window_right, first, limit,
-            stride_k_block, stride_k_token, stride_v_block, stride_v_token,
-            WIDTH, WIDTH_V, COLUMNS, COLUMNS_V, BLOCK_SIZE, BLOCK_N, WARPS,
-            HAS_LEFT, HAS_RIGHT, SOFTCAP, ALIBI, TREE, FP8, True,
-        )  # fmt: skip
+    key += here.kv_head.to(tl.int64) * stride_k_head
+    value += here.kv_head.to(tl.int64) * stride_v_head
+    keys = Keys(key, value, table, 0, stride_k_block, stride_k_token, stride_v_block, stride_v_token)
+    scores = Scores(factor, softcap, slope)
+    mask = Mask(window_left, window_right, tree_mask, num_nodes, first, limit)
+    even, odd, total, m = warp_attend(
+        q_even, q_odd, even, odd, m, total, rows, keys, scores, mask,
+        Form(
+            WIDTH, WIDTH_V, COLUMNS, COLUMNS_V, BLOCK_SIZE, BLOCK_N, True, SAME_STRIDES,
+            HAS_LEFT, HAS_RIGHT, SOFTCAP, ALIBI, TREE, FP8,
+        ),
+        WARPS,
+    )  # fmt: skip
 
     # Join the warps.
     top = tl.max(m, 0)
     pivot = tl.where(top == float("-inf"), 0.0, top)
     weight = tl.exp2(m - pivot[None, :])
     total = tl.sum(total * weight, 0)
-    share = weight * (v_scale / tl.where(total == 0.0, 1.0, total))[None, :]
+    share = weight * share_of(total, v_scale)[None, :]
     acc = tl.sum(even * share[:, :, None], 0)
     if PAIRED:
         acc = tl.reshape(tl.join(acc, tl.sum(odd * share[:, :, None], 0)), [BLOCK_M, BLOCK_DV])
-    dv = tl.arange(0, BLOCK_DV)
-    tl.store(
-        out + token[:, None] * stride_o_token + head[:, None] * stride_o_head + dv[None, :],
-        acc.to(out.dtype.element_ty),
-        mask=real[:, None] & (dv[None, :] < HEAD_DIM_V),
-    )
-    if SPLITS > 1:
-        tl.store(lse + token * num_heads + head, top + tl.log2(total), mask=real)
-    elif RETURN_LSE:
-        tl.store(lse + token * num_heads + head, (top + tl.log2(total)) * LN2, mask=real)
+    write_rows(out, acc, rows, stride_o_token, stride_o_head, HEAD_DIM_V, BLOCK_DV)
+    write_lse(lse, top, total, rows, here.num_heads, SPLITS, RETURN_LSE)
