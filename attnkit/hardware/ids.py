@@ -80,6 +80,10 @@ DIES: dict[str, dict[str, str]] = {
         "Navi 48": "gfx1201",
         "Strix Halo": "gfx1151",
         # Beside a processor for its display; `integrated` says so.
+        **dict.fromkeys(("Kaveri", "Spectre"), "gfx700"),
+        **dict.fromkeys(("Kabini", "Temash", "Mullins"), "gfx703"),
+        **dict.fromkeys(("Carrizo", "Wani", "Bristol Ridge"), "gfx801"),
+        "Stoney": "gfx810",
         "Raven Ridge": "gfx902",
         "Picasso": "gfx902",
         "Renoir": "gfx90c",
@@ -112,7 +116,8 @@ DIES: dict[str, dict[str, str]] = {
 
 _WITHOUT_TENSOR_CORES = frozenset({"TU116", "TU117"})
 _INTEGRATED = frozenset(
-    {"Raven Ridge", "Picasso", "Renoir", "Lucienne", "Cezanne", "Barcelo", "VanGogh", "Rembrandt", "Raphael", "Granite Ridge"}
+    {"Kaveri", "Spectre", "Kabini", "Temash", "Mullins", "Carrizo", "Wani", "Bristol Ridge", "Stoney"}
+    | {"Raven Ridge", "Picasso", "Renoir", "Lucienne", "Cezanne", "Barcelo", "VanGogh", "Rembrandt", "Raphael", "Granite Ridge"}
     | {"Mendocino", "Phoenix", "Phoenix1", "Phoenix2", "HawkPoint1", "HawkPoint2", "Strix", "Krackan", "Krackan2"}
 )
 

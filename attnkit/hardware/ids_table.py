@@ -45,6 +45,42 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
         "HawkPoint2": {
             "1901": "",
         },
+        "Kabini": {
+            "9830": "Radeon HD 8400 / R3 Series",
+            "9831": "Radeon HD 8400E",
+            "9832": "Radeon HD 8330",
+            "9833": "Radeon HD 8330E",
+            "9834": "Radeon HD 8210",
+            "9835": "Radeon HD 8310E",
+            "9836": "Radeon HD 8280 / R3 Series",
+            "9837": "Radeon HD 8280E",
+            "9838": "Radeon HD 8240 / R3 Series",
+            "9839": "Radeon HD 8180",
+        },
+        "Kaveri": {
+            "1304": "",
+            "1305": "",
+            "1306": "",
+            "1307": "",
+            "1309": "Radeon R6/R7 Graphics",
+            "130a": "Radeon R6 Graphics",
+            "130b": "Radeon R4 Graphics",
+            "130c": "Radeon R7 Graphics",
+            "130d": "Radeon R6 Graphics",
+            "130e": "Radeon R5 Graphics",
+            "130f": "Radeon R7 Graphics",
+            "1310": "",
+            "1311": "",
+            "1312": "",
+            "1313": "Radeon R7 Graphics",
+            "1315": "Radeon R5 Graphics",
+            "1316": "Radeon R5 Graphics",
+            "1317": "",
+            "1318": "Radeon R5 Graphics",
+            "131b": "Radeon R4 Graphics",
+            "131c": "Radeon R7 Graphics",
+            "131d": "Radeon R6 Graphics",
+        },
         "Krackan": {
             "1114": "Radeon 840M / 860M Graphics",
         },
@@ -56,6 +92,24 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
         },
         "Mendocino": {
             "1506": "Radeon 610M",
+        },
+        "Mullins": {
+            "9850": "Radeon R2/R3 Graphics",
+            "9851": "Radeon R4/R5 Graphics",
+            "9852": "Radeon R2 Graphics",
+            "9853": "Radeon R2 Graphics",
+            "9854": "Radeon R3E Graphics",
+            "9855": "Radeon R6 Graphics",
+            "9856": "Radeon R1E/R2E Graphics",
+            "9857": "Radeon APU XX-2200M with R2 Graphics",
+            "9858": "",
+            "9859": "",
+            "985a": "",
+            "985b": "",
+            "985c": "",
+            "985d": "",
+            "985e": "",
+            "985f": "",
         },
         "Navi 10": {
             "7310": "Radeon Pro W5700X",
@@ -160,11 +214,17 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
         "Renoir": {
             "1636": "Radeon Vega Series / Radeon Vega Mobile Series",
         },
+        "Stoney": {
+            "98e4": "Radeon R2/R3/R4/R5 Graphics",
+        },
         "Strix": {
             "150e": "Radeon 880M / 890M",
         },
         "Strix Halo": {
             "1586": "Radeon Graphics / Radeon 8050S Graphics / Radeon 8060S Graphics",
+        },
+        "Temash": {
+            "983d": "Radeon HD 8250/8280G",
         },
         "VanGogh": {
             "163f": "AMD Custom GPU 0405",
@@ -199,6 +259,9 @@ TABLE: dict[str, dict[str, dict[str, str]]] = {
             "66a3": "Radeon Pro Vega II/Radeon Pro Vega II Duo",
             "66a7": "Radeon Pro Vega 20",
             "66af": "Radeon VII",
+        },
+        "Wani": {
+            "9874": "Radeon R5/R6/R7 Graphics",
         },
     },
     "10de": {

@@ -19,7 +19,8 @@ class Tree:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        self.live = os.path.realpath(self.root) == "/"
+        self._real_root = os.path.realpath(self.root)
+        self.live = self._real_root == "/"
         self.problems: list[str] = []
 
     def text(self, path: str) -> str | None:
@@ -30,7 +31,7 @@ class Tree:
             if not stat.S_ISREG(full.stat().st_mode):
                 self.problems.append(f"{path} is not a regular file")
                 return None
-            if not self.live and not Path(os.path.realpath(full)).is_relative_to(os.path.realpath(self.root)):
+            if not self.live and not Path(os.path.realpath(full)).is_relative_to(self._real_root):
                 self.problems.append(f"{path} points outside {self.root}")
                 return None
             return _read(full).decode("utf-8", errors="replace").strip("\x00 \t\r\n")

@@ -88,7 +88,7 @@ def match_node(detection: Detection, vendors: Collection[str] | None = None) -> 
     visible = sorted((d for d in usable if d.visible), key=in_order)
     if not visible:
         return _refused(hidden(detection, usable[0], usable), None)
-    found = _one_kind(detection, [(device, _match(device)) for device in visible])
+    found = _one_kind(detection, list(zip(visible, _matches(visible), strict=True)))
     if broken:
         return NodeMatch(
             found.node, found.device, f"{found.why}; not usable: {_problems(broken)}", found.candidates, found.mixed
@@ -198,6 +198,18 @@ def _alike(devices: list[Device]) -> str:
     if len(kinds) < 2:
         return ""
     return ", ".join(f"{n} × {name} {memory_text(size)}".rstrip() for (name, size), n in kinds.items())
+
+
+def _matches(devices: list[Device]) -> list[NodeMatch]:
+    """The match of each device; of equal ones that of the first, for its own device."""
+    known: dict[tuple[object, ...], NodeMatch] = {}
+    found = []
+    for device in devices:
+        key = (device.vendor, device.name, device.arch, device.pci_id, device.features)
+        if key not in known:
+            known[key] = _match(device)
+        found.append(replace(known[key], device=device))
+    return found
 
 
 def _match(device: Device) -> NodeMatch:

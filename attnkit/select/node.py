@@ -31,7 +31,12 @@ class Box:
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         found: dict[str, Any] = to_plain(self.detection)
-        return {"node_type": self.match.node, "why": self.match.why, "candidates": to_plain(self.match.candidates)} | found
+        return {
+            "node_type": self.match.node,
+            "why": self.match.why,
+            "mixed": self.match.mixed,
+            "candidates": to_plain(self.match.candidates),
+        } | found
 
 
 @dataclass(frozen=True)
