@@ -3,7 +3,7 @@
 python -m deploy.lab                  bring the fleet up, run every scenario, write a report
 python -m deploy.lab --only NAME,…    these scenarios alone (--list names them)
 python -m deploy.lab --scale          measure a rollout of 20 nodes, compared with plain Ansible doing the same steps
-python -m deploy.lab --record         keep the report in docs/reports/fleet, where docs/reports/fleet.md's tables are made from it
+python -m deploy.lab --record         keep the report in docs/reports/fleet, from which docs/reports/fleet.md's tables are made
 python -m deploy.lab --down           remove all of it
 """
 
