@@ -125,7 +125,7 @@ def test_hooks_secrets_and_rollback(trial: Trial) -> None:
     # What a scrape and node_exporter get.
     for text in (trial.scrape(), trial.on("cat", f"{TEXTFILES}/trial.prom") + "\n"):
         samples = {s.name: s for family in text_string_to_metric_families(text) for s in family.samples if s.value}
-        assert samples["attnkit_verdict"].labels == {"outcome": "planted"}
+        assert samples["attnkit_planted_answer"].value == 1
         assert samples["attnkit_backend_info"].labels["backend"] == "TORCH_SDPA"
 
     # The same again: nothing is started, so nobody is told.
