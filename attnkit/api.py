@@ -19,6 +19,7 @@ from attnkit.backends.installed import installed_versions
 from attnkit.backends.versions import Installed
 from attnkit.errors import NoBackendError, UsageError
 from attnkit.hardware.device import Device
+from attnkit.kernels import cache as cache_writer
 from attnkit.select.choose import select
 from attnkit.spec import (
     NO_WINDOW,
@@ -227,8 +228,6 @@ def write_kv_cache(
         slot_mapping: [num_tokens] integers, block * block_size + position in the block; negative: the token is not stored.
         k_scale, v_scale: stored = value / scale, clamped to what float8 holds; 1.0 for other caches.
     """
-    import torch
-
     from attnkit.backends.torch_device import made_current
 
     for name, new, cache_ in (("key", key, key_cache), ("value", value, value_cache)):
@@ -243,19 +242,11 @@ def write_kv_cache(
         slot_mapping.dim() == 1 and slot_mapping.shape[0] == key.shape[0] == value.shape[0],
         f"slot_mapping {_shape(slot_mapping)} must have one entry a token of key {_shape(key)} and value {_shape(value)}",
     )
-    kept = slot_mapping >= 0
-    slot = slot_mapping[kept].long()
+    for cache_, scale in ((key_cache, k_scale), (value_cache, v_scale)):
+        float8 = cache_.element_size() == 1
+        _need(float8 or scale == 1.0, f"a scale of {scale} needs a float8 cache; this one is {cache_.dtype}")
     with made_current(key.device):
-        for new, cache_, scale in ((key, key_cache, k_scale), (value, value_cache, v_scale)):
-            rows = new[kept]
-            if cache_.element_size() == 1:
-                limit = torch.finfo(cache_.dtype).max
-                stored = (rows.float() / scale).clamp(-limit, limit).to(cache_.dtype)
-                # indexed writes of float8 are not implemented everywhere; its bytes can always be moved
-                cache_.view(torch.uint8).flatten(0, 1)[slot] = stored.view(torch.uint8)
-            else:
-                _need(scale == 1.0, f"a scale of {scale} needs a float8 cache; this one is {cache_.dtype}")
-                cache_.flatten(0, 1)[slot] = rows.to(cache_.dtype)
+        cache_writer.write_kv_cache(key, value, key_cache, value_cache, slot_mapping, k_scale, v_scale)
 
 
 def check(call: Call) -> None:

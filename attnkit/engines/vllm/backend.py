@@ -29,7 +29,7 @@ from attnkit.engines.vllm.log import LOG_LINE
 from attnkit.engines.vllm.plugin import slot_here
 from attnkit.engines.vllm.requirements import ENCODERS, FP8, capability, chosen, evaluate, layer_requirements, provider_for
 from attnkit.errors import UnsupportedError
-from attnkit.kernels.cpu.launch import store
+from attnkit.kernels.cache import write_kv_cache
 from attnkit.kernels.cpu.library import PROVIDER
 from attnkit.spec import NO_WINDOW, Feature, PagedAttention, Softmax, VarlenAttention
 
@@ -310,24 +310,7 @@ class AttnkitImpl(AttentionImpl[AttnkitMetadata]):  # type: ignore[misc]
             return
         n = slot_mapping.shape[0]
         key, value = key[:n], value[:n]
-        if kv_cache.device.type != "cpu":
-            from attnkit.kernels.triton.cache_write import write_kv_cache
-
-            write_kv_cache(key, value, *self._halves(kv_cache), slot_mapping, layer._k_scale_float, layer._v_scale_float)
-            return
-        if self.kv_cache_dtype in FP8:
-            dtype = FP8[self.kv_cache_dtype][1]
-            limit = torch.finfo(dtype).max
-            scaled = (key.float() / layer._k_scale_float, value.float() / layer._v_scale_float)
-            key, value = (x.clamp(-limit, limit).to(dtype).view(torch.uint8) for x in scaled)
-            kv_cache = kv_cache.view(torch.uint8)
-        if self.whole:
-            keys, values = kv_cache.transpose(1, 2).split(self.head_size, dim=-1)
-            store(key.to(kv_cache.dtype), value.to(kv_cache.dtype), keys, values, slot_mapping)
-            return
-        slots = slot_mapping.clamp(min=0)
-        block_size = kv_cache.shape[2]
-        kv_cache[slots // block_size, :, slots % block_size] = torch.cat((key, value), dim=-1)
+        write_kv_cache(key, value, *self._halves(kv_cache), slot_mapping, layer._k_scale_float, layer._v_scale_float)
 
     def _halves(self, kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values as [num_blocks, block_size, num_kv_heads, head_size] views of vLLM's cache."""

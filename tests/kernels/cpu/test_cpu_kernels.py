@@ -99,6 +99,22 @@ for tokens, dtype, heads_first in itertools.product((0, 1, 5, 700), (torch.float
 print(checked)
 """
 
+WRITE = """
+import torch
+from attnkit.kernels import cache
+
+key, value, slots = torch.randn(3, 2, 8) * 1000, torch.randn(3, 2, 16), torch.tensor([17, -1, 3])
+for dtype in (torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):
+    scales = (0.5, 0.25) if dtype.itemsize == 1 else (1.0, 1.0)
+    both = [torch.ones(4, 2, 8, 24).to(dtype).transpose(1, 2).split((8, 16), dim=-1) for _ in range(2)]
+    assert cache.write_kv_cache(key, value, *both[0], slots, *scales) == "cpu_store", dtype
+    cache._has_cpu_kernels = lambda: False
+    assert cache.write_kv_cache(key, value, *both[1], slots, *scales) == "torch_index_put", dtype
+    cache._has_cpu_kernels = lambda: True
+    assert all(torch.equal(a.float(), b.float()) for a, b in zip(*both)), dtype
+    print(dtype)
+"""
+
 OPENMP = """
 import ctypes, pathlib, shutil, sys
 import torch
@@ -164,6 +180,10 @@ def _passes(bake: Path, program: str, *arguments: str) -> str:
 
 def test_new_keys_and_values_are_written_where_they_belong_and_nowhere_else(bake: Path) -> None:
     assert _passes(bake, STORE).split() == ["16"]
+
+
+def test_the_writer_of_the_cache_takes_them_and_agrees_with_torch(bake: Path) -> None:
+    assert len(_passes(bake, WRITE).split()) == 4
 
 
 def test_threads_are_torchs_though_another_copy_of_openmp_is_loaded(bake: Path, tmp_path: Path) -> None:
