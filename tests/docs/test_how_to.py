@@ -88,8 +88,8 @@ def test_add_a_backend(follow: Follow) -> None:
 @pytest.mark.slow
 def test_add_a_node_type(follow: Follow) -> None:
     run = follow("add-a-node-type")
-    plan = json.loads(run("env", "ATTNKIT_PROFILES=profiles", "attnkit", "select", "--node", "a100x", "--json").stdout)
-    assert (plan["platform"], plan["decision"]["device"]["arch"]) == ("cuda-ampere", "sm_80")
+    plan = json.loads(run("env", "ATTNKIT_PROFILES=profiles", "attnkit", "select", "--node", "t10", "--json").stdout)
+    assert (plan["platform"], plan["decision"]["device"]["arch"]) == ("cuda-turing", "sm_75")
 
 
 @pytest.mark.slow
