@@ -54,12 +54,13 @@ def hook():
 
 
 def program(python, script, *arguments):
-    """Run a script of this directory with attnkit, and nothing else of this environment, on its path."""
+    """Run a script of this directory with attnkit and its tools, and nothing else of this environment, on its path."""
     package = Path(attnkit.__file__).parent
     home = Path(knobs.cache.dir) / "path"
     home.mkdir(exist_ok=True)
-    if not (home / "attnkit").exists():
-        (home / "attnkit").symlink_to(package)
+    for name, folder in (("attnkit", package), ("tools", HERE.parents[2] / "tools")):
+        if not (home / name).exists():
+            (home / name).symlink_to(folder)
     environment = {**os.environ, "PYTHONPATH": str(home), "TRITON_CACHE_DIR": knobs.cache.dir, "TRITON_DEFAULT_FP_FUSION": "1"}
     done = subprocess.run(
         [python, str(HERE / script), *map(str, arguments)], env=environment, capture_output=True, text=True, check=False
