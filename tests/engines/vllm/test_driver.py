@@ -225,8 +225,12 @@ def test_a_float8_cache_of_mla_is_claimed_only_where_queries_stay_exact() -> Non
 def test_the_command_tests_vllm_s_own(tmp_path: Any) -> None:
     from attnkit.isolation.check import CheckOptions, run_checks
 
+    def shows_nothing(*_: Any) -> None:
+        raise AssertionError("a JSON file was asked for")
+
     report = tmp_path / "report.json"
-    assert run_checks(CheckOptions(backend="vllm:cpu_attn", level="quick", json_file=report)) == 0
+    options = CheckOptions(backend="vllm:cpu_attn", level="quick", json_file=report)
+    assert run_checks(options, shows_nothing, shows_nothing) == 0
     (verdict,) = json.loads(report.read_text(encoding="utf-8"))["verdicts"]
     assert (verdict["backend"], verdict["provider"], verdict["outcome"]) == (
         "vllm:CPU_ATTN",
@@ -234,4 +238,4 @@ def test_the_command_tests_vllm_s_own(tmp_path: Any) -> None:
         "pass",
     )
     with pytest.raises(UsageError, match="NO_SUCH"):
-        run_checks(CheckOptions(backend="vllm:no_such", level="quick", json_file=report))
+        run_checks(replace(options, backend="vllm:no_such"), shows_nothing, shows_nothing)

@@ -52,7 +52,7 @@ def test_unset_leaves_vllm_alone() -> None:
 GRAPHS = """
 import vllm
 from dataclasses import replace
-from attnkit.engines import vllm_batch
+from attnkit.engines.vllm import batch as vllm_batch
 from attnkit.engines.vllm.requirements import capability
 here = capability("paged")
 for graphs in (True, False):
