@@ -6,7 +6,7 @@ Turing's matrix instructions; the speed is this card's and no Turing card's. On 
 1. dot products of every form that the hook rewrites, against exact results;
 2. the self-tests (quick and standard) of every backend whose kernels go through the hook, with the kernel names they report;
 3. throughput of TURING_ATTN beside the same kernel with stock Triton's sm_75 code (in tiles chosen for that) and beside torch's
-   efficient kernel (which has code for this very card, and that cannot be taken away from it);
+   efficient kernel (which has code for this card, and that cannot be taken away from it);
 4. throughput of the other operations beside stock Triton's code of the same kernel.
 
 Writes DIR/hook.json. --checks stops after the quick self-test (for compute-sanitizer). --sweep times other tile sizes.

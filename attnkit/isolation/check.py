@@ -1,4 +1,4 @@
-"""`attnkit selftest`: test backends on this box, each in a process of its own, and leave a report of the verdicts."""
+"""`attnkit selftest`: test backends on this machine, each in a process of its own, and leave a report of the verdicts."""
 
 from __future__ import annotations
 

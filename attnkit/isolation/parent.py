@@ -40,7 +40,7 @@ def run_isolated(
         request: what to test.
         timeout: seconds it may take.
         on_case: called after each case.
-        on_kernels: called at the end with how many Triton kernels came from the bake, how many were compiled on the spot, and
+        on_kernels: called at the end with how many Triton kernels were precompiled, how many were compiled just in time, and
             why the bake was of no use, where there is one and it was not.
 
     Returns:

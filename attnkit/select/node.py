@@ -49,7 +49,7 @@ class Place:
         source: "detected" (matched by what is in the box), "given" (--node) or "device" (--device).
         why: one sentence on how the profile was found.
         detection: what is in the box, None where another box is asked about.
-        here: True where the device is in this box.
+        here: True where the device is in this machine.
     """
 
     device: Device
@@ -80,7 +80,7 @@ def place(*, root: Path | str = "/", node: str | None = None, arch: str | None =
     Args:
         root: another / to read sys and proc from.
         node: a node type; None: what the box is detected as.
-        arch: an architecture (sm_75, gfx942 …): ask about such a device instead of this box.
+        arch: an architecture (sm_75, gfx942 …): ask about such a device instead of this machine.
 
     Raises:
         UsageError: unknown node type or architecture, or the two do not fit each other; unlike devices of which nothing says
@@ -100,7 +100,7 @@ def place(*, root: Path | str = "/", node: str | None = None, arch: str | None =
         return Place(device, profile, "given", f"node type {profile.name} was given", box.detection, here=True)
     pretended = replace(pretend(_first_arch(profile), profile.title), features=tuple(profile.match.any_feature[:1]))
     return Place(
-        pretended, profile, "given", f"node type {profile.name} was given; this box has no such device", None, here=False
+        pretended, profile, "given", f"node type {profile.name} was given; this machine has no such device", None, here=False
     )
 
 

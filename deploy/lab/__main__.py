@@ -54,7 +54,7 @@ def prepare(count: int, wheel: Path | None) -> testbed.Testbed:
 
 
 def run_all(chosen: tuple[Scenario, ...], lab: testbed.Testbed) -> Iterator[tuple[Scenario, Case]]:
-    """Every scenario, each from a mended fleet."""
+    """Every scenario, each from a repaired fleet."""
     for scenario in chosen:
         part = lab.part(scenario.nodes)
         part.restore()

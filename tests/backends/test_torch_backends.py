@@ -76,7 +76,7 @@ def test_no_attention_returns_zeros():
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("query", torch.zeros(21, 7, 64), "7 query heads are no multiple of 2"),
+        ("query", torch.zeros(21, 7, 64), "query heads, 7, is not a multiple of the number of key heads, 2"),
         ("query", torch.zeros(21, 8, 32), r"num_kv_heads, 32\], as query \[21, 8, 32\]"),
         ("seq_lens", torch.ones(3, dtype=torch.int32), r"seq_lens \[3\] must be \[4\]"),
         ("block_table", torch.zeros(4, 9, dtype=torch.int64), "block_table must be int32, not int64"),

@@ -94,7 +94,7 @@ def test_a_module_that_is_not_whole_fails_the_build(copy: Path, wanted: tuple[ah
 
 def test_a_call_that_is_not_covered_fails_the_build(baked: Path, wanted: tuple[ahead.Signature, ...]) -> None:
     other = replace(wanted[0], max_query_len=wanted[0].max_query_len + 1)
-    with pytest.raises(KernelsError, match=rf"{other.name} is not in the bake"):
+    with pytest.raises(KernelsError, match=rf"{other.name} is missing from the kernel directory"):
         ahead.verify(baked, TARGETS, (*wanted, other), needs.LEVEL)
     with pytest.raises(KernelsError, match=r"target tpu-v4 was not built"):
         ahead.verify(baked, ["tpu-v4"], wanted, needs.LEVEL)
@@ -116,7 +116,7 @@ def test_the_command_refuses_what_a_boot_would_miss(baked: Path) -> None:
     command = [sys.executable, "-m", "attnkit.cli", "kernels", "verify", "--dir", str(baked), "--target", "tpu-v5e"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=baked)
     assert done.returncode == 1
-    assert "is not in the bake" in done.stderr
+    assert "is missing from the kernel directory" in done.stderr
     assert "Traceback" not in done.stderr
 
 

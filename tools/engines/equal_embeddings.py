@@ -29,7 +29,7 @@ TEXTS = (
     "A cat sits on the mat.",
     "The cat rests upon a rug.",
     "x",
-    "Attention is proven on the very card that serves.",
+    "Attention is validated on the device that serves.",
     "Ein Satz in einer anderen Sprache.",
     "Rollouts begin with one node of each type. " * 12,
     "",

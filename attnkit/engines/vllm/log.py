@@ -122,7 +122,7 @@ def assert_chosen(chosen: str, lines: Iterable[str], version: str) -> str | None
     """What is wrong where the engine does not run `chosen`; None where it does.
 
     Args:
-        chosen: the backend that was proven and handed over, in either spelling ("CPU_ATTN", "vllm:CPU_ATTN").
+        chosen: the backend that was validated and handed over, in either spelling ("CPU_ATTN", "vllm:CPU_ATTN").
         lines, version: as for `backend_from_log`.
     """
     name = chosen.removeprefix("vllm:").upper()

@@ -79,4 +79,4 @@ def _unplanned(manifest: Manifest, targets: Sequence[str], calls: Iterable[Call]
         return []
     have = {(k.target, k.name) for k in manifest.kernels}
     wanted = list_kernels(targets, geometries=manifest.geometries, calls=calls, boot=boot)
-    return [f"{v.target} {v.name} is not in the bake" for v in wanted if (v.target, v.name) not in have]
+    return [f"{v.target} {v.name} is missing from the kernel directory" for v in wanted if (v.target, v.name) not in have]

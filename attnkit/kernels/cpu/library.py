@@ -37,7 +37,7 @@ class CpuKernelsError(AttnkitError):
 
 @cache
 def digest() -> str:
-    """The first 16 hex digits of the SHA-256 of the sources: a library bears it in its name, so a stale one is never taken."""
+    """The first 16 hex digits of the SHA-256 of the sources: a library has it in its name, so a stale one is never taken."""
     total = hashlib.sha256()
     for name in SOURCES:
         total.update((FOLDER / name).read_bytes())

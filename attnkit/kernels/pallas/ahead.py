@@ -178,7 +178,7 @@ def verify(directory: Path, targets: Sequence[str], wanted: Iterable[Signature],
     for module in manifest.kernels:
         problems += _damage(directory / module.name, module)
     have = {module.name for module in manifest.kernels}
-    problems += [f"{signature.name} is not in the bake" for signature in wanted if signature.name not in have]
+    problems += [f"{signature.name} is missing from the kernel directory" for signature in wanted if signature.name not in have]
     if problems:
         raise KernelsError(f"{directory}: {len(problems)} problem(s): " + "; ".join(problems[:20]))
     return manifest
