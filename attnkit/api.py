@@ -338,7 +338,10 @@ def _check_heads(call: Call, batch: Batch) -> None:
     kv_heads = (
         1 if isinstance(batch, MlaDecode) else (batch.key if isinstance(batch, VarlenAttention) else batch.key_cache).shape[-2]
     )
-    _need(kv_heads > 0 and heads % kv_heads == 0, f"the number of query heads, {heads}, is not a multiple of the number of key heads, {kv_heads}")
+    _need(
+        kv_heads > 0 and heads % kv_heads == 0,
+        f"the number of query heads, {heads}, is not a multiple of the number of key heads, {kv_heads}",
+    )
     if isinstance(call, DifferentialAttention):
         _need(kv_heads % 2 == 0, f"differential attention pairs heads: {kv_heads} key heads are not even")
         _need(not batch.return_lse, "differential attention has two softmaxes and returns no log-sum-exp")

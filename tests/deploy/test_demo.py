@@ -9,6 +9,7 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,12 +35,12 @@ def _on(node: str, *command: str) -> str:
     return done.stdout.strip()
 
 
-def _state() -> dict[str, tuple[str, str, str]]:
+def _state(nodes: Sequence[str] = NODES) -> dict[str, tuple[str, str, str]]:
     """What every node runs: start of the service, what is recorded, containers."""
     started = "docker inspect --format '{{.Id}} {{.State.StartedAt}}' attnkit"
     script = f"{started}; echo ---; cat /var/lib/attnkit/release.json; echo ---; docker ps -a --format '{{{{.Names}}}}'"
-    with ThreadPoolExecutor(len(NODES)) as pool:
-        shown = dict(zip(NODES, pool.map(lambda node: _on(node, "sh", "-c", script).split("---"), NODES), strict=True))
+    with ThreadPoolExecutor(len(nodes)) as pool:
+        shown = dict(zip(nodes, pool.map(lambda node: _on(node, "sh", "-c", script).split("---"), nodes), strict=True))
     return {node: (service, record, containers) for node, (service, record, containers) in shown.items()}
 
 
@@ -130,8 +131,9 @@ def _must_stop(reason: str, *options: str) -> str:
 
 
 def test_an_unreachable_node_stops_it_before_anything_changes() -> None:
+    others = [node for node in NODES if node != "node-3"]
+    before = _state(others)
     subprocess.run(["docker", "pause", "attnkit-demo-node-3"], check=True, capture_output=True)
-    before = {node: state for node, state in _state().items() if node != "node-3"}
     try:
         done = _play("rollout", "-e", json.dumps({"attnkit_env": {}}))
     finally:
@@ -139,7 +141,7 @@ def test_an_unreachable_node_stops_it_before_anything_changes() -> None:
     assert done.returncode != 0
     assert "node-3: reachable: no answer" in " ".join(done.stdout.split()), done.stdout[-4000:]
     assert "Lock the node for this run" not in done.stdout
-    assert {node: state for node, state in _state().items() if node != "node-3"} == before
+    assert _state(others) == before
 
 
 def test_a_node_that_another_run_holds_stops_it() -> None:
