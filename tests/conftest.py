@@ -71,8 +71,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="no CUDA device here; the last report is in docs/reports"))
         if config.pluginmanager.hasplugin("xdist") and not item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.xdist_group(item.location[0]))
-    # The longest ones first: begun last, one of them would run alone while the other workers have nothing left.
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def pytest_report_header() -> str:
