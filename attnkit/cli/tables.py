@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from attnkit.select.catalog import BackendRow
     from attnkit.select.node import Box
     from attnkit.select.plan import Plan
-    from attnkit.selftest.results import Proof, Verdict
+    from attnkit.selftest.results import FaultResult, Verdict
 
 MAX_WIDTH = 100
 
@@ -206,7 +206,7 @@ def show_verdicts(verdicts: Iterable[Verdict]) -> None:
         out.print()
 
 
-def show_proofs(backend: str, proofs: Iterable[Proof]) -> None:
+def show_proofs(backend: str, proofs: Iterable[FaultResult]) -> None:
     """`attnkit selftest --inject-faults`: which case detects which fault."""
     out = console()
     out.print(Text(f"{backend}: injected faults", style="bold"))

@@ -67,6 +67,3 @@ def evidence_for(backend: str) -> tuple[Evidence, ...]:
 def best_word(backend: str, target: str) -> Word:
     """The word for one backend on one target; "none" where nothing was shown."""
     return next((e.word for e in evidence_for(backend) if e.target == target), "none")
-
-
-of, word = evidence_for, best_word  # their names until 0.1

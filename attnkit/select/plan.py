@@ -32,9 +32,6 @@ class Requirements:
     notes: tuple[str, ...] = ()
 
 
-Need = Requirements  # its name until 0.1
-
-
 @dataclass(frozen=True)
 class Plan:
     """A decision with everything it was made from."""

@@ -4,8 +4,8 @@ The scale goes onto the keys instead of the scores, scores and probabilities are
 (the yardstick of FlashAttention's tests). Its error against the float64 reference is what the tolerance is made of. Runs on the
 CPU, like the reference.
 
-The baseline is the same on every host. A matrix product by the BLAS of the day is not: the order of its sums follows the CPU;
-one float32 case had the bound 1.80e-6 on one host and 2.30e-6 on another. So nothing here is summed or exponentiated in the
+The baseline is the same on every host. A matrix product by the BLAS of the day is not: the order of its sums follows the CPU,
+and with it the bound of a float32 case. So nothing here is summed or exponentiated in the
 tested dtype: each operation is worked out in float64, whose own error is far below, and rounded to the tested dtype where that
 operation would round. In sixteen bits that is one rounding a result, as of a matrix unit that accumulates in float32. In
 float32 the sums are all there is, and they are made explicit: `CHUNK` products at a time, dealt to `LANES` running sums that

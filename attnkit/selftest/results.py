@@ -129,7 +129,3 @@ class FaultResult:
     caught: bool
     by: str | None
     dtype: str | None
-
-
-Proof = FaultResult
-"""What the tables of the command line call it."""

@@ -5,11 +5,8 @@ in the tested dtype) are measured; then one decode and one prefill of the backen
 bytes of cache it must read, prefill against the matrix rate by the multiplications it must make.
 
 `SPEED_FLOORS` are no targets. They are far under what an honest provider of their kind should reach, so that only something
-badly broken is under them: a fallback to the CPU, an interpreter, a loop over tokens. On an H100 with eleven self-tests at
-once, kernels reached 42 to 118 % in decode and 36 to 43 % in prefill, TORCH_SDPA 19 and 9 %, XFORMERS 5 and 10 %, and
-FLEX_ATTENTION, which runs uncompiled, 0.7 and 0.18 %: for the last the first estimate of its floor was too high. For a CPU,
-TORCH_SDPA reached 1.5 to 4 % in decode and 11 % and more in prefill on a busy two-core host. How fast a backend should be is
-for the benchmarks.
+badly broken is under them: a fallback to the CPU, an interpreter, a loop over tokens. What was
+reached, by report: docs/reference/self-test.md. How fast a backend should be is for the benchmarks.
 """
 
 from __future__ import annotations
