@@ -173,7 +173,9 @@ def test_the_old_name_of_the_role_works_and_says_so_once(tmp_path: Path, ansible
     done = ansible("ansible-playbook", "-i", str(tmp_path / "hosts.json"), str(tmp_path / "play.yml"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("The role attnkit.fleet.attnkit is deprecated: include attnkit.fleet.") == 1
-    assert done.stdout.count('"8000  there is no such container') == 2, done.stdout
+    # No release is recorded, no container runs; whether a Docker daemon is there to say so is not this test's matter.
+    reasons = re.findall(r'"msg": "8000  (there is no such container|no answer from Docker)', done.stdout)
+    assert len(reasons) == 2, done.stdout
 
 
 @pytest.mark.slow
