@@ -20,7 +20,7 @@ from attnkit.errors import UnsupportedError
 from attnkit.selftest.baseline import baselines
 from attnkit.selftest.reference import reference
 from attnkit.selftest.tolerance import judge
-from attnkit.spec import PagedAttention, Softmax, TreeAttention
+from attnkit.spec import AttentionOutput, PagedAttention, Softmax, TreeAttention
 from tools.fuzz.build import build
 from tools.fuzz.calls import problem
 from tools.fuzz.draws import Draw
@@ -83,22 +83,21 @@ CASES: dict[str, Draw] = {
 }
 
 
-def tree_in_a_window(backend: str, provider: str | None) -> str:
+def tree_in_a_window(backend: str, provider: str | None, device: str = "cpu") -> str:
     """60 equal keys, 3 nodes, a window of 8: no node sees the values, which lie before position 40."""
-    cache = torch.ones(4, 16, 1, 16)
-    value = torch.ones(4, 16, 1, 16)
+    query, key, value = torch.ones(3, 1, 16), torch.ones(4, 16, 1, 16), torch.ones(4, 16, 1, 16)
     value.view(64, 16)[40:] = 0.0
-    table, lens = torch.arange(4, dtype=torch.int32)[None], torch.tensor([60], dtype=torch.int32)
-    starts = torch.tensor([0, 3], dtype=torch.int32)
-    batch = PagedAttention(torch.ones(3, 1, 16), cache, value, table, lens, starts, 3, 60, Softmax(0.25, window=(8, 0)))
-    out = ran(TreeAttention(batch, torch.ones(3, 3).tril().bool()), backend, provider).out
+    table, lens, starts = (torch.tensor(x, dtype=torch.int32) for x in ([[0, 1, 2, 3]], [60], [0, 3]))
+    tensors = (x.to(device) for x in (query, key, value, table, lens, starts))
+    batch = PagedAttention(*tensors, 3, 60, Softmax(0.25, window=(8, 0)))
+    out = ran(TreeAttention(batch, torch.ones(3, 3).tril().bool().to(device)), backend, provider).out
     return "" if not out.any() else f"came out as {out[:, 0, 0].tolist()}"
 
 
-def capped_in_float32(backend: str, provider: str | None) -> str:
+def capped_in_float32(backend: str, provider: str | None, device: str = "cpu") -> str:
     """A softcap far above the scores: tanh near 0, by the self-test's own rule."""
     for softcap in (30.0, 50.0):
-        call = build(Draw(group=2, seqs=((1, 97), (5, 41)), softcap=softcap, lse=True)).call
+        call = build(Draw(group=2, seqs=((1, 97), (5, 41)), softcap=softcap, lse=True), device).call
         wrong = judge(ran(call, backend, provider), reference(call), baselines(call), call.spec()).reason
         if wrong:
             return f"softcap {softcap}: {wrong}"
@@ -116,14 +115,40 @@ def ran(call, backend: str, provider: str | None):  # type: ignore[no-untyped-de
     return registry.get(backend).run(call, provider)
 
 
-def problems(backend: str, provider: str | None, *names: str) -> dict[str, str]:
+def composed_dual_chunk(backend: str, provider: str | None, device: str = "cpu") -> str:
+    """Three attentions over a copy, with a padded row, planned once and run again after the lengths have changed."""
+    if backend != "DUAL_CHUNK_FLASH_ATTN":
+        raise UnsupportedError("one backend's own way")
+    from attnkit.kernels.triton.dual_chunk.plan import plan
+    from attnkit.kernels.triton.launch import run_all
+
+    float8 = Draw(op="dual_chunk", dtype="float16", cache="float8_e4m3fn", head_dim=32, head_dim_v=32, group=2, lse=True)
+    call = build(replace(float8, seqs=((1, 96), (130, 130), (1, 63), (1, 0), (9, 5))), device).call
+    out, lse, launches, name = plan(call, composed=True)
+    assert name.startswith("triton_dual_chunk_composed"), name
+    for lengths in ((96, 130, 63, 0, 5), (0, 64, 1, 0, 9), (96, 40, 2, 0, 0)):
+        call.batch.seq_lens.copy_(torch.tensor(lengths, dtype=torch.int32))
+        out.fill_(torch.nan)
+        run_all(launches)
+        wrong = judge(AttentionOutput(out, lse, name), reference(call), baselines(call), call.spec()).reason
+        if wrong:
+            return f"lengths {lengths}: {wrong}"
+    return ""
+
+
+SPECIAL["composed-dual-chunk"] = composed_dual_chunk
+
+
+def problems(backend: str, provider: str | None, *names: str, device: str = "cpu") -> dict[str, str]:
     """What is wrong with each case of these names (none: all); "refused" where the provider does not claim it."""
     found = {}
     for name, case in {**CASES, **SPECIAL}.items():
         if names and name not in names:
             continue
         try:
-            found[name] = problem(case, backend, provider) if isinstance(case, Draw) else case(backend, provider)
+            found[name] = (
+                problem(case, backend, provider, device) if isinstance(case, Draw) else case(backend, provider, device)
+            )
         except UnsupportedError:
             found[name] = "refused"
     return found

@@ -27,6 +27,7 @@ from tools.fuzz.draws import Draw
 
 SCRIPT = Path(__file__).with_name("contract_cases.py")
 TORCH_REFUSES = {
+    "composed-dual-chunk",
     "softcap-float32",
     "tree-mods",
     "views-dual",
@@ -53,7 +54,7 @@ INTERPRETED = {
     "TRITON_ATTN": ("views", "more-queries-tiles", "no-keys-sinks", "window-past-2^32", "softcap-float32", "fnuz-e4m3"),
     "TREE_ATTN": ("views-tree", "more-queries-tree"),
     "TRITON_MLA": ("views-mla", "more-queries-mla"),
-    "DUAL_CHUNK_FLASH_ATTN": ("views-dual", "more-queries-dual", "more-queries-dual-half"),
+    "DUAL_CHUNK_FLASH_ATTN": ("views-dual", "more-queries-dual", "more-queries-dual-half", "composed-dual-chunk"),
     "DIFFERENTIAL_FLASH_ATTN": ("views-differential", "more-queries-differential"),
 }
 """Cases that the interpreter must have computed, not refused."""
