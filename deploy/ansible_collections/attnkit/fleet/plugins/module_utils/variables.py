@@ -58,8 +58,11 @@ def platforms() -> tuple[str, ...]:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name that is most like this one, as the end of a sentence; empty if none is."""
-    close = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean {close[0]}?" if close else ""
+    own = {other.removeprefix(PREFIX): other for other in known}
+    typed = name.removeprefix(PREFIX)
+    close = difflib.get_close_matches(typed, list(own))
+    swapped = [other for other in close if sorted(other) == sorted(typed)]  # two letters in the wrong order
+    return f"; did you mean {own[(swapped or close)[0]]}?" if close else ""
 
 
 def _platform(name: str) -> str:
