@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible_collections.attnkit.fleet.plugins.module_utils.boot_report import moment
-from ansible_collections.attnkit.fleet.plugins.module_utils.wording import printable
+from ansible_collections.attnkit.fleet.plugins.module_utils.wording import printable, short
 
 
 def fleet_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[str]:
@@ -162,16 +162,39 @@ def redact(text: Any, secrets: Mapping[str, Any]) -> Any:
     return shown
 
 
-def rollback_rows(hostvars: Mapping[str, Mapping[str, Any]], hosts: Sequence[str]) -> list[dict[str, Any]]:
-    """What a rollback would do with every host."""
+def rollback_rows(hostvars: Mapping[str, Mapping[str, Any]], hosts: Sequence[str], to: str = "") -> list[dict[str, Any]]:
+    """What a rollback would do with every host: `moves`, or why not; `objects` if that stops the run.
+
+    Args:
+        hostvars: of the play.
+        hosts: the hosts.
+        to: the release to go to, its image or a part of that; empty for the one before. A host that has been rolled back
+            already, or that runs this release, stays: a rollback may be repeated, and never takes a node forward again.
+    """
     rows = []
     for host in hosts:
         recorded = _of(hostvars, host, "attnkit_recorded")
         now, before = ((recorded or {}).get(name) or {} for name in ("release", "previous"))
-        why = "no answer" if recorded is None else "" if before else "no previous release is recorded"
-        rows.append(
-            {"node": host, "type": now.get("node_type"), "runs": now.get("image"), "before": before.get("image"), "why": why}
-        )
+        image, previous, left = now.get("image"), before.get("image"), (recorded or {}).get("left")
+        if recorded is None:
+            objects, why = True, "no answer"
+        elif to and to in str(image):
+            objects, why = False, "runs it already"
+        elif not to and left:
+            objects, why = False, f"rolled back already, from {short(left)}"
+        elif not before:
+            objects, why = True, "no previous release is recorded"
+        elif to and to not in str(previous):
+            objects, why = True, f"neither this release nor the one before is {to}"
+        else:
+            objects, why = False, ""
+        seen = {
+            "node": host,
+            "type": now.get("node_type"),
+            "runs": image and short(image),
+            "before": previous and short(previous),
+        }
+        rows.append({**seen, "why": why, "moves": not why, "objects": objects})
     return rows
 
 
