@@ -46,7 +46,7 @@ def run(call: Call, backend: str | None = None) -> AttentionOutput:
     """Run a call of spec.py, checked, on the backend named or chosen.
 
     Raises:
-        UsageError: the tensors' shapes are inconsistent, or no such backend. UnsupportedError: the named backend cannot run this.
+        UsageError: inconsistent shapes, or no such backend. UnsupportedError: the named backend cannot run this.
         NoBackendError: nothing can; the message has every reason.
     """
     check(call)

@@ -5,8 +5,8 @@ Turing's matrix instructions; the speed is this GPU's and no Turing GPU's. On a 
 
 1. dot products of every form that the hook rewrites, against exact results;
 2. the self-tests (quick and standard) of every backend whose kernels go through the hook, with the kernel names they report;
-3. throughput of TURING_ATTN compared with the same kernel with stock Triton's sm_75 code (in tiles chosen for that) and with torch's
-   efficient kernel (which has code for this GPU, and that cannot be taken away from it);
+3. throughput of TURING_ATTN compared with the same kernel with stock Triton's sm_75 code (in tiles chosen for that) and with
+   torch's efficient kernel (which has code for this GPU, and that cannot be taken away from it);
 4. throughput of the other operations compared with stock Triton's code of the same kernel.
 
 Writes DIR/hook.json. --checks stops after the quick self-test (for compute-sanitizer). --sweep times other tile sizes.

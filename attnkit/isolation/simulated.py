@@ -1,6 +1,6 @@
 """A simulated device: what a self-test comes to on a machine that has no such device, to rehearse a fleet without one.
 
-`attnkit boot --simulated-device ANSWER` (ATTNKIT_SIMULATED_DEVICE) is a debug switch. Everything of the boot is real (detection,
+`attnkit boot --simulated-device ANSWER` (ATTNKIT_SIMULATED_DEVICE) is a debug switch. All of the boot is real (detection,
 selection, the child process, fallback, report, engine) except that no kernel runs: the child gives the stated answer. Nothing
 of it can be taken for a verdict: the boot's own is never "pass" but "planted", the backend's is "skipped", every event and the
 report carry `planted_answer`, libraries count as "assumed" to be installed, and a rollout refuses such a report unless its
@@ -51,7 +51,9 @@ def parse(text: str) -> SimulatedAnswer:
     """
     answer, _, names = text.partition(":")
     if answer not in ANSWERS:
-        raise UsageError(f"unknown simulated device {answer!r}. Known: {', '.join(ANSWERS)}, each also as ANSWER:BACKEND,BACKEND")
+        raise UsageError(
+            f"unknown simulated device {answer!r}. Known: {', '.join(ANSWERS)}, each also as ANSWER:BACKEND,BACKEND"
+        )
     return SimulatedAnswer(answer, tuple(canonical(name.strip()) for name in names.split(",") if name.strip()))
 
 

@@ -34,7 +34,7 @@ class ProviderRow:
 
 @dataclass(frozen=True)
 class BackendRow:
-    """A backend here; `evidence` is the word for this machine's architecture, `proven` (a name in the JSON) lists every target's."""
+    """A backend here; `evidence` is the word for this machine's architecture, `proven` lists every target's."""
 
     name: str
     aliases: tuple[str, ...]
@@ -48,7 +48,7 @@ class BackendRow:
 
 
 def catalog(root: Path | str = "/") -> tuple[BackendRow, ...]:
-    """One row a backend for the machine whose sys and proc lie under `root`: in the registry's order, then the plugins not used."""
+    """One row a backend, for the machine under `root`: in the registry's order, then the plugins not used."""
     device = inspect_machine(root).match.device
     installed = installed_versions()
     unused = (_unused(finding) for finding in plugin_findings())

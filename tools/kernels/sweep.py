@@ -1,4 +1,4 @@
-"""Other tile sizes than those of tile_sizes.py, timed like everything else: `python -m tools.kernels.sweep --out DIR [--group …]`.
+"""Other tile sizes than those of tile_sizes.py, timed: `python -m tools.kernels.sweep --out DIR [--group …]`.
 
 The best rows are what belongs in kernels/triton/tile_sizes.py for the GPU; each tile is a row named after it.
 """
