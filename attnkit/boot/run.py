@@ -42,7 +42,7 @@ from attnkit.isolation.messages import Request
 from attnkit.isolation.parent import run_isolated
 from attnkit.jsonio import now, to_plain
 from attnkit.select.choose import no_backend_text
-from attnkit.select.node import Place, place
+from attnkit.select.node import Node, find_node
 from attnkit.select.plan import Plan, make_plan
 from attnkit.selftest import FAULTS
 from attnkit.selftest.results import OUTCOMES, CaseResult, Level, Verdict, check_level, roll_up
@@ -167,9 +167,9 @@ class _Boot:
         self._conclude()
         return validated, plan
 
-    def _detect(self) -> Place:
+    def _detect(self) -> Node:
         with self._timed("detect"):
-            where = place(root=self.options.root, node=self.options.node)
+            where = find_node(root=self.options.root, node=self.options.node)
         if not where.here or where.detection is None:
             raise UsageError(f"--node {self.options.node}: {where.why}; `attnkit detect` shows the devices of this machine")
         detection = where.detection
@@ -200,7 +200,7 @@ class _Boot:
             require_device(detection, os.environ)
         return where
 
-    def _select(self, where: Place, explicit: str | None) -> Plan:
+    def _select(self, where: Node, explicit: str | None) -> Plan:
         report, options = self._report, self.options
         with self._timed("select"):
             model = options.model
@@ -217,7 +217,7 @@ class _Boot:
                 assume_installed=options.simulated_device is not None,
                 overrides=overrides,
             )
-        need = plan.need
+        need = plan.requirements
         report.need = NeedReport(
             source=need.source, specs=[SpecReport.from_spec(spec) for spec in need.specs], notes=list(need.notes)
         )
@@ -286,8 +286,8 @@ class _Boot:
         request = Request(
             backend=candidate.test,
             provider=candidate.provider,
-            device=plan.place.device,
-            specs=plan.need.specs,
+            device=plan.node.device,
+            specs=plan.requirements.specs,
             level=level,
             fault=self.options.fault,
             planted_answer=self.options.simulated_device,
@@ -347,7 +347,7 @@ class _Boot:
     def _serve(self, plan: Plan, validated: Candidate) -> int:
         settings = EngineSettings(self.options.command, self.options.health_url, self.options.health_timeout)
         serving = Serving(settings, self._report, self.outputs, self.events, self.started)
-        return serving.run(plan.place.device, plan.settings, validated)
+        return serving.run(plan.node.device, plan.settings, validated)
 
     def _failed(self, message: str, code: int) -> None:
         """Report an end that is no verdict; an output that cannot be written is not tried again."""

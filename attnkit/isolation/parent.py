@@ -41,7 +41,7 @@ def run_isolated(
         timeout: seconds it may take.
         on_case: called after each case.
         on_kernels: called at the end with how many Triton kernels were precompiled, how many were compiled just in time, and
-            why the bake was of no use, where there is one and it was not.
+            why no precompiled kernel was used, where there is a kernel directory.
 
     Returns:
         A verdict per spec and device. A crash is a fail, a run over `timeout` seconds too, with the last case that was begun

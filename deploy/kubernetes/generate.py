@@ -70,7 +70,7 @@ def pci_ids_by_type() -> dict[str, list[tuple[str, str, str | None]]]:
 
 
 def rules() -> dict[str, Any]:
-    """The NodeFeatureRule that gives nodes their type and platform: accelerators first, then the CPUs of boxes without one."""
+    """The NodeFeatureRule that gives nodes their type and platform: accelerators first, then CPU-only machines."""
     listed = []
     for node, cards in pci_ids_by_type().items():
         groups: dict[tuple[str, str | None], list[str]] = {}
