@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import textwrap
 from typing import Any
@@ -11,6 +12,8 @@ from typer.core import TyperCommand, TyperGroup
 
 from attnkit.cli.choices import CHOICES
 from attnkit.errors import EXIT_OK, AttnkitError
+from attnkit.redact import Redactor
+from attnkit.wording import printable
 
 SHORT_LIST = 48
 """Longer lists of choices do not fit beside an option at 80 columns; they get a section of their own."""
@@ -24,7 +27,8 @@ class Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except AttnkitError as error:
-            typer.echo(f"error: {error}", err=True)
+            shown = printable(Redactor(sys.argv, os.environ).text(str(error)))
+            typer.echo(f"error: {shown}", err=True)
             ctx.exit(error.exit_code)
         except BrokenPipeError:
             sys.stderr.close()  # the reader of our stdout left (`| head`); nothing more can be said there
