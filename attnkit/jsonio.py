@@ -63,13 +63,13 @@ def read_text(path: Path, limit: int = MAX_BYTES) -> str:
         with path.open("rb") as stream:
             data = stream.read(limit + 1)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        raise UsageError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise UsageError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     if len(data) > limit:
         raise UsageError(f"{path}: has more than {limit} bytes, the most that is read")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: cannot be read: not UTF-8 text (byte {error.start})") from None
+        raise UsageError(f"{path}: not UTF-8 text (byte {error.start})") from None
 
 
 def read_json(path: Path, limit: int = MAX_BYTES) -> Any:

@@ -13,7 +13,7 @@ import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from urllib.parse import SplitResult, urlsplit
 
 from attnkit.errors import AttnkitError, UsageError
@@ -80,10 +80,11 @@ def request(
     parts = check_url(url, "URL")
     deadline = time.monotonic() + seconds
     connection = _connection(parts, seconds, verify)
-    # typeshed has the class only; anything that makes a response will do
-    connection.response_class = lambda sock, *args, **options: http.client.HTTPResponse(  # type: ignore[assignment]
-        _Bounded(sock, deadline, limit), *args, **options
-    )
+
+    def bounded(sock: Any, *arguments: Any, **options: Any) -> http.client.HTTPResponse:
+        return http.client.HTTPResponse(cast(Any, _Bounded(sock, deadline, limit)), *arguments, **options)
+
+    connection.response_class = cast(Any, bounded)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     try:
         connection.request("GET" if body is None else "POST", path, body=body, headers=dict(headers or {}))
@@ -115,6 +116,7 @@ class _Bounded(io.RawIOBase):
 
     def __init__(self, sock: socket.socket, deadline: float, limit: int) -> None:
         self._sock, self._deadline, self._left, self._limit = sock, deadline, limit, limit
+        self._raw = sock.makefile("rb", buffering=0)  # keeps the socket open where the connection lets it go
 
     def makefile(self, _mode: str) -> io.BufferedReader:
         """What `http.client` asks of a socket."""
@@ -124,13 +126,18 @@ class _Bounded(io.RawIOBase):
         """True."""
         return True
 
+    def close(self) -> None:
+        """Let the socket go."""
+        self._raw.close()
+        super().close()
+
     def readinto(self, buffer: Any) -> int:
         """The next piece."""
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError
         self._sock.settimeout(left)
-        count = self._sock.recv_into(buffer)
+        count = self._raw.readinto(buffer) or 0
         self._left -= count
         if self._left < 0:
             raise http.client.HTTPException(f"more than {self._limit} bytes")

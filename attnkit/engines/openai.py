@@ -70,7 +70,10 @@ def wait_until_healthy(url: str, *, timeout: float, ended: threading.Event) -> f
         except web.WebError as error:
             said = f"it never answered ({error})"
         if time.monotonic() - started > timeout:
-            raise AttnkitError(f"the engine was not healthy within {timeout:.0f} s: {url}: {said}")
+            raise AttnkitError(
+                f"the engine was not healthy within {timeout:.0f} s: {url}: {said}",
+                f"see what it was doing in its last lines; if it needs longer, set ATTNKIT_HEALTH_TIMEOUT above {timeout:.0f}",
+            )
         ended.wait(POLL_SECONDS)
     raise AttnkitError("the engine ended before it was healthy")
 
@@ -80,7 +83,7 @@ def complete(health_url: str, *, api_key: str | None, timeout: float = 120.0) ->
 
     Raises:
         NoSuchApiError: the server does not have these endpoints.
-        AttnkitError: no model, no answer, an answer without text or with counts that are none; the message holds what came back.
+        AttnkitError: no model, no answer, none with text, counts that are none; the message holds what came back.
     """
     parts = urlsplit(health_url)
     base = urlunsplit((parts.scheme, parts.netloc, "", "", ""))

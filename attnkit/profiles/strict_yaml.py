@@ -67,7 +67,8 @@ def _check_depth(path: Path, text: str) -> None:
     for event in yaml.parse(text, Loader=_LOADER):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
-            raise UsageError(f"{path}:{event.start_mark.line + 1}: nested deeper than {MAX_DEPTH} levels")
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            raise UsageError(f"{path}:{line}: nested deeper than {MAX_DEPTH} levels")
 
 
 def _check_nodes(path: Path, root: yaml.Node) -> None:
