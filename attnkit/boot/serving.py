@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -184,8 +185,9 @@ class Serving:
             return  # its end is what happened; `_ended` explains it
         self._problem = error
         self._outputs.withdraw()
-        self._events.emit("error", message=str(error))
         supervisor.stop()
+        with suppress(Exception):  # whatever broke here must not keep the engine
+            self._events.emit("error", message=str(error))
         if not supervisor.ended.wait(STOP_SECONDS):
             supervisor.kill()
 
