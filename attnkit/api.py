@@ -6,7 +6,7 @@
 Every function takes `backend=NAME` (any spelling). A named backend works or raises `UnsupportedError` with the reasons; nothing
 replaces it. Without a name, `attnkit.select` chooses for the device of the query, and the choice is kept per kind of call.
 
-Shapes and dtypes are those of `attnkit.spec`, checked by `attnkit.contract`. What does not fit raises `UsageError`, which
+Shapes and dtypes are those of `attnkit.spec`, checked by `attnkit.contract`. Inconsistent arguments raise `UsageError`, which
 names the argument, what was given and what is allowed.
 """
 
@@ -47,7 +47,7 @@ def run(call: Call, backend: str | None = None) -> AttentionOutput:
     """Run a call of spec.py, checked, on the backend named or chosen.
 
     Raises:
-        UsageError: the tensors do not fit together, or no such backend. UnsupportedError: the named backend cannot run this.
+        UsageError: inconsistent arguments, or no such backend. UnsupportedError: the named backend cannot run this.
         NoBackendError: nothing can; the message has every reason.
     """
     check(call)
