@@ -77,7 +77,7 @@ def check(call: Call) -> None:
 def check_write(
     key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor, k_scale: float, v_scale: float
 ) -> None:
-    """Do the arguments of `attnkit.api.write_kv_cache` fit together?
+    """Are the arguments of `attnkit.api.write_kv_cache` consistent?
 
     Raises:
         UsageError: as of `check`.
