@@ -261,6 +261,20 @@ def test_packing_leaves_out_queries_that_no_key_precedes() -> None:
     assert list(xformers._parts(free, keys)) == [([(0, 2), (2, 19)], [(0, 1), (1, 9)])]
 
 
+def test_new_keys_go_into_a_view_of_a_cache() -> None:
+    both = torch.zeros(3, 2, 4, 1, 8)
+    slots = torch.tensor([[5, 9], [-1, 9], [2, 9]])[:, 0]
+    new = torch.randn(3, 1, 8)
+    api.write_kv_cache(new, 2 * new, both[:, 0], both[:, 1], slots)
+    flat = both.transpose(1, 2).reshape(12, 2, 8)
+    assert torch.equal(flat[[5, 2]], torch.stack((new, 2 * new), 2)[[0, 2], 0])
+    assert flat.any(-1).any(-1).sum() == 2
+    with pytest.raises(UsageError, match="slot_mapping holds 12; the caches have slots 0 to 11"):
+        api.write_kv_cache(new, new, both[:, 0], both[:, 1], slots + 7)
+    with pytest.raises(UsageError, match=r"k_scale must be a finite number above 0, of the whole cache, not a tensor \[8\]"):
+        api.write_kv_cache(new, new, both[:, 0], both[:, 1], slots, torch.ones(8))
+
+
 def test_a_format_that_only_another_provider_reads_goes_there() -> None:
     """The C++ kernels, first where they are compiled, read no fnuz cache; torch does."""
     backend = registry.get("TORCH_SDPA")

@@ -20,9 +20,8 @@ from attnkit.spec import (
     TreeAttention,
     VarlenAttention,
 )
-from tools.fuzz.draws import Draw
+from tools.fuzz.draws import JUNK, Draw
 
-JUNK = {"nan": math.nan, "inf": math.inf, "huge": 3e4}
 PARENTS = (-1, 0, 0, 1, 1, 2, 3, 3)
 NOWHERE = 1 << 24
 """A block that no cache has."""
