@@ -232,6 +232,8 @@ def test_a_batch_beyond_a_grid() -> None:
     keys = cache.squeeze(2)[table[:, 0].long()]
     p = torch.softmax(0.25 * torch.einsum("nhd,nkd->nhk", query, keys), -1)
     torch.testing.assert_close(api.run(call, "TORCH_SDPA").out, torch.einsum("nhk,nkd->nhd", p, keys), rtol=0, atol=1e-5)
+    with pytest.raises(UnsupportedError, match="66000 queries by 1056000 keys of the batch take 259 GiB"):
+        api.run(call, "FLEX_ATTENTION")
 
 
 def test_a_launch_beyond_a_grid_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
