@@ -87,7 +87,8 @@ def run_checks(
         return _inject_faults(candidates, plan, specs, level, options, show_fault_results)
     verdicts: list[Verdict] = []
     for candidate in candidates:
-        found = run_isolated(_request(candidate, plan, specs, level, options.fault), timeout=TIMEOUT_SECONDS)
+        request = _request(candidate, plan, specs, level, options.fault)
+        found = run_isolated(request, timeout=TIMEOUT_SECONDS, env=plan.settings.engine_env)
         verdicts.extend(found)
         if options.json_file is None:
             show_verdicts(found)
@@ -144,7 +145,8 @@ def _inject_faults(
 ) -> int:
     by_backend: dict[str, tuple[FaultResult, ...]] = {}
     for candidate in candidates:
-        results = inject_isolated(_request(candidate, plan, specs, level), timeout=TIMEOUT_SECONDS)
+        request = _request(candidate, plan, specs, level)
+        results = inject_isolated(request, timeout=TIMEOUT_SECONDS, env=plan.settings.engine_env)
         by_backend[candidate.backend] = results
         if options.json_file is None:
             show_fault_results(candidate.backend, results)

@@ -14,10 +14,12 @@ from attnkit.backends.base import Backend
 from attnkit.backends.torch_device import torch_devices
 from attnkit.errors import AttnkitError
 from attnkit.hardware.device import Device
+from attnkit.isolation.lifeline import end_with_parent
 from attnkit.isolation.messages import REQUEST, Request
 from attnkit.jsonio import to_plain
 from attnkit.selftest.results import CaseResult, Verdict
 from attnkit.spec import AttentionSpec
+from attnkit.wording import spec_text
 
 
 def _watches_triton(device: Device) -> bool:
@@ -72,6 +74,7 @@ def _work(request: Request, send: Callable[[str, Any], None]) -> None:
         device = replace(request.device, index=index) if len(names) > 1 else request.device
         for spec in request.specs or (None,):
             verdict = _judge(request, device, spec, name, lambda case: send("case", case))
+            verdict = replace(verdict, layer=spec_text(spec) if spec is not None else "")
             send("verdict", replace(verdict, device=f"{verdict.device} [{name}]") if len(names) > 1 else verdict)
 
 
@@ -122,6 +125,7 @@ def _main(descriptor: int) -> None:
             pipe.write(json.dumps({kind: to_plain(value)}) + "\n")
             pipe.flush()
 
+        end_with_parent()
         try:
             request = REQUEST.validate_json(sys.stdin.buffer.read())
             if request.planted_answer is not None:

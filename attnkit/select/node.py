@@ -14,7 +14,7 @@ from attnkit.hardware import detect
 from attnkit.hardware.archs import named, pretend
 from attnkit.hardware.device import Detection, Device, ProbeResult
 from attnkit.jsonio import to_plain
-from attnkit.profiles.files import all_nodes, family_names, load_node, node_names
+from attnkit.profiles.files import all_nodes, family_names, load_node, node_names, read_nodes
 from attnkit.profiles.match import NodeMatch, hidden, in_order, match_node, serving, specificity
 from attnkit.profiles.schema import NodeProfile
 
@@ -65,13 +65,15 @@ def inspect_machine(root: Path | str = "/") -> Machine:
     """What is in the machine whose sys and proc lie under `root`.
 
     In an image (`ATTNKIT_PLATFORM`) the node type is that of the devices that the image is made for, where there are any.
-    Backend plugins that are not used are errors among the probes.
+    Backend plugins that are not used, and profiles that cannot be read, are errors among the probes.
     """
     detection = detect(root)
     unused = (ProbeResult("backend-plugins", error=str(finding)) for finding in plugin_findings())
-    detection = replace(detection, probes=(*detection.probes, *unused))
+    profiles, problems = read_nodes()
+    unread = (ProbeResult("profiles", error=str(problem)) for problem in problems)
+    detection = replace(detection, probes=(*detection.probes, *unused, *unread))
     platform = os.environ.get(PLATFORM_VARIABLE)
-    vendors = {profile.match.vendor for profile in all_nodes() if profile.platform == platform} if platform else None
+    vendors = {profile.match.vendor for profile in profiles if profile.platform == platform} if platform else None
     return Machine(detection, match_node(detection, vendors or None))
 
 
@@ -91,6 +93,7 @@ def find_node(*, root: Path | str = "/", node: str | None = None, arch: str | No
         return _elsewhere(_known(arch), node)
     machine = inspect_machine(root)
     if node is None:
+        all_nodes()  # the one that cannot be read may be this machine's
         if machine.match.mixed:
             raise UsageError(machine.match.why)
         profile = load_node(machine.match.node) if machine.match.node else None
