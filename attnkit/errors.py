@@ -31,6 +31,16 @@ class NoBackendError(AttnkitError):
     exit_code = EXIT_NO_BACKEND
 
 
+class InconclusiveError(AttnkitError):
+    """Nothing here can say whether it is right."""
+
+    exit_code = EXIT_INCONCLUSIVE
+
+
+class NotUnderstoodError(InconclusiveError):
+    """Something that bears on attention and that nobody here understands: nothing is assumed in its place."""
+
+
 class UnsupportedError(AttnkitError):
     """A backend was asked for something outside its capability. Never run wrong: refused with the reasons."""
 
