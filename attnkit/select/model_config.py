@@ -6,7 +6,6 @@ Honest: a model type that nobody here has read the code of, or a field that bear
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from attnkit.errors import NotUnderstoodError, UsageError, did_you_mean, unknown_name
+from attnkit.jsonio import parse_json, read_text, shorten
 from attnkit.select.model_fields import Part, bears_on_attention
 from attnkit.select.model_rules import HEADS, Reading, with_features
 from attnkit.select.model_types import (
@@ -29,7 +29,6 @@ from attnkit.select.model_types import (
 from attnkit.spec import DTYPES, TOWERS, AttentionSpec, Dtype, LayerKind, OtherLayers
 
 _DTYPE = ("dtype", "torch_dtype")
-_MOST_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -110,24 +109,8 @@ def read_config(config: dict[str, Any], source: str, *, dtype: str | None = None
 
 
 def parse(source: str, text: str) -> dict[str, Any]:
-    """The JSON object in `text`; a key that stands twice is an error, as readers differ in which of the two they take."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise UsageError(f"{source}: field {key!r} stands twice in one object")
-            found[key] = value
-        return found
-
-    try:
-        config = json.loads(text, object_pairs_hook=once)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{source}:{error.lineno}: not JSON: {error.msg}") from None
-    except RecursionError:
-        raise UsageError(f"{source}: nested too deeply for a model's configuration") from None
-    except ValueError:  # an integer of thousands of digits
-        raise UsageError(f"{source}: holds a number that is too long") from None
+    """The JSON object in `text`, strictly."""
+    config = parse_json(text, source, infinity=True)
     if not isinstance(config, dict):
         raise UsageError(f"{source}: is not a JSON object")
     return config
@@ -138,19 +121,18 @@ def _read(model: str) -> tuple[str, str]:
     try:
         if path.is_dir():
             path = next((path / n for n in ("config.json", "params.json") if (path / n).is_file()), path / "config.json")
-        if not path.is_file():
-            wanted = model.strip().casefold()
-            if wanted in presets():
-                return f"preset {wanted}", resources.files("attnkit").joinpath(f"data/models/{wanted}.json").read_text("utf-8")
-            if "/" in model or model.endswith(".json"):
-                known = ", ".join(presets())
-                raise UsageError(f"{path}: no such file. A model is a config.json, a folder with one, or a preset: {known}")
-            raise unknown_name("model preset", model, presets())
-        if path.stat().st_size > _MOST_BYTES:
-            raise UsageError(f"{path}: {path.stat().st_size} bytes are no model's configuration")
-        return str(path), path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from None
+        there = path.exists()
+    except (OSError, ValueError) as error:  # a name that is too long, or with a zero byte in it
+        raise UsageError(f"model {shorten(model)!r}: {getattr(error, 'strerror', None) or error}") from None
+    if not there:
+        wanted = model.strip().casefold()
+        if wanted in presets():
+            return f"preset {wanted}", resources.files("attnkit").joinpath(f"data/models/{wanted}.json").read_text("utf-8")
+        if "/" in model or model.endswith(".json"):
+            known = ", ".join(presets())
+            raise UsageError(f"{path}: no such file. A model is a config.json, a folder with one, or a preset: {known}")
+        raise unknown_name("model preset", model, presets())
+    return str(path), read_text(path)
 
 
 def _dtype(whole: Part, asked: str | None, notes: list[str]) -> Dtype:

@@ -1,4 +1,4 @@
-"""From a box, a profile, a model and a workload to a decision: what `attnkit select` and `attnkit boot` share.
+"""From a node, a profile, a model and a workload to a decision: what `attnkit select` and `attnkit boot` share.
 
 Imports neither torch nor any vendor library.
 """
@@ -18,7 +18,7 @@ from attnkit.jsonio import to_plain
 from attnkit.profiles.files import load_workload
 from attnkit.profiles.settings import Settings, effective
 from attnkit.select.choose import Decision, combine, select
-from attnkit.select.node import Place
+from attnkit.select.node import Node
 from attnkit.spec import DTYPES, KV_CACHE_DTYPES, TOWERS, AttentionSpec, Dtype, LayerKind, OtherLayers
 
 HERE = "this environment"
@@ -58,9 +58,9 @@ class LayerChoice:
 class Plan:
     """A decision with everything it was made from."""
 
-    place: Place
+    node: Node
     settings: Settings
-    need: Requirements
+    requirements: Requirements
     decision: Decision
     installed_source: str
     layers: tuple[LayerChoice, ...] = ()
@@ -68,16 +68,16 @@ class Plan:
     @property
     def attention_free(self) -> bool:
         """The model holds no softmax attention: there is nothing to choose, and nothing to test."""
-        return not self.need.specs
+        return not self.requirements.specs
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, as `attnkit select --json` prints them."""
         return {
-            "node_type": self.place.profile.name if self.place.profile else None,
-            "node_type_source": self.place.source,
-            "why": self.place.why,
-            "platform": self.place.profile.platform if self.place.profile else None,
-            "need": to_plain(self.need),
+            "node_type": self.node.profile.name if self.node.profile else None,
+            "node_type_source": self.node.source,
+            "why": self.node.why,
+            "platform": self.node.profile.platform if self.node.profile else None,
+            "need": to_plain(self.requirements),
             "installed": self.installed_source,
             "chosen": to_plain(self.decision.chosen),
             "layers": [
@@ -94,7 +94,7 @@ class Plan:
 
 
 def make_plan(
-    where: Place,
+    node: Node,
     *,
     model: str | None = None,
     workload: str | None = None,
@@ -105,30 +105,30 @@ def make_plan(
     """Decide.
 
     Args:
-        where: device and profile.
+        node: device and profile.
         model: config.json, model directory or preset; None takes the profile's usual requirements.
         workload: name of a workload profile.
         explicit: a backend that must be taken.
-        assume_installed: treat every library that the platform's image bakes as installed; always so for another box.
+        assume_installed: treat every library that the platform's image holds as installed; always so for another machine.
         overrides: dtype, kv_cache_dtype and block_size that the engine's command sets.
 
     Raises:
         UsageError: an unknown name, a model config that cannot be read.
     """
     workload_profile = load_workload(workload) if workload is not None else None
-    settings = effective(where.profile, workload_profile)
-    need = _requirements(where.device, settings, model, overrides or {})
+    settings = effective(node.profile, workload_profile)
+    requirements = _requirements(node.device, settings, model, overrides or {})
     installed: Installed
-    if assume_installed or not where.here:
-        installed = assumed_installed(where.device)
-        image = f"platform {where.profile.platform} image" if where.profile else f"an image for {where.device.arch}"
+    if assume_installed or not node.here:
+        installed = assumed_installed(node.device)
+        image = f"platform {node.profile.platform} image" if node.profile else f"an image for {node.device.arch}"
         source = f"assumed from {image}"
     else:
         installed, source = installed_versions(), HERE
 
     def decide(spec: AttentionSpec, explicit: str | None, workload: str | None) -> Decision:
         return select(
-            where.device,
+            node.device,
             spec,
             installed,
             order=settings.order,
@@ -137,19 +137,20 @@ def make_plan(
             workload=workload,
         )
 
-    alone = {spec: decide(spec, explicit, workload) for spec in need.specs}
+    alone = {spec: decide(spec, explicit, workload) for spec in requirements.specs}
     if alone:
         decision = combine(list(alone.values()))
     else:
-        decision = Decision(where.device, AttentionSpec(), (), (), explicit, (), "nothing to choose: attention-free")
+        decision = Decision(node.device, AttentionSpec(), (), (), explicit, (), "nothing to choose: attention-free")
     layers = []
-    for kind in need.layers:
+    for kind in requirements.layers:
         # The language model is served by one backend; a tower by its own, which the explicit choice is not about.
         own = decide(kind.spec, None, None) if kind.role in TOWERS else alone[kind.spec]
         chosen = own.chosen if kind.role in TOWERS else decision.chosen
         layers.append(LayerChoice(kind, chosen, () if chosen else own.rejected))
     unused = tuple(map(str, plugin_findings()))
-    return Plan(where, settings, need, replace(decision, warnings=(*decision.warnings, *unused)), source, tuple(layers))
+    decision = replace(decision, warnings=(*decision.warnings, *unused))
+    return Plan(node, settings, requirements, decision, source, tuple(layers))
 
 
 def _requirements(device: Device, settings: Settings, model: str | None, overrides: dict[str, Any]) -> Requirements:
