@@ -16,7 +16,7 @@ def event_text(fields: Mapping[str, Any]) -> str:
     if writer is None:
         return f"{fields['event']:<10} " + " ".join(f"{k}={v}" for k, v in fields.items() if k not in ("event", "time"))
     lines = writer(fields)
-    label = fields["event"].removeprefix("selftest.").removeprefix("engine.")
+    label = fields["event"].removeprefix("selftest.").removeprefix("engine.").removeprefix("device.")
     return "\n".join(f"{label if position == 0 else '':<11}{line}" for position, line in enumerate(_wrapped(lines)))
 
 
@@ -47,12 +47,14 @@ def _select(f: Mapping[str, Any]) -> list[str]:
 def _case(f: Mapping[str, Any]) -> list[str]:
     compared = f" {number(f['max_error'])} of {number(f['max_bound'])}" if f["max_bound"] is not None else ""
     reason = f" {f['reason']}" if f["reason"] else ""
-    return [f"{MARKS[f['outcome']]} {f['case']}{compared}{reason}"]
+    which = f"[{f['device_index']}] " if "device_index" in f else ""
+    return [f"{MARKS[f['outcome']]} {which}{f['case']}{compared}{reason}"]
 
 
 def _verdict(f: Mapping[str, Any]) -> list[str]:
     counts = ", ".join(f"{n} {outcome}" for outcome, n in f["cases"].items() if n)
-    return [f"{MARKS[f['verdict']]} {f['backend']} {f['verdict']} ({counts}) in {f['seconds']:.1f} s"]
+    which = f" on {f['device']}" if "device " in f["device"] else ""
+    return [f"{MARKS[f['verdict']]} {f['backend']} {f['verdict']} ({counts}) in {f['seconds']:.1f} s{which}"]
 
 
 def _start(f: Mapping[str, Any]) -> list[str]:
@@ -83,6 +85,7 @@ _EVENTS: dict[str, Any] = {
     "select": _select,
     "selftest.case": _case,
     "selftest.verdict": _verdict,
+    "device.left_out": lambda f: [f"{f['device']}: {f['reason']}"],
     "fallback": lambda f: [f"{f['from']} → {f['to'] or 'nothing left'}: {f['reason']}"],
     "report": lambda f: [f"{f['verdict']}, {f['path']}"],
     "engine.start": _start,

@@ -97,8 +97,24 @@ class Fallback(_Model):
     reason: str
 
 
+class DeviceReport(_Model):
+    """One device that was to serve."""
+
+    index: int
+    name: str
+    arch: str
+    uuid: str | None = None
+    pci_address: str | None = None
+    part: str | None = Field(default=None, description="Which part of a card it is, null for a whole one.")
+    verdict: BootVerdict | None = Field(default=None, description="Of the last backend tested on it; null before.")
+    reason: str = Field(default="", description="Why it did not pass.")
+    seconds: float | None = None
+    left_out: bool = Field(default=False, description="Hidden from the engine, as the profile's on_bad_device says.")
+
+
 class KernelCounts(_Model):
-    """How many kernels were precompiled in the image, and how many the self-test had to compile. null where unknown."""
+    """How many kernels were precompiled in the image, and how many the self-test had to compile (of several devices the most
+    on any). null where unknown."""
 
     baked: int | None = None
     jit_compiles: int | None = None
@@ -159,6 +175,7 @@ class BootReport(_Model):
     detection: Detection
     need: NeedReport | None = None
     decision: DecisionReport | None = None
+    devices: list[DeviceReport] = Field(default=[], description="Every device that was to serve, as a process numbers them.")
     selftest: list[Verdict] = []
     verdict: BootVerdict = "skipped"
     backend: str | None = Field(default=None, description="The backend that serves, or null.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,10 +57,17 @@ class Serving:
         self._problem: str | None = None
         self._ready = False
 
-    def run(self, device: Device, settings: Settings, validated: Candidate) -> int:
-        """Start the engine on the validated backend, wait for its end and return what boot exits with."""
-        environment = dict(os.environ)
+    def run(self, device: Device, settings: Settings, validated: Candidate, visible: Mapping[str, str] | None = None) -> int:
+        """Start the engine on the validated backend, wait for its end and return what boot exits with.
+
+        Args:
+            visible: the variables that hide the devices which are left out.
+        """
+        environment = {**os.environ, **(visible or {})}
         engine = self._prepare(device, settings, validated, environment)
+        if visible:
+            engine.env |= visible
+            engine.notes.append(f"sees the validated devices alone: {' '.join(f'{k}={v}' for k, v in visible.items())}")
         self._report.engine = engine
         self._expected = validated.expected
         supervisor = Supervisor(engine.argv, environment, keep=vllm_log.matters if validated.expected else None)
