@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from attnkit.boot.candidates import Candidate
 from attnkit.boot.report import BootVerdict, DeviceReport
 from attnkit.hardware.device import Device
+from attnkit.hardware.findings import findings
+from attnkit.hardware.health_probe import read_all
 from attnkit.hardware.narrow import narrow
 from attnkit.isolation.compare import compare_devices
 from attnkit.isolation.injected import Injected
@@ -113,11 +116,25 @@ def bad_devices(tested: Sequence[Tested]) -> str:
     return "; ".join(f"{one.device.label}: {one.why}" for one in tested if not one.serves)
 
 
-def device_reports(devices: Sequence[Device]) -> list[DeviceReport]:
-    """The report's row of each device, before it was tested."""
+def device_reports(devices: Sequence[Device], root: Path, memory_share: float) -> list[DeviceReport]:
+    """The report's row of each device before it was tested, with its state.
+
+    Args:
+        root: where its state is read ("/" for this machine).
+        memory_share: fraction of a GPU's memory that serving takes.
+    """
     return [
-        DeviceReport(index=d.index, name=d.name, arch=d.arch, uuid=d.uuid, pci_address=d.pci_address, part=d.part)
-        for d in devices
+        DeviceReport(
+            index=d.index,
+            name=d.name,
+            arch=d.arch,
+            uuid=d.uuid,
+            pci_address=d.pci_address,
+            part=d.part,
+            health=health,
+            findings=findings(d, health, memory_share=memory_share),
+        )
+        for d, health in zip(devices, read_all(devices, root), strict=True)
     ]
 
 

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from attnkit.backends.base import Accepted, Rejected
 from attnkit.errors import UsageError
 from attnkit.hardware.device import Detection, Device
+from attnkit.hardware.health import Health
+from attnkit.isolation.collective import CollectiveResult
 from attnkit.jsonio import to_plain
 from attnkit.select.choose import Decision
 from attnkit.selftest.results import Outcome, Verdict
@@ -110,6 +112,8 @@ class DeviceReport(_Model):
     reason: str = Field(default="", description="Why it did not pass.")
     seconds: float | None = None
     left_out: bool = Field(default=False, description="Hidden from the engine, as the profile's on_bad_device says.")
+    health: Health | None = Field(default=None, description="Its state before the self-test; null where it was not asked.")
+    findings: list[str] = Field(default=[], description="What is wrong with that state, in sentences.")
 
 
 class KernelCounts(_Model):
@@ -177,6 +181,9 @@ class BootReport(_Model):
     decision: DecisionReport | None = None
     devices: list[DeviceReport] = Field(default=[], description="Every device that was to serve, as a process numbers them.")
     selftest: list[Verdict] = []
+    collective: CollectiveResult | None = Field(
+        default=None, description="The collective check, where several devices serve one model together."
+    )
     verdict: BootVerdict = "skipped"
     backend: str | None = Field(default=None, description="The backend that serves, or null.")
     provider: str | None = None

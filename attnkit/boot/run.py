@@ -28,6 +28,7 @@ from attnkit.boot.outputs import Outputs
 from attnkit.boot.report import BootReport, BootVerdict, DecisionReport, Fallback, KernelCounts, NeedReport, SpecReport
 from attnkit.boot.serving import EngineSettings, Serving
 from attnkit.engines.vllm import command as vllm_command
+from attnkit.engines.vllm.parallel import Parallelism, memory_share, parallelism
 from attnkit.errors import (
     EXIT_CHECK_FAILED,
     EXIT_INCONCLUSIVE,
@@ -40,6 +41,7 @@ from attnkit.errors import (
 from attnkit.hardware.device import Device
 from attnkit.hardware.narrow import narrow
 from attnkit.isolation import simulated
+from attnkit.isolation.collective import check_collectives
 from attnkit.isolation.injected import Injected, parse_fault
 from attnkit.isolation.parent import Kernels
 from attnkit.jsonio import now, to_plain
@@ -121,6 +123,7 @@ class _Boot:
         self.report: BootReport | None = None
         self.vllm = vllm_command.recognise(options.command)
         self.fault: Injected | None = None
+        self.parallelism = Parallelism()
         self.serving_devices: tuple[Device, ...] = ()
 
     def run(self) -> int:
@@ -167,6 +170,8 @@ class _Boot:
         where = self._detect()
         plan = self._select(where, explicit)
         validated = self._validate(plan, level or plan.settings.level, explicit)
+        if validated is not None and not self._collectives_work(plan):
+            validated = None
         self._conclude()
         return validated, plan
 
@@ -192,7 +197,9 @@ class _Boot:
         self.report.node_type = where.profile.name if where.profile else None
         self.report.node_type_source = "given" if where.source == "given" else "detected"
         self.report.node_type_why = where.why
-        self.report.devices = device_reports(where.devices)
+        engine_args = where.profile.engine.args if where.profile else ()
+        self.parallelism = parallelism(self.vllm, engine_args)
+        self.report.devices = device_reports(where.devices, self.options.root, memory_share(self.vllm, engine_args))
         self.report.boot_seconds.detect = self.seconds["detect"]
         self.outputs.save_partial(self.report)
         self.events.emit(
@@ -205,6 +212,7 @@ class _Boot:
             probe_errors={p.probe: p.error for p in detection.probes if p.error},
             seconds=self.seconds["detect"],
         )
+        self.events.emit("devices", devices=[row.model_dump() for row in self.report.devices])
         if self.options.simulated_device is None:
             require_device(detection, os.environ)
         return where
@@ -215,7 +223,7 @@ class _Boot:
             model = options.model
             overrides: dict[str, Any] = {}
             if self.vllm is not None:
-                overrides = self.vllm.overrides()
+                overrides = self.vllm.overrides() | {"tensor_parallel": self.parallelism.tensor}
                 if model is None and self.vllm.local_model is not None:
                     model = str(self.vllm.local_model)
             plan = make_plan(
@@ -272,8 +280,9 @@ class _Boot:
                     self.serving_devices = tuple(one.device for one in good)
                     return candidate
                 if good:
-                    policy = "the others passed, and the profile's on_bad_device is 'fail'"
-                    self._fall_back(candidate.backend, None, f"{bad_devices(tested)}; {policy}")
+                    stays = f"{self.parallelism.devices} devices serve the model together, and {len(good)} are left"
+                    policy = "the profile's on_bad_device is 'fail'" if plan.settings.on_bad_device == "fail" else stays
+                    self._fall_back(candidate.backend, None, f"{bad_devices(tested)}; the others passed, and {policy}")
                     report.boot_seconds.selftest = self._since("selftest")
                     return None
                 following = candidates[position + 1] if position + 1 < len(candidates) and explicit is None else None
@@ -288,12 +297,43 @@ class _Boot:
 
     def _leave_out(self, tested: tuple[Tested, ...], plan: Plan) -> bool:
         """Leave the bad devices out where the profile says so; whether it does."""
-        if plan.settings.on_bad_device != "leave_out":
+        good = sum(one.serves for one in tested)
+        if plan.settings.on_bad_device != "leave_out" or good < self.parallelism.devices <= len(tested):
             return False
         for row, one in zip(self._report.devices, tested, strict=True):
             if not one.serves:
                 row.left_out = True
                 self.events.emit("device.left_out", **_identity(one.device), reason=one.why)
+        return True
+
+    def _collectives_work(self, plan: Plan) -> bool:
+        """Check the devices that serve one model together, before the engine starts; True where there are none."""
+        report, count = self._report, self.parallelism.devices
+        if count == 1:
+            return True
+        devices = self.serving_devices[:count]
+        if plan.place.device.kind == "cpu":
+            devices = (plan.place.device,) * count
+        if len(devices) < count:
+            text = f"{count} devices serve the model together and {len(devices)} are here: their collectives were not checked"
+            plan_warnings = report.decision.warnings if report.decision else []
+            plan_warnings.append(text)
+            return True
+        healths = [next(row.health for row in report.devices if row.index == device.index) for device in devices]
+        everything = plan.place.detection.devices if plan.place.detection else devices
+        found = check_collectives(
+            devices,
+            environment=narrow(everything, self.serving_devices, os.environ),
+            healths=healths,
+            fault=self.fault,
+            simulated=self.options.simulated_device is not None,
+        )
+        report.collective = found
+        self.events.emit("collective", **to_plain(found))
+        if found.outcome in ("fail", "inconclusive"):
+            report.verdict, report.backend, report.provider = found.outcome, None, None
+            report.error = f"the devices do not work together ({found.backend}): {found.reason}"
+            return False
         return True
 
     def _candidates(self, plan: Plan, explicit: str | None) -> tuple[Candidate, ...]:

@@ -9,25 +9,17 @@ goes to stderr.
 
 from __future__ import annotations
 
-import json
-import os
-import selectors
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from attnkit.errors import AttnkitError, UsageError, describe_exit
+from attnkit.errors import AttnkitError, UsageError
 from attnkit.isolation.messages import CASE, FAULT_RESULT, VERDICT, Request
-from attnkit.jsonio import to_plain
+from attnkit.isolation.processes import ChildTask, messages
 from attnkit.selftest.results import CaseResult, FaultResult, Outcome, Verdict, roll_up
 
-CRASH_SIGNALS = {4: "SIGILL", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE", 11: "SIGSEGV"}
-
-
+KILLED_SECONDS = 5.0
 EXIT_POLL_SECONDS = 0.02
 """How often a child is looked at that has closed its pipe and not yet ended."""
 
@@ -193,96 +185,11 @@ def inject_isolated(request: Request, *, timeout: float) -> tuple[FaultResult, .
     return tuple(results)
 
 
-@dataclass(eq=False)
-class _Child:
-    """A running child, the read end of its pipe, and what of a line has come so far."""
-
-    position: int
-    process: subprocess.Popen[bytes]
-    pipe: int
-    deadline: float
-    rest: bytes = b""
-
-    def read(self) -> list[bytes] | None:
-        """The whole lines that have come; None where the writer closed the pipe."""
-        chunk = os.read(self.pipe, 65536)
-        if not chunk:
-            return None
-        *whole, self.rest = (self.rest + chunk).split(b"\n")
-        return whole
-
-    def end(self) -> None:
-        """Kill it where it still runs."""
-        os.close(self.pipe)
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-
-
-def _start(position: int, task: DeviceTask, threads: str | None) -> _Child:
-    environment = {**os.environ, **({"OMP_NUM_THREADS": threads} if threads else {}), **task.environment}
-    read_end, write_end = os.pipe()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "attnkit.isolation.child", str(write_end)],
-        stdin=subprocess.PIPE,
-        stdout=2,  # library chatter must not mix with our events
-        pass_fds=(write_end,),
-        env=environment,
-    )
-    os.close(write_end)
-    assert process.stdin is not None
-    with suppress(BrokenPipeError), process.stdin:
-        process.stdin.write(json.dumps(to_plain(task.request)).encode())
-    return _Child(position, process, read_end, time.monotonic() + task.timeout)
-
-
 def _messages(tasks: Sequence[DeviceTask]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The children's messages as they come, each with the position of its task; for each task at most one
-    {"problem": outcome, "reason": text} of our own."""
-    share = max(1, (os.cpu_count() or 1) // max(1, len(tasks)))
-    # Without it every child would take a thread for each core.
-    threads = str(share) if len(tasks) > 1 and "OMP_NUM_THREADS" not in os.environ else None
-    children: list[_Child] = []
-    try:
-        with selectors.DefaultSelector() as selector:
-            for position, task in enumerate(tasks):
-                children.append(_start(position, task, threads))
-                selector.register(children[-1].pipe, selectors.EVENT_READ, children[-1])
-            running = list(children)
-            while running:
-                left = max(0.0, min(child.deadline for child in running) - time.monotonic())
-                exiting = len(selector.get_map()) < len(running)
-                for key, _ in selector.select(min(left, EXIT_POLL_SECONDS) if exiting else left):
-                    lines = key.data.read()
-                    yield from ((key.data.position, json.loads(line)) for line in lines or ())
-                    if lines is None:
-                        selector.unregister(key.fileobj)
-                reading = [key.data for key in selector.get_map().values()]
-                for child in list(running):
-                    if child not in reading and child.process.poll() is not None:
-                        running.remove(child)
-                        yield from _exit_problem(child.position, child.process.returncode)
-                    elif child.deadline <= time.monotonic():
-                        running.remove(child)
-                        child.process.kill()
-                        if child in reading:
-                            selector.unregister(child.pipe)
-                        # a kernel that hangs, or a machine that is too slow or too busy: nobody can tell from here
-                        reason = f"did not finish within {tasks[child.position].timeout:.0f} s (boot: --selftest-timeout)"
-                        yield child.position, {"problem": "inconclusive", "reason": reason}
-    finally:
-        for child in children:
-            child.end()
-
-
-def _exit_problem(position: int, code: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    if code == 0:
-        return
-    if -code in CRASH_SIGNALS:
-        outcome, reason = "fail", f"the self-test process crashed with {CRASH_SIGNALS[-code]}"
-    elif code < 0:
-        outcome, reason = "inconclusive", f"the self-test process was ended by {describe_exit(128 - code)}"
-    else:
-        outcome = "inconclusive"
-        reason = f"the self-test process ended with exit code {code}; its traceback is on stderr"
-    yield position, {"problem": outcome, "reason": reason}
+    hint = "boot: --selftest-timeout"
+    return messages(
+        [
+            ChildTask("attnkit.isolation.child", "the self-test process", t.request, t.timeout, t.environment, hint)
+            for t in tasks
+        ]
+    )
