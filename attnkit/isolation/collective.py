@@ -90,6 +90,7 @@ class CollectiveResult:
         promised_bytes_per_s: what each device's links carry in one direction, None where not known.
         findings: what is worth knowing, in sentences.
         reason: why not pass.
+        seconds: time of the whole check.
         simulated: True where the ranks ran on the CPU in the place of simulated devices.
         fault: the injected fault, None without.
     """
