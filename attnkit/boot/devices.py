@@ -75,6 +75,7 @@ def run_candidate(
     """
     devices = plan.place.devices or (plan.place.device,)
     everything = plan.place.detection.devices if plan.place.detection else devices
+    engines = {name: value for name, value in plan.settings.engine_env.items() if name not in environment}
     tasks = [
         DeviceTask(
             Request(
@@ -87,7 +88,7 @@ def run_candidate(
                 planted_answer=simulated,
             ),
             timeout,
-            {} if simulated is not None else narrow(everything, [device], environment),
+            engines | ({} if simulated is not None else narrow(everything, [device], environment)),
         )
         for device in devices
     ]

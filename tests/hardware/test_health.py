@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from attnkit.hardware import detect, health_nvml
+from attnkit.hardware import detect, health_nvml, nvidia_child
 from attnkit.hardware.device import MIG_SLICE, Device
 from attnkit.hardware.findings import findings
 from attnkit.hardware.health import READINGS, Health
 from attnkit.hardware.health_nvml import nvml_health
 from attnkit.hardware.health_probe import read_all
 from attnkit.hardware.health_sysfs import cpu_health, sysfs_health
+from attnkit.hardware.pci import PciDevice
 from attnkit.hardware.tree import Tree
 
 GPU = Device("nvidia", "gpu", "H200", "sm_90", 1, pci_address="0000:3b:00.0", uuid="GPU-1", driver="580.1", numa_node=0)
@@ -314,3 +315,29 @@ def test_findings(change: dict[str, Any], words: str | None) -> None:
 def test_a_cpus_memory_is_for_everybody() -> None:
     cpu = Device("cpu", "cpu", "Xeon", "x86_64")
     assert findings(cpu, Health(memory_used_bytes=9, memory_total_bytes=10), memory_share=0.9) == []
+
+
+CARD = PciDevice("0000:3b:00.0", "10de:2335", "0302", driver="nvidia")
+
+
+@pytest.mark.parametrize(
+    ("startup", "words"),
+    [
+        ("import time; time.sleep(600)", "NVML did not answer within 2 s"),
+        ("import os; os.abort()", "NVML's process ended with -6"),
+    ],
+)
+def test_an_nvml_that_hangs_or_crashes_leaves_its_gpus_listed_as_not_usable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, startup: str, words: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(startup)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    found = nvidia_child.probe(Tree("/"), (CARD,), deadline=2.0)
+    assert words in found.notes[0]
+    assert [(device.pci_address, device.usable) for device in found.devices] == [("0000:3b:00.0", False)]
+
+
+def test_nvidias_probe_answers_through_its_process() -> None:
+    found = nvidia_child.probe(Tree("/"), (CARD,))
+    assert (found.probe, found.error) == ("nvidia", None)
+    assert [device.source for device in found.devices] == [d.source for d in detect().devices if d.vendor == "nvidia"]

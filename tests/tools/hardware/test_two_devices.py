@@ -1,4 +1,4 @@
-"""The script for a machine with two devices, on a made machine: its steps really boot, and one that is not as expected shows."""
+"""The script for a machine with two devices, on a made machine: its steps really boot, and a surprise shows."""
 
 from __future__ import annotations
 
