@@ -14,7 +14,7 @@ from attnkit.hardware import detect
 from attnkit.hardware.device import Detection, Device, ProbeResult, pretend
 from attnkit.jsonio import to_plain
 from attnkit.profiles.files import all_nodes, family_names, load_node, read_nodes
-from attnkit.profiles.match import NodeMatch, hidden, in_order, match_node, serving, specificity
+from attnkit.profiles.match import NodeMatch, hidden, in_order, match_node, serving, specificity, together
 from attnkit.profiles.schema import NodeProfile
 
 PLATFORM_VARIABLE = "ATTNKIT_PLATFORM"
@@ -50,6 +50,7 @@ class Place:
         why: one sentence on how the profile was found.
         detection: what is in the box, None where another box is asked about.
         here: True where the device is in this machine.
+        devices: what serves: `device` and those of its kind; empty where another box is asked about.
     """
 
     device: Device
@@ -58,6 +59,7 @@ class Place:
     why: str
     detection: Detection | None
     here: bool
+    devices: tuple[Device, ...] = ()
 
 
 def inspect_box(root: Path | str = "/") -> Box:
@@ -76,13 +78,14 @@ def inspect_box(root: Path | str = "/") -> Box:
     return Box(detection, match_node(detection, vendors or None))
 
 
-def place(*, root: Path | str = "/", node: str | None = None, arch: str | None = None) -> Place:
+def place(*, root: Path | str = "/", node: str | None = None, arch: str | None = None, box: Box | None = None) -> Place:
     """Find the device and the profile.
 
     Args:
         root: another / to read sys and proc from.
         node: a node type; None: what the box is detected as.
         arch: an architecture (sm_75, gfx942 …): ask about such a device instead of this machine.
+        box: what is in the machine under `root`, where that is known already.
 
     Raises:
         UsageError: unknown node type or architecture, or the two do not fit each other; unlike devices of which nothing says
@@ -90,17 +93,20 @@ def place(*, root: Path | str = "/", node: str | None = None, arch: str | None =
     """
     if arch is not None:
         return _elsewhere(arch, node)
-    box = inspect_box(root)
+    box = box or inspect_box(root)
     if node is None:
         all_nodes()  # the one that cannot be read may be this machine's
         if box.match.mixed:
             raise UsageError(box.match.why)
         profile = load_node(box.match.node) if box.match.node else None
-        return Place(box.match.device, profile, "detected", box.match.why, box.detection, here=True)
+        devices = together(box.detection, box.match.device)
+        return Place(box.match.device, profile, "detected", box.match.why, box.detection, True, devices)
     profile = load_node(node)
     device = _of_type(box.detection, profile)
     if device is not None:
-        return Place(device, profile, "given", f"node type {profile.name} was given", box.detection, here=True)
+        why = f"node type {profile.name} was given"
+        devices = together(box.detection, device, profile.match)
+        return Place(device, profile, "given", why, box.detection, True, devices)
     pretended = replace(pretend(_first_arch(profile), profile.title), features=tuple(profile.match.any_feature[:1]))
     return Place(
         pretended, profile, "given", f"node type {profile.name} was given; this machine has no such device", None, here=False

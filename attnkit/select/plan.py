@@ -18,6 +18,7 @@ from attnkit.profiles.files import load_workload
 from attnkit.profiles.settings import Settings, effective
 from attnkit.select.choose import Decision, combine, select
 from attnkit.select.node import Place
+from attnkit.select.parallel import per_rank
 from attnkit.spec import DTYPES, KV_CACHE_DTYPES, AttentionSpec, Dtype
 
 HERE = "this environment"
@@ -73,14 +74,14 @@ def make_plan(
         workload: name of a workload profile.
         explicit: a backend that must be taken.
         assume_installed: treat every library that the platform's image bakes as installed; always so for another box.
-        overrides: dtype, kv_cache_dtype and block_size that the engine's command sets.
+        overrides: dtype, kv_cache_dtype, block_size and tensor_parallel that the engine's command sets.
 
     Raises:
         UsageError: an unknown name, a model config that cannot be read.
     """
     workload_profile = load_workload(workload) if workload is not None else None
     settings = effective(where.profile, workload_profile)
-    need = _requirements(where.device, settings, model, overrides or {})
+    need = _one_rank(_requirements(where.device, settings, model, overrides or {}), (overrides or {}).get("tensor_parallel", 1))
     installed: Installed
     if assume_installed or not where.here:
         installed = assumed_installed(where.device)
@@ -122,6 +123,14 @@ def _requirements(device: Device, settings: Settings, model: str | None, overrid
     found = need_from_config(model, dtype=dtype, block_size=block_size)
     specs = tuple(spec if spec.block_size is None else replace(spec, kv_cache_dtype=cache) for spec in found.specs)
     return Requirements(model, specs, found.notes)
+
+
+def _one_rank(need: Requirements, ranks: int) -> Requirements:
+    """The requirements of one tensor-parallel rank."""
+    if ranks == 1:
+        return need
+    specs = tuple(dict.fromkeys(per_rank(spec, ranks) for spec in need.specs))
+    return replace(need, specs=specs, notes=(*need.notes, f"heads are those of one of {ranks} tensor-parallel ranks"))
 
 
 def _checked_dtype(name: str | None) -> Dtype | None:
