@@ -5,9 +5,10 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
-from attnkit.wording import MARKS, memory_text, number, printable, short_reasons
+from attnkit.wording import MARKS, health_text, number, printable, short_reasons
 
 
 def event_text(fields: Mapping[str, Any]) -> str:
@@ -39,21 +40,11 @@ def _detect(f: Mapping[str, Any]) -> list[str]:
 
 
 def _devices(f: Mapping[str, Any]) -> list[str]:
-    return [line for row in f["devices"] for line in (f"{row['index']}: {_state(row['health'])}", *row["findings"])]
-
-
-def _state(health: Mapping[str, Any]) -> str:
-    """The few numbers of a device's state that a person looks at first; what is not known is not there."""
-    used, total = health["memory_used_bytes"], health["memory_total_bytes"]
-    parts = {
-        f"{(used or 0) / 2**30:.1f} of {memory_text(total)} in use": used is not None and total is not None,
-        f"{health['temperature_c']} °C": health["temperature_c"] is not None,
-        f"{health['power_w']} W": health["power_w"] is not None,
-        f"PCIe {health['pcie_generation']} × {health['pcie_width']}": health["pcie_width"] is not None,
-        f"{health['links']} links": bool(health["links"]),
-        f"{health['ecc_uncorrected_volatile']} uncorrected errors": health["ecc_uncorrected_volatile"] is not None,
-    }
-    return ", ".join(text for text, known in parts.items() if known) or "its state could not be read"
+    return [
+        line
+        for row in f["devices"]
+        for line in (f"{row['index']}: {health_text(SimpleNamespace(**row['health']))}", *row["findings"])
+    ]
 
 
 def _select(f: Mapping[str, Any]) -> list[str]:

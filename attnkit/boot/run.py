@@ -58,7 +58,7 @@ from attnkit.hardware.device import Detection, Device
 from attnkit.hardware.narrow import narrow
 from attnkit.isolation import simulated
 from attnkit.isolation.collective import check_collectives
-from attnkit.isolation.injected import Injected, parse_fault
+from attnkit.isolation.injected import WRONG_RANK, Injected, parse_fault
 from attnkit.isolation.parent import Kernels
 from attnkit.jsonio import now, to_json, to_plain
 from attnkit.redact import Redactor
@@ -547,7 +547,7 @@ def _check_simulated(options: BootOptions) -> None:
     if options.simulated_device is None:
         return
     simulated.parse(options.simulated_device)
-    if options.fault is not None:
+    if options.fault is not None and parse_fault(options.fault).name != WRONG_RANK:
         raise UsageError(
             "a fault cannot be injected into a simulated device, which runs no kernel: give --fault or --simulated-device"
         )

@@ -11,7 +11,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from attnkit.wording import COLOURS, MARKS, memory_text, number, printable, short_reasons, spec_text
+from attnkit.wording import COLOURS, MARKS, health_text, memory_text, number, printable, short_reasons, spec_text
 
 if TYPE_CHECKING:
     from attnkit.boot.report import BootReport
@@ -248,6 +248,14 @@ def show_report(report: BootReport) -> None:
         if text:
             table.add_row(Text(name, style="dim"), Text(text))
     out.print(table)
+    for row in report.devices if len(report.devices) > 1 else ():
+        verdict = "left out" if row.left_out else row.verdict or "not tested"
+        out.print(Text(f"device {row.index}   {verdict}: {row.reason or health_text(row.health)}"))
+    for finding in (finding for row in report.devices for finding in row.findings):
+        out.print(Text(f"finding    {finding}", style="yellow"))
+    if report.collective is not None:
+        found = report.collective
+        out.print(Text(f"collective {found.outcome} over {found.backend or 'nothing'}: {found.reason or 'right to the bit'}"))
     for step in report.fallbacks:
         out.print(Text(f"fallback   {step.from_backend} → {step.to_backend or 'nothing left'}: {step.reason}", style="yellow"))
     out.print()

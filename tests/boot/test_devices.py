@@ -67,6 +67,22 @@ def test_a_bad_device_is_left_out_where_the_profile_says_so(start: Start, three_
     assert "CUDA_VISIBLE_DEVICES=0,2" in " ".join(report["engine"]["notes"])
 
 
+def test_devices_that_serve_one_model_together_are_checked_before_the_engine_starts(start: Start, three_h200: Path) -> None:
+    boot = start(
+        *("--simulated-device", "right", "--fault", "wrong-rank@1", "--root", three_h200, "--model", "llama-3"),
+        *("--", "vllm", "serve", "model", "--tensor-parallel-size", "2"),
+    )
+    assert boot.wait() == 1
+    report = boot.report
+    assert [(spec["num_heads"], spec["num_kv_heads"]) for spec in report["need"]["specs"]] == [(16, 4)], "one rank's"
+    collective = report["collective"]
+    assert (collective["outcome"], collective["simulated"], len(collective["ranks"])) == ("fail", True, 2)
+    assert report["error"].startswith("the devices do not work together (gloo): all-gather-int32: wrong data from rank 1")
+    assert "GPU-1, 0000:65:00.0" in report["error"]
+    assert (report["backend"], report["engine"]) == (None, None)
+    assert boot.state() == "failed"
+
+
 def test_only_the_devices_of_the_node_type_are_tested_and_shown_to_the_engine(machine: Machine) -> None:
     from attnkit.select.node import place
 
