@@ -465,14 +465,17 @@ class _Boot:
         report.proof_key = _proof_key(report)
         report.boot_seconds.total = self._since_start()
         if not serves:
-            last = report.fallbacks[-1]
-            everywhere = " on every device" if len(report.devices) > 1 else ""
+            what, step = self_test_text(report), ""
             report.exit_code = _EXIT_BY_VERDICT[report.verdict]
-            report.error = f"no backend passed its self-test{everywhere}; the last one, {last.from_backend}: {last.reason}"
-            step = ""
+            if report.error is not None:
+                what = "devices do not work together"
+            else:
+                last = report.fallbacks[-1]
+                everywhere = " on every device" if len(report.devices) > 1 else ""
+                report.error = f"no backend passed its self-test{everywhere}; the last one, {last.from_backend}: {last.reason}"
             if any("--selftest-timeout" in case.reason for verdict in report.selftest for case in verdict.cases):
                 step = f"if this machine is that slow, set ATTNKIT_SELFTEST_TIMEOUT above {self.options.selftest_timeout:.0f}"
-            report.end = failed_end(report, self_test_text(report), report.error, step, report.exit_code)
+            report.end = failed_end(report, what, report.error, step, report.exit_code)
         elif not self.options.command:
             report.exit_code = _EXIT_BY_VERDICT[report.verdict]
             report.end = good_end(report, "validated")
