@@ -46,7 +46,7 @@ from attnkit.isolation.injected import WRONG_RANK, Injected, parse_fault
 from attnkit.isolation.parent import Kernels
 from attnkit.jsonio import now, to_plain
 from attnkit.select.choose import no_backend_text
-from attnkit.select.node import Place, inspect_box, place
+from attnkit.select.node import Node, find_node, inspect_machine
 from attnkit.select.plan import Plan, make_plan
 from attnkit.selftest.results import OUTCOMES, CaseResult, Level, Verdict, check_level
 
@@ -175,31 +175,28 @@ class _Boot:
         self._conclude()
         return validated, plan
 
-    def _detect(self) -> Place:
+    def _detect(self) -> Node:
         with self._timed("detect"):
-            box = inspect_box(self.options.root)
+            machine = inspect_machine(self.options.root)
         # What was found is on record before anything about it is refused.
         self.report = BootReport(
             attnkit_version=__version__,
             created=now(),
-            host={"hostname": platform.node(), **box.detection.host},
-            node_type=box.match.node,
+            host={"hostname": platform.node(), **machine.detection.host},
+            node_type=machine.match.node,
             node_type_source="detected",
-            node_type_why=box.match.why,
-            detection=box.detection,
+            node_type_why=machine.match.why,
+            detection=machine.detection,
             planted_fault=self.options.fault,
             planted_answer=self.options.simulated_device,
         )
-        where = place(root=self.options.root, node=self.options.node, box=box)
-        detection = box.detection
+        where = find_node(root=self.options.root, node=self.options.node, machine=machine)
+        detection = machine.detection
         if not where.here:
             raise UsageError(f"--node {self.options.node}: {where.why}; `attnkit detect` shows the devices of this machine")
         self.report.node_type = where.profile.name if where.profile else None
         self.report.node_type_source = "given" if where.source == "given" else "detected"
         self.report.node_type_why = where.why
-        engine_args = where.profile.engine.args if where.profile else ()
-        self.parallelism = parallelism(self.vllm, engine_args)
-        self.report.devices = device_reports(where.devices, self.options.root, memory_share(self.vllm, engine_args))
         self.report.boot_seconds.detect = self.seconds["detect"]
         self.outputs.save_partial(self.report)
         self.events.emit(
@@ -212,12 +209,16 @@ class _Boot:
             probe_errors={p.probe: p.error for p in detection.probes if p.error},
             seconds=self.seconds["detect"],
         )
+        engine_args = where.profile.engine.args if where.profile else ()
+        self.parallelism = parallelism(self.vllm, engine_args)
+        self.report.devices = device_reports(where.devices, self.options.root, memory_share(self.vllm, engine_args))
+        self.outputs.save_partial(self.report)
         self.events.emit("devices", devices=[row.model_dump() for row in self.report.devices])
         if self.options.simulated_device is None:
             require_device(detection, os.environ)
         return where
 
-    def _select(self, where: Place, explicit: str | None) -> Plan:
+    def _select(self, where: Node, explicit: str | None) -> Plan:
         report, options = self._report, self.options
         with self._timed("select"):
             model = options.model
@@ -234,7 +235,7 @@ class _Boot:
                 assume_installed=options.simulated_device is not None,
                 overrides=overrides,
             )
-        need = plan.need
+        need = plan.requirements
         report.need = NeedReport(
             source=need.source, specs=[SpecReport.from_spec(spec) for spec in need.specs], notes=list(need.notes)
         )
@@ -312,15 +313,15 @@ class _Boot:
         if count == 1:
             return True
         devices = self.serving_devices[:count]
-        if plan.place.device.kind == "cpu":
-            devices = (plan.place.device,) * count
+        if plan.node.device.kind == "cpu":
+            devices = (plan.node.device,) * count
         if len(devices) < count:
             text = f"{count} devices serve the model together and {len(devices)} are here: their collectives were not checked"
             plan_warnings = report.decision.warnings if report.decision else []
             plan_warnings.append(text)
             return True
         healths = [next(row.health for row in report.devices if row.index == device.index) for device in devices]
-        everything = plan.place.detection.devices if plan.place.detection else devices
+        everything = plan.node.detection.devices if plan.node.detection else devices
         found = check_collectives(
             devices,
             environment=narrow(everything, self.serving_devices, os.environ),
@@ -348,7 +349,7 @@ class _Boot:
         return found.kept
 
     def _test(self, candidate: Candidate, plan: Plan, level: Level) -> tuple[Tested, ...]:
-        several = len(plan.place.devices) > 1
+        several = len(plan.node.devices) > 1
         kernels: list[Kernels] = []
 
         def on_case(device: Device, case: CaseResult) -> None:
@@ -423,9 +424,9 @@ class _Boot:
     def _serve(self, plan: Plan, validated: Candidate) -> int:
         settings = EngineSettings(self.options.command, self.options.health_url, self.options.health_timeout)
         serving = Serving(settings, self._report, self.outputs, self.events, self.started)
-        everything = plan.place.detection.devices if plan.place.detection else ()
+        everything = plan.node.detection.devices if plan.node.detection else ()
         visible = narrow(everything, self.serving_devices, os.environ)
-        return serving.run(plan.place.device, plan.settings, validated, visible)
+        return serving.run(plan.node.device, plan.settings, validated, visible)
 
     def _failed(self, message: str, code: int) -> None:
         """Report an end that is no verdict; an output that cannot be written is not tried again."""
