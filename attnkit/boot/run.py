@@ -42,7 +42,7 @@ from attnkit.hardware.device import Device
 from attnkit.hardware.narrow import narrow
 from attnkit.isolation import simulated
 from attnkit.isolation.collective import check_collectives
-from attnkit.isolation.injected import WRONG_RANK, Injected, parse_fault
+from attnkit.isolation.injected import WRONG_RANK, Injected, check_devices, parse_fault
 from attnkit.isolation.parent import Kernels
 from attnkit.jsonio import now, to_plain
 from attnkit.select.choose import no_backend_text
@@ -211,12 +211,24 @@ class _Boot:
         )
         engine_args = where.profile.engine.args if where.profile else ()
         self.parallelism = parallelism(self.vllm, engine_args)
+        self._check_injected(where)
         self.report.devices = device_reports(where.devices, self.options.root, memory_share(self.vllm, engine_args))
         self.outputs.save_partial(self.report)
         self.events.emit("devices", devices=[row.model_dump() for row in self.report.devices])
         if self.options.simulated_device is None:
             require_device(detection, os.environ)
         return where
+
+    def _check_injected(self, where: Node) -> None:
+        """A fault that has nowhere to go would look like a pass."""
+        if self.options.simulated_device is not None:
+            check_devices(simulated.parse(self.options.simulated_device).devices, where.devices)
+        if self.fault is None:
+            return
+        if self.fault.name == WRONG_RANK and self.parallelism.devices == 1:
+            raise UsageError(f"--fault {WRONG_RANK} is for devices that serve one model together (--tensor-parallel-size)")
+        if self.fault.name != WRONG_RANK or where.device.kind != "cpu":  # the ranks of a CPU are no devices
+            check_devices(self.fault.devices, where.devices)
 
     def _select(self, where: Node, explicit: str | None) -> Plan:
         report, options = self._report, self.options

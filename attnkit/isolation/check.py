@@ -19,7 +19,7 @@ from attnkit.errors import EXIT_CHECK_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, NoBack
 from attnkit.hardware.device import Device
 from attnkit.hardware.narrow import narrow
 from attnkit.isolation.compare import compare_devices
-from attnkit.isolation.injected import Injected, parse_fault
+from attnkit.isolation.injected import Injected, check_devices, parse_fault
 from attnkit.isolation.messages import Request
 from attnkit.isolation.parent import DeviceTask, inject_isolated, run_on_devices
 from attnkit.jsonio import now, to_json, to_plain, write_atomically
@@ -76,6 +76,8 @@ def run_checks(
     where = find_node(root=options.root, node=options.node)
     if not where.here:
         raise UsageError(f"--node {options.node}: {where.why}")
+    if fault is not None:
+        check_devices(fault.devices, where.devices)
     asked = check_level(options.level)
     plan = make_plan(where, model=options.model, explicit=explicit if options.model else None)
     level = asked or plan.settings.level
