@@ -6,7 +6,7 @@
 Every function takes `backend=NAME` (any spelling). A named backend works or raises `UnsupportedError` with the reasons; nothing
 replaces it. Without a name, `attnkit.select` chooses for the device of the query, and the choice is kept per kind of call.
 
-Shapes and dtypes are those of `attnkit.spec`. What does not fit raises `UsageError` with the shapes that were given.
+Shapes and dtypes are those of `attnkit.spec`. Inconsistent shapes or dtypes raise `UsageError` with the shapes that were given.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def run(call: Call, backend: str | None = None) -> AttentionOutput:
     """Run a call of spec.py, checked, on the backend named or chosen.
 
     Raises:
-        UsageError: the tensors do not fit together, or no such backend. UnsupportedError: the named backend cannot run this.
+        UsageError: inconsistent shapes, or no such backend. UnsupportedError: the named backend cannot run this.
         NoBackendError: nothing can; the message has every reason.
     """
     check(call)
@@ -250,7 +250,7 @@ def write_kv_cache(
 
 
 def check(call: Call) -> None:
-    """Do the tensors of a call fit together? Looks at shapes and dtypes only, so that nothing waits for the device.
+    """Checks that the tensors of a call are consistent. Looks at shapes and dtypes only, so that nothing waits for the device.
 
     Raises:
         UsageError: with the shapes that were given and what was expected.

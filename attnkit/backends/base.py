@@ -86,7 +86,7 @@ class Capability:
         num_heads: query head counts it has kernels for, None for any.
         graphs: safe under CUDA/HIP graph capture.
         deterministic: same input, same bits.
-        tensor_cores: runs on tensor cores alone; refused on the cards of an architecture that are made without them.
+        tensor_cores: runs on tensor cores alone; refused on the GPUs of an architecture that are made without them.
     """
 
     ops: frozenset[Op]

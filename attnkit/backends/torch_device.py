@@ -103,7 +103,7 @@ def by_sequence(call: MlaDecode) -> Any:
     """The query as [num_seqs, new tokens, num_heads, width], for kernels that want the same number in every sequence.
 
     Raises:
-        UnsupportedError: the sequences have unlike numbers of new tokens.
+        UnsupportedError: the sequences have different numbers of new tokens.
     """
     num_seqs = call.seq_lens.shape[0]
     if call.query.shape[0] != num_seqs * call.max_query_len:

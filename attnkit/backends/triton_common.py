@@ -27,7 +27,7 @@ GPU_ARCHS: dict[str, tuple[str, ...]] = {
     "amd": ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201"),
     "intel": ("*",),
 }
-"""Architectures the kernels compile for; see tests/kernels/test_triton_targets.py for the proof."""
+"""Architectures the kernels compile for; tests/kernels/triton/test_targets.py compiles them."""
 
 BF16_ARCHS: dict[str, tuple[str, ...]] = {
     "nvidia": ("sm_8?", "sm_9?", "sm_1??"),

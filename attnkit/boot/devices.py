@@ -73,8 +73,8 @@ def run_candidate(
     Raises:
         UsageError: a device cannot be chosen by the variables of its vendor.
     """
-    devices = plan.place.devices or (plan.place.device,)
-    everything = plan.place.detection.devices if plan.place.detection else devices
+    devices = plan.node.devices or (plan.node.device,)
+    everything = plan.node.detection.devices if plan.node.detection else devices
     engines = {name: value for name, value in plan.settings.engine_env.items() if name not in environment}
     tasks = [
         DeviceTask(
@@ -82,7 +82,7 @@ def run_candidate(
                 backend=candidate.test,
                 provider=candidate.provider,
                 device=device,
-                specs=plan.need.specs,
+                specs=plan.requirements.specs,
                 level=level,
                 fault=fault.in_selftest(device) if fault else None,
                 planted_answer=simulated,

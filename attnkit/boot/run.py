@@ -58,12 +58,12 @@ from attnkit.hardware.device import Detection, Device
 from attnkit.hardware.narrow import narrow
 from attnkit.isolation import simulated
 from attnkit.isolation.collective import check_collectives
-from attnkit.isolation.injected import WRONG_RANK, Injected, parse_fault
+from attnkit.isolation.injected import WRONG_RANK, Injected, check_devices, parse_fault
 from attnkit.isolation.parent import Kernels
 from attnkit.jsonio import now, to_json, to_plain
 from attnkit.redact import Redactor
 from attnkit.select.choose import no_backend_text
-from attnkit.select.node import Place, inspect_box, place
+from attnkit.select.node import Node, find_node, inspect_machine
 from attnkit.select.plan import Plan, make_plan
 from attnkit.selftest.results import LEVELS, OUTCOMES, CaseResult, Level, Verdict, check_level
 from attnkit.web import check_url
@@ -241,25 +241,22 @@ class _Boot:
         self._conclude()
         return validated, plan
 
-    def _detect(self) -> Place:
+    def _detect(self) -> Node:
         with self._timed("detect"):
-            box = inspect_box(self.options.root)
+            machine = inspect_machine(self.options.root)
         # What was found is on record before anything about it is refused.
-        self.report.host |= box.detection.host
-        self.report.node_type = box.match.node
-        self.report.node_type_why = box.match.why
-        self.report.detection = box.detection
-        self.report.versions = _versions(box.match.device)
-        where = place(root=self.options.root, node=self.options.node, box=box)
-        detection = box.detection
+        self.report.host |= machine.detection.host
+        self.report.node_type = machine.match.node
+        self.report.node_type_why = machine.match.why
+        self.report.detection = machine.detection
+        self.report.versions = _versions(machine.match.device)
+        where = find_node(root=self.options.root, node=self.options.node, machine=machine)
+        detection = machine.detection
         if not where.here:
             raise UsageError(f"--node {self.options.node}: {where.why}; `attnkit detect` shows the devices of this machine")
         self.report.node_type = where.profile.name if where.profile else None
         self.report.node_type_source = "given" if where.source == "given" else "detected"
         self.report.node_type_why = where.why
-        engine_args = where.profile.engine.args if where.profile else ()
-        self.parallelism = parallelism(self.vllm, engine_args)
-        self.report.devices = device_reports(where.devices, self.options.root, memory_share(self.vllm, engine_args))
         self.report.boot_seconds.detect = self.seconds["detect"]
         self.outputs.save_partial(self.report)
         self.events.emit(
@@ -272,12 +269,28 @@ class _Boot:
             probe_errors={p.probe: p.error for p in detection.probes if p.error},
             seconds=self.seconds["detect"],
         )
+        engine_args = where.profile.engine.args if where.profile else ()
+        self.parallelism = parallelism(self.vllm, engine_args)
+        self._check_injected(where)
+        self.report.devices = device_reports(where.devices, self.options.root, memory_share(self.vllm, engine_args))
+        self.outputs.save_partial(self.report)
         self.events.emit("devices", devices=[row.model_dump() for row in self.report.devices])
         if self.options.simulated_device is None:
             require_device(detection, os.environ)
         return where
 
-    def _select(self, where: Place, explicit: str | None) -> Plan:
+    def _check_injected(self, where: Node) -> None:
+        """A fault that has nowhere to go would look like a pass."""
+        if self.options.simulated_device is not None:
+            check_devices(simulated.parse(self.options.simulated_device).devices, where.devices)
+        if self.fault is None:
+            return
+        if self.fault.name == WRONG_RANK and self.parallelism.devices == 1:
+            raise UsageError(f"--fault {WRONG_RANK} is for devices that serve one model together (--tensor-parallel-size)")
+        if self.fault.name != WRONG_RANK or where.device.kind != "cpu":  # the ranks of a CPU are no devices
+            check_devices(self.fault.devices, where.devices)
+
+    def _select(self, where: Node, explicit: str | None) -> Plan:
         report, options = self.report, self.options
         with self._timed("select"):
             model = options.model
@@ -294,7 +307,7 @@ class _Boot:
                 assume_installed=options.simulated_device is not None,
                 overrides=overrides,
             )
-        need = plan.need
+        need = plan.requirements
         report.need = NeedReport(
             source=need.source, specs=[SpecReport.from_spec(spec) for spec in need.specs], notes=list(need.notes)
         )
@@ -372,15 +385,15 @@ class _Boot:
         if count == 1:
             return True
         devices = self.serving_devices[:count]
-        if plan.place.device.kind == "cpu":
-            devices = (plan.place.device,) * count
+        if plan.node.device.kind == "cpu":
+            devices = (plan.node.device,) * count
         if len(devices) < count:
             text = f"{count} devices serve the model together and {len(devices)} are here: their collectives were not checked"
             plan_warnings = report.decision.warnings if report.decision else []
             plan_warnings.append(text)
             return True
         healths = [next(row.health for row in report.devices if row.index == device.index) for device in devices]
-        everything = plan.place.detection.devices if plan.place.detection else devices
+        everything = plan.node.detection.devices if plan.node.detection else devices
         found = check_collectives(
             devices,
             environment=narrow(everything, self.serving_devices, os.environ),
@@ -408,7 +421,7 @@ class _Boot:
         return found.kept
 
     def _test(self, candidate: Candidate, plan: Plan, level: Level) -> tuple[Tested, ...]:
-        several = len(plan.place.devices) > 1
+        several = len(plan.node.devices) > 1
         kernels: list[Kernels] = []
 
         def on_case(device: Device, case: CaseResult) -> None:
@@ -503,9 +516,9 @@ class _Boot:
     def _serve(self, plan: Plan, validated: Candidate) -> int:
         settings = EngineSettings(self.options.command, self.options.health_url, self.options.health_timeout)
         serving = Serving(settings, self.report, self.outputs, self.events, self.started, self.redactor)
-        everything = plan.place.detection.devices if plan.place.detection else ()
+        everything = plan.node.detection.devices if plan.node.detection else ()
         visible = narrow(everything, self.serving_devices, os.environ)
-        return serving.run(plan.place.device, plan.settings, validated, visible)
+        return serving.run(plan.node.device, plan.settings, validated, visible)
 
     def _failed(self, error: AttnkitError, code: int | None = None) -> None:
         """Report an end that is no verdict. Each step on its own: what cannot be written now may leave room for the next."""

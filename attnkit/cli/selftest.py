@@ -35,7 +35,7 @@ def selftest(
             CheckOptions(
                 backend=backend,
                 level=level,
-                prove=inject_faults,
+                inject_faults=inject_faults,
                 node=node,
                 model=model,
                 fault=fault,
@@ -43,6 +43,6 @@ def selftest(
                 json_file=json,
             ),
             tables.show_verdicts,
-            tables.show_proofs,
+            tables.show_fault_results,
         )
     )

@@ -29,21 +29,21 @@ def _watches_triton(device: Device) -> bool:
 
 
 def _count_kernels(request: Request, send: Callable[[str, Any], None]) -> None:
-    """Test with Triton's kernels taken from the bake that $ATTNKIT_KERNELS names, if any; everything compiled is counted."""
+    """Test with Triton's kernels taken from the directory $ATTNKIT_KERNELS, if it is set; count everything compiled."""
     if not _watches_triton(request.device):
         _work(request, send)
         send("kernels", {"baked": 0, "jit_compiles": _compiled_graphs()})
         return
-    from attnkit.kernels.aot.use import unused, use, watch
+    from attnkit.kernels.aot.use import count_kernels, use_precompiled, why_unused
 
-    bake = os.environ.get("ATTNKIT_KERNELS")
-    if bake:
-        use(bake)
-    with watch() as count:
+    directory = os.environ.get("ATTNKIT_KERNELS")
+    if directory:
+        use_precompiled(directory)
+    with count_kernels() as count:
         _work(request, send)
-    why = unused(bake, count.jit_compiles) if bake and count.compiled and not count.baked else ""
+    why = why_unused(directory, count.jit_compiles) if directory and count.compiled and not count.precompiled else ""
     jit_compiles = count.jit_compiles + _compiled_graphs()
-    send("kernels", {"baked": count.baked, "jit_compiles": jit_compiles, "unused": why})
+    send("kernels", {"baked": count.precompiled, "jit_compiles": jit_compiles, "unused": why})
 
 
 def _compiled_graphs() -> int:

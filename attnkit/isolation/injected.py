@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attnkit.errors import UsageError, unknown_name
@@ -66,6 +67,18 @@ def split_devices(text: str) -> tuple[str, tuple[int, ...]]:
     if not all(entry.isascii() and entry.isdecimal() for entry in entries):
         raise UsageError(f"{text!r}: devices are given by index, as `attnkit detect` shows them: {name}@1 or {name}@0,2")
     return name, tuple(map(int, entries))
+
+
+def check_devices(indices: Sequence[int], devices: Sequence[Device]) -> None:
+    """Make sure that a fault's devices are there: one that has nowhere to go would look like a pass.
+
+    Raises:
+        UsageError: an index that none of `devices` has.
+    """
+    known = [device.index for device in devices]
+    missing = [index for index in indices if index not in known]
+    if missing:
+        raise UsageError(f"there is no device {missing[0]} to serve from; the indices are {', '.join(map(str, known))}")
 
 
 def break_process(how: str | None) -> None:

@@ -198,7 +198,7 @@ def _quick(g: Case) -> Iterator[Case]:
         yield case("decode-balanced", "the softmax scale", (1, 97), (1, 127), content="balanced")
         return
     yield case("prefill", "prefill, causal, several sequences", (37, 37), (37, 37))
-    yield case("prefill-ragged", "sequences of unlike length in one batch", (33, 33), (1, 1), (18, 18))
+    yield case("prefill-ragged", "sequences of different lengths in one batch", (33, 33), (1, 1), (18, 18))
     yield case("decode", "decode over a permuted block table, partial last blocks", (1, 129), (1, 64), (1, 5))
     yield case("chunked", "new tokens over cached context", (19, 60), (7, 39))
     yield case("mixed", "decodes and prefill chunks in one batch, one sequence empty", (1, 70), (19, 60), (0, 0), (3, 40))

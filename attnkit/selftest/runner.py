@@ -280,7 +280,7 @@ def _again(backend: Backend, provider: str, capability: Capability, question: _Q
 
 
 def _soak(backend: Backend, provider: str, question: _Question, where: str) -> Iterator[str]:
-    """The same question again and again while the device multiplies matrices for somebody else. Yields a complaint."""
+    """The same question again and again under background GEMM load. Yields a complaint."""
     from attnkit.selftest.tolerance import judge
 
     runs, complaint = question.case.soak, ""

@@ -175,7 +175,7 @@ def _contents(case: Case, new: int, total: int, scale: float, draw: torch.Genera
         k = (side * width * signs).expand_as(k).clone()
         v = side.expand(total, case.kv_heads, case.head_dim_v).clone()
         if case.op == "differential":
-            # The norm hides a common factor: the second softmax is level, and the two kinds of keys carry unlike directions.
+            # The norm hides a common factor: the second softmax is level, and the two kinds of keys carry different directions.
             q[:, 1::2] = 0.0
             two = [torch.sign(normal(case.kv_heads, case.head_dim_v)) for _ in range(2)]
             v = torch.where(high[:, None, None], two[0], two[1])

@@ -84,7 +84,7 @@ def test_devices_that_serve_one_model_together_are_checked_before_the_engine_sta
 
 
 def test_only_the_devices_of_the_node_type_are_tested_and_shown_to_the_engine(machine: Machine) -> None:
-    from attnkit.select.node import place
+    from attnkit.select.node import find_node
 
     for index, pci_id in enumerate(("10de:1eb8", "10de:2330", "10de:2330", "10de:2335")):  # T4, 2 × H100, H200
         machine.nvidia(f"0000:{index + 1:02x}:00.0", pci_id, f"GPU-{index}", minor=index)
@@ -92,11 +92,11 @@ def test_only_the_devices_of_the_node_type_are_tested_and_shown_to_the_engine(ma
     def indices(devices: tuple[Device, ...]) -> list[int]:
         return [device.index for device in devices]
 
-    assert indices(place(root=machine.root, node="h100").devices) == [1, 2]
-    assert indices(place(root=machine.root, node="h200").devices) == [3]
-    assert [device.kind for device in place(root=machine.root, node="cpu").devices] == ["cpu"]
+    assert indices(find_node(root=machine.root, node="h100").devices) == [1, 2]
+    assert indices(find_node(root=machine.root, node="h200").devices) == [3]
+    assert [device.kind for device in find_node(root=machine.root, node="cpu").devices] == ["cpu"]
     machine.monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-2,GPU-1")
-    assert indices(place(root=machine.root).devices) == [2, 1], "as the process numbers them"
+    assert indices(find_node(root=machine.root).devices) == [2, 1], "as the process numbers them"
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def test_unlike_devices_end_the_boot_with_2(start: Start, tmp_path: Path) -> Non
     boot = start("--root", tree(tmp_path / "machine", cards))
     assert boot.wait() == 2
     message = boot.event("error")["message"]
-    assert "unlike devices are here" in message
+    assert "different devices are here" in message
     assert boot.state() == "failed"
     report = boot.report
     assert (report["error"], report["exit_code"], report["node_type"], report["verdict"]) == (message, 2, None, "skipped")

@@ -10,7 +10,7 @@ import pytest
 from attnkit.errors import UsageError
 from attnkit.hardware.device import Device
 from attnkit.isolation.compare import compare_devices
-from attnkit.isolation.injected import Injected, parse_fault
+from attnkit.isolation.injected import Injected, check_devices, parse_fault
 from attnkit.isolation.messages import Request
 from attnkit.isolation.parent import DeviceTask, Kernels, run_isolated, run_on_devices
 from attnkit.selftest.results import CaseResult, Speed, Verdict
@@ -88,6 +88,13 @@ def test_a_fault_names_its_devices(text: str, fault: Injected) -> None:
 def test_a_fault_or_device_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         parse_fault(text)
+
+
+def test_a_fault_on_a_device_that_is_not_there_is_refused() -> None:
+    check_devices((), [])
+    check_devices((0, 2), [cpu(0), cpu(2)])
+    with pytest.raises(UsageError, match="there is no device 1 to serve from; the indices are 0, 2"):
+        check_devices((0, 1), [cpu(0), cpu(2)])
 
 
 def test_a_device_much_slower_than_its_equals_fails() -> None:

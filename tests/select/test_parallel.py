@@ -7,7 +7,7 @@ import pytest
 from attnkit.engines.vllm.command import recognise
 from attnkit.engines.vllm.parallel import Parallelism, memory_share, parallelism
 from attnkit.errors import UsageError
-from attnkit.select.node import place
+from attnkit.select.node import find_node
 from attnkit.select.parallel import per_rank
 from attnkit.select.plan import make_plan
 from attnkit.spec import AttentionSpec
@@ -38,9 +38,9 @@ def test_heads_that_cannot_be_split_are_refused(heads: int, kv_heads: int, ranks
 
 
 def test_a_plan_is_about_one_rank() -> None:
-    plan = make_plan(place(arch="sm_90"), model="llama-3", overrides={"tensor_parallel": 4})
-    assert [(spec.num_heads, spec.num_kv_heads) for spec in plan.need.specs] == [(8, 2)]
-    assert plan.need.notes[-1] == "heads are those of one of 4 tensor-parallel ranks"
+    plan = make_plan(find_node(arch="sm_90"), model="llama-3", overrides={"tensor_parallel": 4})
+    assert [(spec.num_heads, spec.num_kv_heads) for spec in plan.requirements.specs] == [(8, 2)]
+    assert plan.requirements.notes[-1] == "heads are those of one of 4 tensor-parallel ranks"
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from attnkit.isolation.collective import check_collectives
 from attnkit.isolation.injected import parse_fault
 from attnkit.jsonio import now, to_json, write_atomically
 from attnkit.profiles.files import load_node
-from attnkit.select.node import Place, place
+from attnkit.select.node import Node, find_node
 
 ROOT = Path(__file__).resolve().parents[2]
 TAKEN = 0.7
@@ -79,7 +79,7 @@ def verdicts(report: Report) -> list[str]:
     return [row["verdict"] for row in report["devices"]]
 
 
-def steps(where: Place, out: Path, *, simulate: bool, timeout: float) -> Iterator[Step]:
+def steps(where: Node, out: Path, *, simulate: bool, timeout: float) -> Iterator[Step]:
     """The boots, in order."""
     first, second = where.devices[:2]
     everything = where.detection.devices if where.detection else where.devices
@@ -112,7 +112,7 @@ def steps(where: Place, out: Path, *, simulate: bool, timeout: float) -> Iterato
     yield Step("second-left-out", on_second("scale"), EXIT_OK, left, {**pair, **profiles}, command=("true",))
 
 
-def leave_out_profile(where: Place, out: Path) -> str:
+def leave_out_profile(where: Node, out: Path) -> str:
     """The node's profile with on_bad_device: leave_out, in a folder below `out`; the folder, relative to `out`."""
     if where.profile is None:
         raise UsageError(f"no node type describes this machine: {where.why}")
@@ -170,7 +170,7 @@ def memory_taken(index: int) -> Iterator[None]:
             holder.kill()
 
 
-def run_collectives(where: Place, out: Path, *, simulate: bool) -> Iterator[Outcome]:
+def run_collectives(where: Node, out: Path, *, simulate: bool) -> Iterator[Outcome]:
     """The collective check, right and with the second rank wrong."""
     pair = where.devices[:2]
     everything = where.detection.devices if where.detection else pair
@@ -257,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     root = made_machine(out / "machine") if given.simulate else Path("/")
     common = [*(("--root", "machine") if given.simulate else ()), *given.arguments]
     try:
-        where = place(root=root)
+        where = find_node(root=root)
         if len(where.devices) < 2:
             parser.error(f"two devices are needed; here is {where.why}")
         outcomes = list(_run(given, where, common))
@@ -278,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return EXIT_OK if all(one.as_expected for one in outcomes) else EXIT_CHECK_FAILED
 
 
-def _run(given: argparse.Namespace, where: Place, common: Sequence[str]) -> Iterator[Outcome]:
+def _run(given: argparse.Namespace, where: Node, common: Sequence[str]) -> Iterator[Outcome]:
     wanted = set(given.only.split(",")) if given.only else None
     runs: list[tuple[str, Callable[[], Iterator[Outcome]]]] = []
     second = where.devices[1].ordinal or 0

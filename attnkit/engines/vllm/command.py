@@ -245,7 +245,7 @@ def prepare(
     flag: tuple[str, ...] = ()
     own: str | None = None
     if version is None:
-        notes.append(f"vLLM is not installed beside attnkit, so its version is unknown and {backend} was not handed over")
+        notes.append(f"vLLM is not installed next to attnkit, so its version is unknown and {backend} was not handed over")
     else:
         platform = platform_of(device)
         plugin = {**(env or {}), **given}.get(PLUGIN_VARIABLE, "").strip() and platform in SLOTS
