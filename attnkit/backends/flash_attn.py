@@ -71,6 +71,9 @@ _FA4 = Capability(
 )
 
 
+_MOST_SEQUENCES = (1 << 16) - 1  # FlashAttention 2 has a sequence a row of CUDA's grid
+
+
 def _window(softmax: Softmax) -> tuple[int, int]:
     """FlashAttention's window; with `causal` it narrows the right side itself."""
     left, right = softmax.window
@@ -200,6 +203,7 @@ BACKENDS: tuple[Backend, ...] = (
                 ("torch>=2.8", "vllm.vllm_flash_attn._vllm_fa2_C"),
                 "vLLM's build of FlashAttention 2",
                 kind="kernel",
+                max_sequences=_MOST_SEQUENCES,
             ),
             Provider(
                 "flash-attn",
@@ -208,6 +212,7 @@ BACKENDS: tuple[Backend, ...] = (
                 ("torch>=2.8", "flash-attn>=2.6,<3"),
                 "FlashAttention 2",
                 kind="kernel",
+                max_sequences=_MOST_SEQUENCES,
             ),
             Provider(
                 "flash-attn-4",

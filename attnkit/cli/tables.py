@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from attnkit.wording import COLOURS, MARKS, health_text, memory_text, number, short_reasons, spec_text
+from attnkit.wording import COLOURS, MARKS, health_text, memory_text, number, printable, short_reasons, spec_text
 
 if TYPE_CHECKING:
     from attnkit.boot.report import BootReport
@@ -24,9 +25,18 @@ if TYPE_CHECKING:
 MAX_WIDTH = 100
 
 
+class _PlainConsole(Console):
+    """Text is text: no markup in it, and control characters are shown instead of sent."""
+
+    def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """See `Console.render`."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
 def console() -> Console:
     """A console on stdout: 80 columns where it is no terminal, at most 100 where it is."""
-    made = Console(highlight=False)
+    made = _PlainConsole(highlight=False, markup=False, emoji=False)
     made.width = min(made.width, MAX_WIDTH)
     return made
 

@@ -24,7 +24,7 @@ from attnkit.isolation.messages import Request
 from attnkit.isolation.parent import DeviceTask, inject_isolated, run_on_devices
 from attnkit.jsonio import now, to_json, to_plain, write_atomically
 from attnkit.select.choose import no_backend_text
-from attnkit.select.node import Node, find_node
+from attnkit.select.node import find_node
 from attnkit.select.plan import Plan, make_plan
 from attnkit.selftest.results import FaultResult, Level, Outcome, Verdict, check_level, roll_up
 from attnkit.spec import AttentionSpec
@@ -91,7 +91,7 @@ def run_checks(
         return _inject_faults(candidates, plan, specs, level, options, show_fault_results)
     verdicts: list[Verdict] = []
     for candidate in candidates:
-        found = _test(_request(candidate, plan, specs, level), where, fault)
+        found = _test(_request(candidate, plan, specs, level), plan, fault)
         verdicts.extend(found)
         if options.json_file is None:
             show_verdicts(found)
@@ -136,14 +136,16 @@ def _request(candidate: Accepted, plan: Plan, specs: tuple[AttentionSpec, ...], 
     return Request(candidate.backend, candidate.provider or None, plan.node.device, specs, level)
 
 
-def _test(request: Request, where: Node, fault: Injected | None) -> tuple[Verdict, ...]:
+def _test(request: Request, plan: Plan, fault: Injected | None) -> tuple[Verdict, ...]:
     """The verdicts of every device that serves, all tested at once."""
+    where = plan.node
+    engines = {name: value for name, value in plan.settings.engine_env.items() if name not in os.environ}
     everything = where.detection.devices if where.detection else where.devices
     tasks = [
         DeviceTask(
             replace(request, device=device, fault=fault.in_selftest(device) if fault else None),
             TIMEOUT_SECONDS,
-            narrow(everything, [device], os.environ),
+            engines | narrow(everything, [device], os.environ),
         )
         for device in where.devices
     ]
@@ -161,7 +163,8 @@ def _inject_faults(
 ) -> int:
     by_backend: dict[str, tuple[FaultResult, ...]] = {}
     for candidate in candidates:
-        results = inject_isolated(_request(candidate, plan, specs, level), timeout=TIMEOUT_SECONDS)
+        request = _request(candidate, plan, specs, level)
+        results = inject_isolated(request, timeout=TIMEOUT_SECONDS, env=plan.settings.engine_env)
         by_backend[candidate.backend] = results
         if options.json_file is None:
             show_fault_results(candidate.backend, results)

@@ -15,10 +15,12 @@ from attnkit.backends.torch_device import torch_devices
 from attnkit.errors import AttnkitError
 from attnkit.hardware.device import Device
 from attnkit.isolation.injected import break_process
+from attnkit.isolation.lifeline import end_with_parent
 from attnkit.isolation.messages import REQUEST, Request
 from attnkit.jsonio import to_plain
 from attnkit.selftest.results import CaseResult, Verdict
 from attnkit.spec import AttentionSpec
+from attnkit.wording import spec_text
 
 
 def _watches_triton(device: Device) -> bool:
@@ -74,6 +76,7 @@ def _work(request: Request, send: Callable[[str, Any], None]) -> None:
         device = request.device if name is None else replace(request.device, index=index)
         for spec in request.specs or (None,):
             verdict = _judge(request, device, spec, name, lambda case: send("case", case))
+            verdict = replace(verdict, layer=spec_text(spec) if spec is not None else "")
             send("verdict", replace(verdict, device=f"{verdict.device} [{name}]") if len(names) > 1 else verdict)
 
 
@@ -124,6 +127,7 @@ def _main(descriptor: int) -> None:
             pipe.write(json.dumps({kind: to_plain(value)}) + "\n")
             pipe.flush()
 
+        end_with_parent()
         try:
             request = REQUEST.validate_json(sys.stdin.buffer.read())
             if request.planted_answer is not None:

@@ -9,6 +9,7 @@ goes to stderr.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,10 +19,6 @@ from attnkit.errors import AttnkitError, UsageError
 from attnkit.isolation.messages import CASE, FAULT_RESULT, VERDICT, Request
 from attnkit.isolation.processes import ChildTask, messages
 from attnkit.selftest.results import CaseResult, FaultResult, Outcome, Verdict, roll_up
-
-KILLED_SECONDS = 5.0
-EXIT_POLL_SECONDS = 0.02
-"""How often a child is looked at that has closed its pipe and not yet ended."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +56,7 @@ def run_isolated(
     timeout: float,
     on_case: Callable[[CaseResult], None] | None = None,
     on_kernels: Callable[[int, int, str], None] | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> tuple[Verdict, ...]:
     """Test one candidate on one device in a child process: `run_on_devices` for one.
 
@@ -66,6 +64,7 @@ def run_isolated(
         request, timeout: as in `DeviceTask`.
         on_case: called after each case.
         on_kernels: called at the end with the fields of `Kernels`.
+        env: variables that the engine will have (the profile's); those of this process win.
     """
 
     def case(_device: int, result: CaseResult) -> None:
@@ -76,7 +75,7 @@ def run_isolated(
         if on_kernels:
             on_kernels(found.baked, found.jit_compiles, found.unused)
 
-    (verdicts,) = run_on_devices([DeviceTask(request, timeout)], on_case=case, on_kernels=kernels)
+    (verdicts,) = run_on_devices([DeviceTask(request, timeout, _missing(env))], on_case=case, on_kernels=kernels)
     return verdicts
 
 
@@ -167,15 +166,15 @@ def _named(verdict: Verdict, request: Request, *, several: bool) -> Verdict:
     )
 
 
-def inject_isolated(request: Request, *, timeout: float) -> tuple[FaultResult, ...]:
-    """Inject every fault, in a child process.
+def inject_isolated(request: Request, *, timeout: float, env: Mapping[str, str] | None = None) -> tuple[FaultResult, ...]:
+    """Inject every fault, in a child process; arguments as of `run_isolated`.
 
     Raises:
         UsageError: the request is wrong.
         AttnkitError: the child crashed or took longer than `timeout` seconds.
     """
     results: list[FaultResult] = []
-    for _, message in _messages([DeviceTask(replace(request, inject_faults=True), timeout)]):
+    for _, message in _messages([DeviceTask(replace(request, inject_faults=True), timeout, _missing(env))]):
         if "fault" in message:
             results.append(FAULT_RESULT.validate_python(message["fault"]))
         elif "usage" in message:
@@ -183,6 +182,11 @@ def inject_isolated(request: Request, *, timeout: float) -> tuple[FaultResult, .
         elif "problem" in message:
             raise AttnkitError(f"{request.backend}: {message['reason']}")
     return tuple(results)
+
+
+def _missing(env: Mapping[str, str] | None) -> dict[str, str]:
+    """Those variables that this process does not have."""
+    return {name: value for name, value in (env or {}).items() if name not in os.environ}
 
 
 def _messages(tasks: Sequence[DeviceTask]) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from attnkit.errors import UsageError
 from attnkit.hardware.device import HIDDEN, INTEGRATED, MIG, MIG_SLICE, Detection, Device
 from attnkit.hardware.visible import CHOOSE
-from attnkit.profiles.files import all_nodes, load_node
+from attnkit.profiles.files import load_node, read_nodes
 from attnkit.profiles.schema import Match
 from attnkit.wording import memory_text
 
@@ -234,7 +234,7 @@ def _match(device: Device) -> NodeMatch:
     weighed = sorted(
         (
             (*_weigh(p.match, device), len(p.match.any_feature) or 99, p.name)
-            for p in all_nodes()
+            for p in read_nodes()[0]
             if p.match.vendor == device.vendor
         ),
         key=lambda w: (-w[0], w[2], w[3]),

@@ -13,7 +13,7 @@ from attnkit.errors import UsageError
 from attnkit.hardware import detect
 from attnkit.hardware.device import Detection, Device, ProbeResult, pretend
 from attnkit.jsonio import to_plain
-from attnkit.profiles.files import all_nodes, family_names, load_node
+from attnkit.profiles.files import all_nodes, family_names, load_node, read_nodes
 from attnkit.profiles.match import NodeMatch, hidden, in_order, match_node, serving, specificity, together
 from attnkit.profiles.schema import NodeProfile
 
@@ -66,13 +66,15 @@ def inspect_machine(root: Path | str = "/") -> Machine:
     """What is in the machine whose sys and proc lie under `root`.
 
     In an image (`ATTNKIT_PLATFORM`) the node type is that of the devices that the image is made for, where there are any.
-    Backend plugins that are not used are errors among the probes.
+    Backend plugins that are not used, and profiles that cannot be read, are errors among the probes.
     """
     detection = detect(root)
     unused = (ProbeResult("backend-plugins", error=str(finding)) for finding in plugin_findings())
-    detection = replace(detection, probes=(*detection.probes, *unused))
+    profiles, problems = read_nodes()
+    unread = (ProbeResult("profiles", error=str(problem)) for problem in problems)
+    detection = replace(detection, probes=(*detection.probes, *unused, *unread))
     platform = os.environ.get(PLATFORM_VARIABLE)
-    vendors = {profile.match.vendor for profile in all_nodes() if profile.platform == platform} if platform else None
+    vendors = {profile.match.vendor for profile in profiles if profile.platform == platform} if platform else None
     return Machine(detection, match_node(detection, vendors or None))
 
 
@@ -95,6 +97,7 @@ def find_node(
         return _elsewhere(arch, node)
     machine = machine or inspect_machine(root)
     if node is None:
+        all_nodes()  # the one that cannot be read may be this machine's
         if machine.match.mixed:
             raise UsageError(machine.match.why)
         profile = load_node(machine.match.node) if machine.match.node else None

@@ -93,6 +93,7 @@ class Verdict:
         fault: name of the fault where one was injected, else None.
         speed: what was measured against the speed floor; empty at the quick level and where a fault is injected. Each is among
             the cases too.
+        layer: the kind of attention layer that was asked for, in words; "" where no model said.
         device_index, device_uuid, pci_address: which device of the machine it was, None where it is not known.
     """
 
@@ -106,6 +107,7 @@ class Verdict:
     seconds: float = 0.0
     fault: str | None = None
     speed: tuple[Speed, ...] = ()
+    layer: str = ""
     device_index: int | None = None
     device_uuid: str | None = None
     pci_address: str | None = None
