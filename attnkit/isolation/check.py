@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from attnkit.isolation.messages import Request
 from attnkit.isolation.parent import DeviceTask, beside, inject_isolated, run_on_devices
 from attnkit.jsonio import now, to_json, to_plain, write_atomically
 from attnkit.select.choose import no_backend_text
-from attnkit.select.node import Node, find_node
+from attnkit.select.node import find_node
 from attnkit.select.plan import Plan, make_plan
 from attnkit.selftest.results import FaultResult, Level, Outcome, Verdict, check_level, roll_up
 from attnkit.spec import AttentionSpec
@@ -91,7 +91,7 @@ def run_checks(
         return _inject_faults(candidates, plan, specs, level, options, show_fault_results)
     verdicts: list[Verdict] = []
     for candidate in candidates:
-        found = _test(_request(candidate, plan, specs, level), where, fault, plan.settings.engine_env)
+        found = _test(_request(candidate, plan, specs, level), plan, fault)
         verdicts.extend(found)
         if options.json_file is None:
             show_verdicts(found)
@@ -136,14 +136,15 @@ def _request(candidate: Accepted, plan: Plan, specs: tuple[AttentionSpec, ...], 
     return Request(candidate.backend, candidate.provider or None, plan.node.device, specs, level)
 
 
-def _test(request: Request, where: Node, fault: Injected | None, env: Mapping[str, str]) -> tuple[Verdict, ...]:
-    """The verdicts of every device that serves, all tested at once, with the profile's variables for the engine."""
+def _test(request: Request, plan: Plan, fault: Injected | None) -> tuple[Verdict, ...]:
+    """The verdicts of every device that serves, all tested at once."""
+    where = plan.node
     everything = where.detection.devices if where.detection else where.devices
     tasks = [
         DeviceTask(
             replace(request, device=device, fault=fault.in_selftest(device) if fault else None),
             TIMEOUT_SECONDS,
-            beside(env) | narrow(everything, [device], os.environ),
+            beside(plan.settings.engine_env) | narrow(everything, [device], os.environ),
         )
         for device in where.devices
     ]
