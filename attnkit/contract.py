@@ -333,7 +333,7 @@ def _scale(scale: Any, name: str, cache: Tensor) -> None:
 
 
 def _number(value: Any, name: str, allowed: str, least: float = -math.inf) -> None:
-    ok = isinstance(value, Real) and math.isfinite(value) and value >= least
+    ok = isinstance(value, Real) and math.isfinite(value) and float(value) >= least
     if not ok:
         raise UsageError(f"{name} must be {allowed}, not {_given(value)}")
 
