@@ -30,7 +30,7 @@ from attnkit.spec import AttentionOutput, VarlenAttention
 from tools.fuzz.build import Built, build
 from tools.fuzz.draws import Draw, draws
 
-FLOAT32 = 2e-5
+FLOAT32 = 1e-4
 """Allowed of the largest number in float32; the baselines of `judge` would take most of the time."""
 TOGETHER = 4
 """Calls at once, each in a thread and, on a GPU, on a stream of its own."""
