@@ -188,7 +188,7 @@ REFUSED: dict[str, tuple[Call, str]] = {
         "sequence of 3 tokens; lengths lie in 0..2, max_query_len",
     ),
     "keys past the last": (like(PACKED, "key_start_loc", entry(1, 9)), "key_start_loc ends with 9; key has 5 tokens"),
-    "a longest that is a tensor": (PAGED.with_batch(max_seq_len=torch.tensor(20)), "max_seq_len must be a host integer"),
+    "a longest that is a tensor": (PAGED.with_batch(max_seq_len=torch.tensor(20)), "max_seq_len must be a Python int"),
     "blocks of no token": (
         like(like(PAGED, "key_cache", lambda x: x[:, :0]), "value_cache", lambda x: x[:, :0]),
         "blocks of no token",
