@@ -98,7 +98,12 @@ def _refusing(query: Tensor) -> Iterator[None]:
 
     try:
         yield
-    except (torch._inductor.exc.InductorError, torch._dynamo.exc.TorchDynamoException) as error:
+    except RuntimeError as error:
+        from torch._dynamo.exc import TorchDynamoException
+        from torch._inductor.exc import InductorError
+
+        if not isinstance(error, (TorchDynamoException, InductorError)):
+            raise
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = f"torch {torch.__version__} cannot compile flex_attention for this call on {query.device}"
         raise UnsupportedError(f"FLEX_ATTENTION cannot run this call: {where}: {said}") from error

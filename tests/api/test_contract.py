@@ -263,6 +263,20 @@ def test_packing_leaves_out_queries_that_no_key_precedes() -> None:
     assert list(xformers._parts(free, keys)) == [([(0, 2), (2, 19)], [(0, 1), (1, 9)])]
 
 
+def test_what_torch_cannot_compile_is_refused_with_what_it_said() -> None:
+    from torch._dynamo.exc import TorchDynamoException
+
+    from attnkit.backends import flex_attention
+
+    with (
+        pytest.raises(UnsupportedError, match="cannot compile flex_attention for this call on cpu: out of shared memory$"),
+        flex_attention._refusing(torch.zeros(1)),
+    ):
+        raise TorchDynamoException("out of shared memory\nand a long trace")
+    with pytest.raises(RuntimeError, match="something else"), flex_attention._refusing(torch.zeros(1)):
+        raise RuntimeError("something else")
+
+
 def test_new_keys_go_into_a_view_of_a_cache() -> None:
     both = torch.zeros(3, 2, 4, 1, 8)
     slots = torch.tensor([[5, 9], [-1, 9], [2, 9]])[:, 0]
