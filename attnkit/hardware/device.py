@@ -88,6 +88,12 @@ class Device:
         return self.problem or f"{self.name} cannot be used from here: {what}"
 
     @property
+    def label(self) -> str:
+        """Which one it is, in words: "device 1 (GPU-…, 0000:3b:00.0)"."""
+        known = ", ".join(filter(None, (self.part, self.uuid, self.pci_address)))
+        return f"device {self.index}" + (f" ({known})" if known else "")
+
+    @property
     def tensor_cores(self) -> bool:
         """False for a GPU whose matrix products run on its scalar units although its architecture has tensor cores."""
         return NO_TENSOR_CORES not in self.features

@@ -15,7 +15,7 @@ from attnkit.hardware.archs import named, pretend
 from attnkit.hardware.device import Detection, Device, ProbeResult
 from attnkit.jsonio import to_plain
 from attnkit.profiles.files import all_nodes, family_names, load_node, node_names, read_nodes
-from attnkit.profiles.match import NodeMatch, hidden, in_order, match_node, serving, specificity
+from attnkit.profiles.match import NodeMatch, hidden, in_order, match_node, serving, specificity, together
 from attnkit.profiles.schema import NodeProfile
 
 PLATFORM_VARIABLE = "ATTNKIT_PLATFORM"
@@ -51,6 +51,7 @@ class Node:
         why: one sentence on how the profile was found.
         detection: what is in this machine, None where another is asked about.
         here: True where the device is in this machine.
+        devices: what serves: `device` and those of its kind; empty where another box is asked about.
     """
 
     device: Device
@@ -59,6 +60,7 @@ class Node:
     why: str
     detection: Detection | None
     here: bool
+    devices: tuple[Device, ...] = ()
 
 
 def inspect_machine(root: Path | str = "/") -> Machine:
@@ -77,13 +79,16 @@ def inspect_machine(root: Path | str = "/") -> Machine:
     return Machine(detection, match_node(detection, vendors or None))
 
 
-def find_node(*, root: Path | str = "/", node: str | None = None, arch: str | None = None) -> Node:
+def find_node(
+    *, root: Path | str = "/", node: str | None = None, arch: str | None = None, machine: Machine | None = None
+) -> Node:
     """Find the device and the profile.
 
     Args:
         root: an alternative root for /sys and /proc.
         node: a node type; None: what the machine is detected as.
         arch: an architecture (sm_75, gfx942 …): ask about such a device instead of this machine.
+        machine: what is in the machine under `root`, where that is known already.
 
     Raises:
         UsageError: unknown node type or architecture, or the two do not fit each other; different devices of which nothing says
@@ -91,17 +96,20 @@ def find_node(*, root: Path | str = "/", node: str | None = None, arch: str | No
     """
     if arch is not None:
         return _elsewhere(_known(arch), node)
-    machine = inspect_machine(root)
+    machine = machine or inspect_machine(root)
     if node is None:
         all_nodes()  # the one that cannot be read may be this machine's
         if machine.match.mixed:
             raise UsageError(machine.match.why)
         profile = load_node(machine.match.node) if machine.match.node else None
-        return Node(machine.match.device, profile, "detected", machine.match.why, machine.detection, here=True)
+        devices = together(machine.detection, machine.match.device)
+        return Node(machine.match.device, profile, "detected", machine.match.why, machine.detection, True, devices)
     profile = load_node(node)
     device = _of_type(machine.detection, profile)
     if device is not None:
-        return Node(device, profile, "given", f"node type {profile.name} was given", machine.detection, here=True)
+        why = f"node type {profile.name} was given"
+        devices = together(machine.detection, device, profile.match)
+        return Node(device, profile, "given", why, machine.detection, True, devices)
     pretended = replace(pretend(_first_arch(profile), profile.title), features=tuple(profile.match.any_feature[:1]))
     return Node(
         pretended, profile, "given", f"node type {profile.name} was given; this machine has no such device", None, here=False
