@@ -268,14 +268,14 @@ class _Boot:
             probe_errors={p.probe: p.error for p in detection.probes if p.error},
             seconds=self.seconds["detect"],
         )
+        if self.options.simulated_device is None:
+            require_device(detection, os.environ)
         engine_args = where.profile.engine.args if where.profile else ()
         self.parallelism = parallelism(self.vllm, engine_args)
         self._check_injected(where)
         self.report.devices = device_reports(where.devices, self.options.root, memory_share(self.vllm, engine_args))
         self.outputs.save_partial(self.report)
         self.events.emit("devices", devices=[row.model_dump() for row in self.report.devices])
-        if self.options.simulated_device is None:
-            require_device(detection, os.environ)
         return where
 
     def _check_injected(self, where: Node) -> None:

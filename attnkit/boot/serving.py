@@ -77,9 +77,10 @@ class Serving:
         Args:
             visible: the variables that hide the devices which are left out.
         """
-        environment = {**os.environ, **(visible or {})}
+        environment = dict(os.environ)
         engine = self._prepare(device, settings, validated, environment)
         if visible:
+            environment |= visible
             engine.env |= visible
             engine.notes.append(f"sees the validated devices alone: {' '.join(f'{k}={v}' for k, v in visible.items())}")
         self._report.engine = engine
