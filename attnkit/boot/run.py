@@ -24,6 +24,7 @@ from typing import Any
 
 from attnkit import __version__
 from attnkit.backends.installed import installed_versions
+from attnkit.boot import preflight
 from attnkit.boot.candidates import Candidate, candidates
 from attnkit.boot.ending import failed_end, good_end, one_line, self_test_text
 from attnkit.boot.event_lines import event_text
@@ -42,6 +43,7 @@ from attnkit.boot.report import (
 )
 from attnkit.boot.serving import EngineSettings, Serving
 from attnkit.engines.vllm import command as vllm_command
+from attnkit.engines.vllm.arguments import option_value
 from attnkit.errors import (
     EXIT_CHECK_FAILED,
     EXIT_INCONCLUSIVE,
@@ -50,6 +52,7 @@ from attnkit.errors import (
     AttnkitError,
     InternalError,
     NoBackendError,
+    NotUnderstoodError,
     UsageError,
     unknown_name,
 )
@@ -135,7 +138,7 @@ def refused(message: str, argv: Sequence[str], environment: Mapping[str, str]) -
     """Say in the files that a command line was refused: those that it or the environment names, else the usual ones."""
 
     def named(option: str) -> str | None:
-        return vllm_command.option_value(argv, f"--{option}") or environment.get(f"ATTNKIT_{option.upper()}")
+        return option_value(argv, f"--{option}") or environment.get(f"ATTNKIT_{option.upper()}")
 
     report = Path(named("report") or default_directory() / "report.json")
     ready = Path(named("ready") or default_directory() / "ready.json")
@@ -230,6 +233,7 @@ class _Boot:
         where = self._detect()
         plan = self._select(where, explicit)
         self._note_level(level or plan.settings.level, plan.settings.level)
+        preflight.check(options.command, self.vllm, options.health_url)
         validated = self._validate(plan, level or plan.settings.level, explicit)
         self._conclude()
         return validated, plan
@@ -284,6 +288,9 @@ class _Boot:
             source=need.source, specs=[SpecReport.from_spec(spec) for spec in need.specs], notes=list(need.notes)
         )
         report.decision = DecisionReport.from_decision(plan.decision, plan.installed_source)
+        concerns = preflight.warnings(options.command, self.vllm, model or plan.settings.model)
+        concerns += [f"not understood, so not tested: {text}" for text in need.not_understood]
+        report.decision.warnings += concerns
         report.boot_seconds.select = self.seconds["select"]
         self.outputs.save_partial(report)
         self.events.emit(
@@ -297,9 +304,14 @@ class _Boot:
             accepted=plan.decision.accepted,
             rejected=plan.decision.rejected,
             installed=plan.installed_source,
-            warnings=plan.decision.warnings,
+            warnings=report.decision.warnings,
             seconds=self.seconds["select"],
         )
+        if plan.attention_free:
+            raise NotUnderstoodError(
+                f"{need.source}: the model holds no softmax attention, so there is nothing that attnkit can validate: "
+                "start the engine without it"
+            )
         if plan.decision.chosen is None:
             raise NoBackendError(no_backend_text(plan.decision.rejected, where.device.name, explicit))
         return plan

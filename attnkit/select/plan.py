@@ -145,7 +145,7 @@ def make_plan(
     layers = []
     for kind in requirements.layers:
         # The language model is served by one backend; a tower by its own, which the explicit choice is not about.
-        own = decide(kind.spec, None, None) if kind.role in TOWERS else alone[kind.spec]
+        own = decide(kind.spec, None, None) if kind.role in TOWERS else alone.get(kind.spec, decision)
         chosen = own.chosen if kind.role in TOWERS else decision.chosen
         layers.append(LayerChoice(kind, chosen, () if chosen else own.rejected))
     unused = tuple(map(str, plugin_findings()))
