@@ -86,3 +86,21 @@ def short_reasons(reasons: Iterable[Any]) -> list[str]:
     pairs = [(r["code"], r["message"]) if isinstance(r, Mapping) else (r.code, r.message) for r in reasons]
     about_device = [message.partition(": ")[2] or message for code, message in pairs if code in ("device", "arch")]
     return list(dict.fromkeys(about_device or [message for _, message in pairs]))
+
+
+def health_text(health: Any) -> str:
+    """The few numbers of a device's state (`attnkit.hardware.health.Health`) that a person looks at first; what is not known
+    is not there."""
+    if health is None:
+        return ""
+    used, total = health.memory_used_bytes, health.memory_total_bytes
+    parts = {
+        f"{(used or 0) / 2**30:.1f} of {memory_text(total)} in use": used is not None and total is not None,
+        f"{health.temperature_c} °C": health.temperature_c is not None,
+        f"{health.power_w} W": health.power_w is not None,
+        f"{health.clock_mhz} MHz": health.clock_mhz is not None,
+        f"PCIe {health.pcie_generation} × {health.pcie_width}": health.pcie_width is not None,
+        f"{health.links} links": bool(health.links),
+        f"{health.ecc_uncorrected_volatile} uncorrected errors": health.ecc_uncorrected_volatile is not None,
+    }
+    return ", ".join(text for text, known in parts.items() if known) or "its state could not be read"

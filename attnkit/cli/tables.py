@@ -15,6 +15,7 @@ from attnkit.wording import (
     COLOURS,
     MARKS,
     heads_text,
+    health_text,
     layer_text,
     memory_text,
     number,
@@ -295,6 +296,14 @@ def show_report(report: BootReport) -> None:
         if text:
             table.add_row(Text(name, style="dim"), Text(text))
     out.print(table)
+    for row in report.devices if len(report.devices) > 1 else ():
+        verdict = "left out" if row.left_out else row.verdict or "not tested"
+        out.print(Text(f"device {row.index}   {verdict}: {row.reason or health_text(row.health)}"))
+    for finding in (finding for row in report.devices for finding in row.findings):
+        out.print(Text(f"finding    {finding}", style="yellow"))
+    if report.collective is not None:
+        found = report.collective
+        out.print(Text(f"collective {found.outcome} over {found.backend or 'nothing'}: {found.reason or 'right to the bit'}"))
     for step in report.fallbacks:
         out.print(Text(f"fallback   {step.from_backend} → {step.to_backend or 'nothing left'}: {step.reason}", style="yellow"))
     out.print()

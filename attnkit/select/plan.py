@@ -19,6 +19,7 @@ from attnkit.profiles.files import load_workload
 from attnkit.profiles.settings import Settings, effective
 from attnkit.select.choose import Decision, combine, select
 from attnkit.select.node import Node
+from attnkit.select.parallel import per_rank
 from attnkit.spec import DTYPES, KV_CACHE_DTYPES, TOWERS, AttentionSpec, Dtype, LayerKind, OtherLayers
 
 HERE = "this environment"
@@ -110,14 +111,15 @@ def make_plan(
         workload: name of a workload profile.
         explicit: a backend that must be taken.
         assume_installed: treat every library that the platform's image holds as installed; always so for another machine.
-        overrides: dtype, kv_cache_dtype and block_size that the engine's command sets.
+        overrides: dtype, kv_cache_dtype, block_size and tensor_parallel that the engine's command sets.
 
     Raises:
         UsageError: an unknown name, a model config that cannot be read.
     """
     workload_profile = load_workload(workload) if workload is not None else None
     settings = effective(node.profile, workload_profile)
-    requirements = _requirements(node.device, settings, model, overrides or {})
+    ranks = (overrides or {}).get("tensor_parallel", 1)
+    requirements = _one_rank(_requirements(node.device, settings, model, overrides or {}), ranks)
     installed: Installed
     if assume_installed or not node.here:
         installed = assumed_installed(node.device)
@@ -174,6 +176,17 @@ def _requirements(device: Device, settings: Settings, model: str | None, overrid
 
     layers = tuple(replace(kind, spec=cached(kind.spec)) for kind in found.layers)
     return Requirements(model, tuple(map(cached, found.specs)), found.notes, layers, found.other, found.not_understood)
+
+
+def _one_rank(need: Requirements, ranks: int) -> Requirements:
+    """The requirements of one tensor-parallel rank."""
+    if ranks == 1:
+        return need
+    specs = tuple(dict.fromkeys(per_rank(spec, ranks) for spec in need.specs))
+    layers = tuple(replace(kind, spec=per_rank(kind.spec, ranks)) for kind in need.layers)
+    return replace(
+        need, specs=specs, layers=layers, notes=(*need.notes, f"heads are those of one of {ranks} tensor-parallel ranks")
+    )
 
 
 def _checked_dtype(name: str | None) -> Dtype | None:

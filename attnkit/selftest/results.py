@@ -94,6 +94,7 @@ class Verdict:
         speed: what was measured against the speed floor; empty at the quick level and where a fault is injected. Each is among
             the cases too.
         layer: the kind of attention layer that was asked for, in words; "" where no model said.
+        device_index, device_uuid, pci_address: which device of the machine it was, None where it is not known.
     """
 
     backend: str
@@ -107,6 +108,9 @@ class Verdict:
     fault: str | None = None
     speed: tuple[Speed, ...] = ()
     layer: str = ""
+    device_index: int | None = None
+    device_uuid: str | None = None
+    pci_address: str | None = None
 
 
 def check_level(level: str | None) -> Level | None:

@@ -137,21 +137,6 @@ class VllmCommand:
         """`outer` with the variables that wrappers set."""
         return {**outer, **self.wrapped.environment}
 
-    @property
-    def parallel(self) -> dict[str, int]:
-        """Ranks by kind: tensor, pipeline, data; 1 where it is not stated.
-
-        Raises:
-            UsageError: not a whole number.
-        """
-        found = {}
-        for kind, names in _PARALLEL.items():
-            text = self.option(*names) or "1"
-            if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= 4096):
-                raise UsageError(f"{names[0]} must be a whole number from 1 on, not {text[:40]!r}")
-            found[kind] = int(text)
-        return found
-
     def api_key(self, environment: Mapping[str, str]) -> str | None:
         """The key that requests must carry."""
         return self.option("--api-key") or self.environment(environment).get("VLLM_API_KEY")
@@ -175,13 +160,6 @@ class Launch:
     backend_flag: tuple[str, ...]
     own_backend: str | None
     notes: tuple[str, ...]
-
-
-_PARALLEL = {
-    "tensor": ("--tensor-parallel-size", "-tp"),
-    "pipeline": ("--pipeline-parallel-size", "-pp"),
-    "data": ("--data-parallel-size", "-dp"),
-}
 
 
 def recognise(argv: Sequence[str]) -> VllmCommand | None:

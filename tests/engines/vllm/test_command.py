@@ -267,17 +267,6 @@ def test_every_backend_of_vllm_is_known_and_what_attnkit_cannot_test_is_said() -
         vllm_command.explicit_backend("FLSH_ATTN", recognised("vllm", "serve", "m"), {})
 
 
-@pytest.mark.parametrize("wrong", ["0", "two", "-1", "²", "99999999999"])
-def test_parallel_sizes_are_numbers(wrong: str) -> None:
-    assert recognised("vllm", "serve", "m", "-tp", "8", "--pipeline_parallel_size=2").parallel == {
-        "tensor": 8,
-        "pipeline": 2,
-        "data": 1,
-    }
-    with pytest.raises(UsageError, match="--tensor-parallel-size"):
-        _ = recognised("vllm", "serve", "m", "--tensor-parallel-size", wrong).parallel
-
-
 def test_the_names_under_which_the_model_is_served() -> None:
     assert recognised("vllm", "serve", "m").served_names == ("m",)
     assert recognised("vllm", "serve", "m", "--served-model-name", "a", "b", "--port", "1").served_names == ("a", "b")

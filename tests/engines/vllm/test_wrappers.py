@@ -98,7 +98,7 @@ def test_the_file_of_config_is_read_and_the_command_line_wins(tmp_path: Path, in
     command = vllm_command.recognise(("vllm", "serve", "--config", str(file), "--port", "9001"))
     assert command is not None
     assert (command.model, command.address, command.headless) == ("org/other", ("127.0.0.1", 9001), False)
-    assert command.parallel == {"tensor": 2, "pipeline": 1, "data": 1}
+    assert command.option("--tensor-parallel-size", "-tp") == "2"
     launched = vllm_command.prepare(command, backend="FLASH_ATTN", device=H100, environment={}).argv
     assert launched == ("vllm", "serve", "--config", str(file), "--port", "9001", "--attention-backend", "FLASH_ATTN")
     file.write_text("attention-backend: TRITON_ATTN\n")
