@@ -24,7 +24,7 @@ from typing import Any
 
 from attnkit import __version__
 from attnkit.backends.installed import installed_versions
-from attnkit.boot import preflight
+from attnkit.boot import census, preflight
 from attnkit.boot.candidates import Candidate, candidates
 from attnkit.boot.devices import Tested, bad_devices, device_reports, most_kernels, record, rolled_up, run_candidate
 from attnkit.boot.ending import failed_end, good_end, one_line, self_test_text
@@ -67,7 +67,7 @@ from attnkit.jsonio import now, to_json, to_plain
 from attnkit.redact import Redactor
 from attnkit.select.choose import no_backend_text
 from attnkit.select.node import Node, find_node, inspect_machine
-from attnkit.select.plan import Plan, make_plan
+from attnkit.select.plan import Plan, Requirements, make_plan
 from attnkit.selftest.results import LEVELS, OUTCOMES, CaseResult, Level, Verdict, check_level
 from attnkit.web import check_url
 
@@ -293,6 +293,13 @@ class _Boot:
         if self.fault.name != WRONG_RANK or where.device.kind != "cpu":  # the ranks of a CPU are no devices
             check_devices(self.fault.devices, where.devices)
 
+    def _census(self) -> tuple[Requirements | None, str | None]:
+        """What the engine says that it builds; nothing is asked where attnkit's own implementation is what is tested."""
+        options = self.options
+        if options.model is not None or options.simulated_device is not None or not options.engine_check:
+            return None, None
+        return census.ask(self.vllm, os.environ)
+
     def _select(self, where: Node, explicit: str | None) -> Plan:
         report, options = self.report, self.options
         with self._timed("select"):
@@ -302,6 +309,7 @@ class _Boot:
                 overrides = self.vllm.overrides() | {"tensor_parallel": self.parallelism.tensor}
                 if model is None and self.vllm.local_model is not None:
                     model = str(self.vllm.local_model)
+            counted, unasked = self._census()
             plan = make_plan(
                 where,
                 model=model,
@@ -309,6 +317,7 @@ class _Boot:
                 explicit=explicit,
                 assume_installed=options.simulated_device is not None,
                 overrides=overrides,
+                requirements=counted,
             )
         need = plan.requirements
         report.need = NeedReport(
@@ -317,6 +326,7 @@ class _Boot:
         report.decision = DecisionReport.from_decision(plan.decision, plan.installed_source)
         concerns = preflight.warnings(options.command, self.vllm, model or plan.settings.model)
         concerns += [f"not understood, so not tested: {text}" for text in need.not_understood]
+        concerns += [unasked] if unasked else []
         report.decision.warnings += concerns
         report.boot_seconds.select = self.seconds["select"]
         self.outputs.save_partial(report)

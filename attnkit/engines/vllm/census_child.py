@@ -20,6 +20,11 @@ MARK = "attnkit-census "
 
 def main(options: list[str]) -> None:
     """Build and print."""
+    print(MARK + json.dumps(build(options)), flush=True)
+
+
+def build(options: list[str]) -> dict[str, Any]:
+    """What vLLM makes of the options; again in one process only without further ranks."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     import torch
@@ -41,7 +46,8 @@ def main(options: list[str]) -> None:
     from vllm.model_executor.model_loader.utils import initialize_model
 
     with set_current_vllm_config(config):
-        stand_in_group(ranks, tensor, args.pipeline_parallel_size)
+        if not torch.distributed.is_initialized():
+            stand_in_group(ranks, tensor, args.pipeline_parallel_size)
         dtype = torch.get_default_dtype()
         torch.set_default_dtype(config.model_config.dtype)
         try:
@@ -49,7 +55,7 @@ def main(options: list[str]) -> None:
                 model = initialize_model(vllm_config=config)
         finally:
             torch.set_default_dtype(dtype)
-    found = {
+    return {
         "model": config.model_config.model,
         "architecture": config.model_config.architectures[0] if config.model_config.architectures else None,
         "ranks": {"tensor": tensor, "pipeline": args.pipeline_parallel_size},
@@ -57,7 +63,6 @@ def main(options: list[str]) -> None:
         "block_size": config.cache_config.block_size,
         "layers": layers(config, model),
     }
-    print(MARK + json.dumps(found), flush=True)
 
 
 def _inspect_here() -> None:
@@ -120,7 +125,9 @@ def _registered(name: str, layer: Any) -> dict[str, Any] | None:
         if hasattr(layer, "mamba_type") or "Mamba" in kind or "Linear" in kind or "DeltaNet" in kind or "Conv" in kind:
             what = getattr(layer, "mamba_type", None)
             return row | {"kind": "other", "what": str(getattr(what, "value", what) or kind), "backend": backend}
-        return row | {"kind": "cache" if "Cache" in kind or "Indexer" in kind else "other", "what": kind, "backend": backend}
+        from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+
+        return row | {"kind": "other", "what": kind} if isinstance(layer, AttentionLayerBase) else None  # None: experts
     impl = getattr(layer, "impl", None)
     attn_type = str(getattr(getattr(layer, "attn_type", "decoder"), "value", getattr(layer, "attn_type", "decoder")))
     return row | {
@@ -142,12 +149,14 @@ def _registered(name: str, layer: Any) -> dict[str, Any] | None:
 
 def _encoders(model: Any) -> Iterable[dict[str, Any]]:
     for name, module in model.named_modules():
-        if type(module).__name__ in ("MMEncoderAttention", "MultiHeadAttention") and hasattr(module, "head_size"):
+        bases = {base.__name__ for base in type(module).__mro__}
+        if bases & {"MMEncoderAttention", "MultiHeadAttention"} and hasattr(module, "head_size"):
             audio = "audio" in name or "speech" in name
+            encoder = name.startswith("model.encoder.")  # Whisper; towers have names of their own
             yield {
                 "name": name,
                 "class": type(module).__name__,
-                "kind": "audio" if audio else "vision",
+                "kind": "encoder" if encoder else "audio" if audio else "vision",
                 "num_heads": module.num_heads,
                 "num_kv_heads": getattr(module, "num_kv_heads", None) or module.num_heads,
                 "head_dim": module.head_size,
