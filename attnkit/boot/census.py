@@ -9,7 +9,7 @@ from attnkit.engines.vllm.command import VllmCommand, engine_version
 from attnkit.errors import InconclusiveError
 from attnkit.select.plan import Requirements
 
-SECONDS = 120.0
+SECONDS = 180.0
 """What vLLM may take to build a model without weights: about 20 s on two idle cores."""
 
 

@@ -29,9 +29,11 @@ def check(
     environment = os.environ if environment is None else environment
     search = environment.get("PATH")
     program = vllm.wrapped.argv[0] if vllm is not None else command[0]
-    for name in dict.fromkeys((command[0], program)):
-        if shutil.which(name, path=search) is None:
-            hint = did_you_mean(Path(name).name, ("vllm", "python3", "python"))
+    replaced = vllm is not None and vllm_command.starts_as_module(vllm)
+    for name in dict.fromkeys((*command[:1], program)):
+        if shutil.which(name, path=search) is None and not (replaced and name == program):
+            near = did_you_mean(Path(name).name, ("vllm", "python3", "python"))
+            hint = " Install vLLM here, or start this in the platform's image" if name == "vllm" else near
             raise UsageError(f"cannot start {name!r}: no such program on PATH, or it may not be run.{hint}")
     if vllm is not None and not vllm.serve and _is_this_python(program, search) and find_spec("vllm") is None:
         raise UsageError(f"cannot start {' '.join(vllm.launcher)!r}: vLLM is not installed in {sys.prefix}")

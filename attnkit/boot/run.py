@@ -23,7 +23,6 @@ from types import FrameType
 from typing import Any
 
 from attnkit import __version__
-from attnkit.backends.installed import installed_versions
 from attnkit.boot import census, preflight
 from attnkit.boot.candidates import Candidate, candidates
 from attnkit.boot.devices import Tested, bad_devices, device_reports, most_kernels, record, rolled_up, run_candidate
@@ -43,6 +42,7 @@ from attnkit.boot.report import (
     SpecReport,
 )
 from attnkit.boot.serving import EngineSettings, Serving
+from attnkit.boot.versions import versions
 from attnkit.engines.vllm import command as vllm_command
 from attnkit.engines.vllm.arguments import option_value
 from attnkit.engines.vllm.parallel import Parallelism, memory_share, parallelism
@@ -259,7 +259,7 @@ class _Boot:
         self.report.node_type = where.profile.name if where.profile else None
         self.report.node_type_source = "given" if where.source == "given" else "detected"
         self.report.node_type_why = where.why
-        self.report.versions = _versions(where.device)
+        self.report.versions = versions(where.device)
         self.report.boot_seconds.detect = self.seconds["detect"]
         self.outputs.save_partial(self.report)
         self.events.emit(
@@ -599,19 +599,6 @@ def _check_times(options: BootOptions) -> None:
     for name, seconds in (("--health-timeout", options.health_timeout), ("--selftest-timeout", options.selftest_timeout)):
         if not 1.0 <= seconds <= MOST_SECONDS:  # NaN is not between them either
             raise UsageError(f"{name} must be 1 to {MOST_SECONDS:.0f} seconds, not {seconds:g}")
-
-
-def _versions(device: Device) -> dict[str, str]:
-    """What a verdict depends on, as found here; nothing is imported for it."""
-    found = {name: version for name, version in installed_versions().items() if version is not None}
-    engine = vllm_command.engine_version()
-    return {
-        "attnkit": __version__,
-        "python": platform.python_version(),
-        **found,
-        **({"vllm": engine} if engine else {}),
-        **({"driver": device.driver} if device.driver else {}),
-    }
 
 
 def _proof_key(report: BootReport) -> str:

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from attnkit import __version__
-from attnkit.cli import bench, boot, census, inspect, kernels, report, selftest
+from attnkit.cli import bench, boot, census, env, inspect, kernels, report, selftest
 from attnkit.cli.group import Command, Group, current_name
 
 main = typer.Typer(
@@ -53,6 +53,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     census.census,
     bench.bench,
     report.report,
+    env.env,
     report.tiny_model,
 )
 for _command in COMMANDS:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,6 +210,21 @@ def _show_layers(out: Console, plan: Plan) -> None:
     for other in plan.requirements.other:
         table.add_row(str(other.count), "other", "", other.what, Text("not attention", style="dim"))
     out.print(table)
+
+
+def show_environment(found: Mapping[str, Any]) -> None:
+    """`attnkit env`."""
+    out = console()
+    out.print(Text(f"system     {found['system']}"))
+    out.print(Text(f"node type  {found['node_type'] or 'unknown'}"))
+    for name, count in Counter(found["devices"]).items():
+        out.print(Text(f"device     {f'{count} × ' if count > 1 else ''}{name}"))
+    table = _table("version of", "")
+    for name, version in found["versions"].items():
+        table.add_row(name, Text(version))
+    out.print(table)
+    for name, value in found["variables"].items():
+        out.print(Text(f"{name}={value}", overflow="fold"))
 
 
 def show_census(census: Census) -> None:

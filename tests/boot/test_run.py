@@ -27,7 +27,7 @@ HANGS = (*SDPA, "--planted-answer", "hang")
 def test_without_a_command_it_proves_and_reports(start: Start) -> None:
     boot = start(*SDPA)
     assert boot.wait() == 0
-    assert boot.names()[:3] == ["boot", "detect", "select"]
+    assert boot.names()[:4] == ["boot", "detect", "devices", "select"]
     assert boot.names()[-2:] == ["selftest.verdict", "report"]
     cases = [e for e in boot.events if e["event"] == "selftest.case"]
     assert cases

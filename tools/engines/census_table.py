@@ -80,8 +80,8 @@ def main(only: list[str]) -> None:
 
     supported = set(ModelRegistry.get_supported_archs())
     names: dict[str, str] = {}
-    for mapping in vars(modeling_auto).values():
-        if isinstance(mapping, dict):
+    for name, mapping in vars(modeling_auto).items():
+        if name.endswith("_MAPPING_NAMES"):
             for model_type, architecture in mapping.items():
                 for one in architecture if isinstance(architecture, tuple | list) else (architecture,):
                     if one in supported:

@@ -310,7 +310,7 @@ def prepare(
         added |= switch
     positional = (launch.model,) if launch.serve and launch.model and option_value(launch.options, "--model") is None else ()
     argv = (*launch.launcher, *positional, *launch.words)
-    if version is not None and launch.serve and not _has_metadata():
+    if starts_as_module(launch):
         argv = _module_form(launch)
         notes.append("this vLLM build is not registered as 'vllm', so its own `vllm serve` cannot start; started as a module")
     return Launch(launch.wrapped.rebuilt(argv), added, version, flag, own, tuple(notes))
@@ -355,6 +355,11 @@ def _with_backend(
         elif stated.backend.casefold() == "auto":
             command = _instead_of_auto(command, stated.where, found.flag)
     return command, flag, switch
+
+
+def starts_as_module(command: VllmCommand) -> bool:
+    """Whether `vllm serve` is started as a module of this Python instead."""
+    return command.serve and engine_version() is not None and not _has_metadata()
 
 
 def _instead_of_auto(command: VllmCommand, where: str, flag: Sequence[str]) -> VllmCommand:
