@@ -28,6 +28,12 @@ def number(value: float | None) -> str:
     return "" if value is None else f"{value:.1e}"
 
 
+def bar(share: float, width: int = 10) -> str:
+    """An error as a share of its bound, drawn and in figures: ▰▰▰▱▱▱▱▱▱▱ 0.31; full where it is over."""
+    filled = min(width, max(0, round(share * width)))
+    return f"{'▰' * filled}{'▱' * (width - filled)} {share:.2f}"
+
+
 def spec_text(spec: Any) -> str:
     """A spec in one line: paged bfloat16 32/8 heads of 128, blocks of 16."""
     value_dim = f"/{spec.head_dim_v}" if spec.head_dim_v not in (None, spec.head_dim) else ""

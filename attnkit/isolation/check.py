@@ -7,6 +7,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,14 @@ def run_checks(
     options: CheckOptions,
     show_verdicts: Callable[[tuple[Verdict, ...]], None],
     show_fault_results: Callable[[str, tuple[FaultResult, ...]], None],
+    on_case: Callable[[str, int, int], None] | None = None,
 ) -> int:
     """Run them and return the exit code: 1 where a case failed or a fault went unseen, 4 where something could not be judged.
 
     Args:
         options: what was asked.
         show_verdicts, show_fault_results: called with a backend's results as they come, where no JSON file was asked for.
+        on_case: called after each case with the backend, its position and how many there are.
 
     Raises:
         UsageError: an unknown backend, level or fault.
@@ -90,8 +93,9 @@ def run_checks(
     if options.inject_faults:
         return _inject_faults(candidates, plan, specs, level, options, show_fault_results)
     verdicts: list[Verdict] = []
-    for candidate in candidates:
-        found = _test(_request(candidate, plan, specs, level), where, fault, plan.settings.engine_env)
+    for position, candidate in enumerate(candidates):
+        done = partial(on_case, candidate.backend, position, len(candidates)) if on_case else None
+        found = _test(_request(candidate, plan, specs, level), where, fault, plan.settings.engine_env, done)
         verdicts.extend(found)
         if options.json_file is None:
             show_verdicts(found)
@@ -136,7 +140,9 @@ def _request(candidate: Accepted, plan: Plan, specs: tuple[AttentionSpec, ...], 
     return Request(candidate.backend, candidate.provider or None, plan.node.device, specs, level)
 
 
-def _test(request: Request, where: Node, fault: Injected | None, env: Mapping[str, str]) -> tuple[Verdict, ...]:
+def _test(
+    request: Request, where: Node, fault: Injected | None, env: Mapping[str, str], done: Callable[[], None] | None = None
+) -> tuple[Verdict, ...]:
     """The verdicts of every device that serves, all tested at once, with the profile's variables for the engine."""
     everything = where.detection.devices if where.detection else where.devices
     tasks = [
@@ -147,7 +153,7 @@ def _test(request: Request, where: Node, fault: Injected | None, env: Mapping[st
         )
         for device in where.devices
     ]
-    found = compare_devices(where.devices, run_on_devices(tasks))
+    found = compare_devices(where.devices, run_on_devices(tasks, on_case=lambda *_: done() if done else None))
     return tuple(verdict for verdicts in found for verdict in verdicts)
 
 
