@@ -329,7 +329,7 @@ class _Boot:
             seconds=self.seconds["select"],
         )
         if plan.decision.chosen is None:
-            raise NoBackendError(no_backend_text(plan.decision.rejected, where.device.name, explicit))
+            raise NoBackendError(no_backend_text(plan.decision.rejected, where.device.name, explicit, where.device.vendor))
         return plan
 
     def _validate(self, plan: Plan, level: Level, explicit: str | None) -> Candidate | None:

@@ -106,16 +106,33 @@ def _show_files(out: Console, profile_files: Iterable[Path]) -> None:
 
 
 def show_catalog(rows: Iterable[BackendRow]) -> None:
-    """`attnkit backends`."""
+    """`attnkit backends`: what is usable here, then the rest by cause."""
     out = console()
-    table = columns("backend", "here", "provider", "evidence", "why not")
-    for row in rows:
-        usable = next((p for p in row.providers if p.usable), None)
-        provider = f"{usable.name} {usable.version or ''}".strip() if usable else ""
-        mark = Text("yes", style="green") if row.usable else Text("no", style="dim")
-        table.add_row(row.name, mark, provider, row.evidence, Text(row.why_not, style="dim"))
-    out.print(table)
+    rows = list(rows)
+    table = columns("usable here", "provider", "evidence", "what it is")
+    for row in (row for row in rows if row.usable):
+        provider = next(p for p in row.providers if p.usable)
+        version = f"{provider.name} {provider.version or ''}".strip()
+        table.add_row(Text(row.name, style="green"), version, row.evidence, Text(row.summary, style="dim"))
+    out.print(table if table.row_count else Text("no backend is usable here", style="bold red"))
+    causes: dict[tuple[bool, str], list[str]] = {}
+    for row in (row for row in rows if not row.usable):
+        causes.setdefault(_cause(row), []).append(row.name)
+    for (_, cause), names in sorted(causes.items()):
+        out.print()
+        out.print(Text(cause, style="bold"))
+        out.print(Text(f"  {', '.join(names)}", style="dim"))
+    out.print()
     out.print(Text("Evidence is for this machine's architecture; --json lists every target, alias and reason.", style="dim"))
+
+
+def _cause(row: BackendRow) -> tuple[bool, str]:
+    """Why a backend is not usable, as several may have it; first what an installation would change."""
+    for provider in row.providers:
+        if not any(reason.code in ("device", "arch") for reason in provider.reasons):
+            return False, "; ".join(reason.message for reason in provider.reasons)
+    messages = [reason.message for p in row.providers for reason in p.reasons if reason.code in ("device", "arch")]
+    return True, " or ".join(dict.fromkeys(message.partition(", not on")[0] for message in messages)) or row.why_not
 
 
 def show_plan(plan: Plan, profile_files: Iterable[Path]) -> None:

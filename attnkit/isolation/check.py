@@ -110,7 +110,7 @@ def exit_code(outcomes: Iterable[Outcome]) -> int:
 
 def _candidates(plan: Plan, explicit: str | None) -> tuple[Accepted, ...]:
     if not plan.decision.accepted:
-        raise NoBackendError(no_backend_text(plan.decision.rejected, plan.node.device.name, explicit))
+        raise NoBackendError(no_backend_text(plan.decision.rejected, plan.node.device.name, explicit, plan.node.device.vendor))
     return plan.decision.accepted
 
 
@@ -132,7 +132,7 @@ def _runnable(device: Device, explicit: str | None) -> tuple[Accepted, ...]:
         else:
             against.append(Rejected(backend.name, tuple(dict.fromkeys(reasons))))
     if not found:
-        raise NoBackendError(no_backend_text(tuple(against), f"{device.name} ({device.arch})", explicit))
+        raise NoBackendError(no_backend_text(tuple(against), f"{device.name} ({device.arch})", explicit, device.vendor))
     return tuple(found)
 
 
