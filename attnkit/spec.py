@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from operator import index
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 else:
     Tensor = Any
 
-Op: TypeAlias = Literal["paged", "varlen", "mla_decode", "tree", "dual_chunk", "differential"]
+Op: TypeAlias = Literal["paged", "varlen", "mla_decode", "tree", "dual_chunk", "differential", "sparse_mla"]
 OPS: tuple[Op, ...] = ("paged", "varlen", "mla_decode", "tree", "dual_chunk", "differential")
+"""Operations that have a call class. `sparse_mla` (MLA over the keys that an indexer picks) has a word only: no backend here
+computes it, so a need for it is refused."""
 
 Dtype: TypeAlias = Literal["float16", "bfloat16", "float32"]
 DTYPES: tuple[Dtype, ...] = ("float16", "bfloat16", "float32")
@@ -39,10 +42,37 @@ KV_CACHE_DTYPES: tuple[KvCacheDtype, ...] = ("auto", "fp8_e4m3", "fp8_e5m2")
 Phase: TypeAlias = Literal["prefill", "decode", "mixed"]
 PHASES: tuple[Phase, ...] = ("prefill", "decode", "mixed")
 
-Feature: TypeAlias = Literal["non_causal", "window", "softcap", "alibi", "sinks", "lse", "score_mod", "mask_mod"]
+Feature: TypeAlias = Literal[
+    "non_causal",
+    "window",
+    "softcap",
+    "alibi",
+    "sinks",
+    "lse",
+    "score_mod",
+    "mask_mod",
+    "cross",
+    "chunked",
+    "prefix_lm",
+    "relative_bias",
+]
 FEATURES: tuple[Feature, ...] = ("non_causal", "window", "softcap", "alibi", "sinks", "lse", "score_mod", "mask_mod")
+"""Features that a call can ask for. A model's layer can need more, which no argument of a call carries: `cross` (keys of
+another sequence, an encoder's), `chunked` (a token sees its own chunk only), `prefix_lm` (no causal mask among the prompt's
+tokens) and `relative_bias` (a learned bias on the scores, by distance)."""
+
+ENGINE_MADE: frozenset[Feature] = frozenset({"chunked"})
+"""Features that the engine makes out of plain causal calls, so that a backend of paged attention need not know them: for
+chunked local attention it hands over every chunk as a sequence of its own (vLLM's chunked_local_attention.py)."""
+
+LayerRole: TypeAlias = Literal["decoder", "encoder", "cross", "vision", "audio"]
+TOWERS: tuple[LayerRole, ...] = ("vision", "audio")
+"""Roles whose backend may differ from the language model's."""
 
 NO_WINDOW: tuple[int, int] = (-1, -1)
+
+UNLIMITED_FROM = 1 << 30
+"""A side of a window of this many tokens or more is unlimited: no sequence is as long, and sums of positions stay in int32."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +89,7 @@ class AttentionSpec:
         block_size: tokens a cache block; None where no paged cache is used.
         phases: phases that must be served.
         features: features that must be honoured, exactly.
+        fnuz: a float8 cache is in AMD's "fnuz" formats (of gfx942), whose bits mean other numbers than those of OCP's.
     """
 
     op: Op = "paged"
@@ -71,6 +102,7 @@ class AttentionSpec:
     block_size: int | None = 16
     phases: frozenset[Phase] = frozenset(PHASES)
     features: frozenset[Feature] = frozenset()
+    fnuz: bool = False
 
     def __post_init__(self) -> None:
         if self.num_heads < 1 or self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
@@ -82,6 +114,39 @@ class AttentionSpec:
     def value_dim(self) -> int:
         """Width of a value row and of an output row."""
         return self.head_dim if self.head_dim_v is None else self.head_dim_v
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """One distinct kind of attention layer in a model, and how many layers are of it.
+
+    Args:
+        role: whose layers: decoder (causal, cached), encoder, cross (decoder over an encoder's states), or a tower.
+        count: layers of this kind.
+        spec: what a backend must support; `window`, `chunked` and `softcap` stand in its features without their sizes.
+        window: keys visible on the left, the own included, as model configurations count; None: all.
+        two_sided: the window is as wide on the right.
+        chunk: width of a chunk of chunked local attention, None where there is none.
+        softcap: cap on the scores, None where there is none.
+        softmax_scale: factor on q.k where it is not 1/sqrt(head_dim).
+    """
+
+    role: LayerRole
+    count: int
+    spec: AttentionSpec
+    window: int | None = None
+    two_sided: bool = False
+    chunk: int | None = None
+    softcap: float | None = None
+    softmax_scale: float | None = None
+
+
+@dataclass(frozen=True)
+class OtherLayers:
+    """Layers that hold no softmax attention: state-space, linear attention, convolution; nothing here covers them."""
+
+    count: int
+    what: str
 
 
 @dataclass(frozen=True)
@@ -107,7 +172,7 @@ class Softmax:
     Args:
         softmax_scale: factor on q.k.
         causal: key position <= query position; the last query token of a sequence sits at seq_len - 1.
-        window: (left, right) tokens visible beside the own position, -1 for unlimited.
+        window: (left, right) tokens visible beside the own position, -1 for unlimited, which `UNLIMITED_FROM` tokens are too.
         softcap: s <- softcap * tanh(s / softcap) where > 0.
         alibi_slopes: [num_heads] float32; adds slope * (key position - query position).
         sinks: [num_heads] float32; one extra logit a head in the denominator that carries no value.
@@ -123,6 +188,13 @@ class Softmax:
     sinks: Tensor | None = None
     score_mod: Callable[..., Any] | None = None
     mask_mod: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            left, right = (-1 if side >= UNLIMITED_FROM else side for side in map(index, self.window))
+        except (TypeError, ValueError):
+            return  # no pair of integers: `attnkit.contract.check` says so
+        object.__setattr__(self, "window", (left, right))
 
     def features(self, return_lse: bool) -> frozenset[Feature]:
         """The features a backend must claim to run this."""
@@ -160,6 +232,10 @@ def dtype_name(tensor: Tensor) -> str:
 
 
 _FP8 = {"float8_e4m3fn": "fp8_e4m3", "float8_e4m3fnuz": "fp8_e4m3", "float8_e5m2": "fp8_e5m2", "float8_e5m2fnuz": "fp8_e5m2"}
+
+
+def _is_fnuz(cache: Tensor) -> bool:
+    return dtype_name(cache).endswith("fnuz")
 
 
 def _cache_dtype(cache: Tensor) -> KvCacheDtype:
@@ -258,6 +334,7 @@ class PagedAttention(_Batch):
             block_size=self.key_cache.shape[1],
             phases=frozenset({self.phase()}),
             features=self.softmax.features(self.return_lse),
+            fnuz=_is_fnuz(self.key_cache),
         )
 
 
@@ -348,6 +425,7 @@ class MlaDecode(_Batch):
             block_size=self.kv_cache.shape[1],
             phases=frozenset({"decode"}),
             features=frozenset({"lse"}) if self.return_lse else frozenset(),
+            fnuz=_is_fnuz(self.kv_cache),
         )
 
 
@@ -359,7 +437,8 @@ class TreeAttention(_OverBatch):
     positions context .. context + num_nodes - 1.
 
     Args:
-        paged: the batch; its `softmax.causal` is ignored, the tree decides among the new tokens.
+        paged: the batch; its `softmax.causal` is ignored, the tree decides among the new tokens. A window counts positions in
+            the cache, as without a tree.
         tree_mask: [num_nodes, num_nodes] bool, the same for every sequence; tree_mask[i, j]: node i sees node j. The diagonal
             is True.
     """

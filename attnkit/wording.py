@@ -47,6 +47,42 @@ def spec_text(spec: Any) -> str:
     return ", ".join(parts)
 
 
+def layer_text(kind: Any) -> str:
+    """What is special about a kind of layer, beside heads and sizes: 'window 4096, softcap 50'."""
+    operation = {
+        "mla_decode": "MLA",
+        "sparse_mla": "sparse MLA",
+        "dual_chunk": "dual chunk",
+        "differential": "differential",
+        "tree": "tree",
+    }.get(kind.spec.op)
+    features = kind.spec.features
+    parts = [
+        operation or "",
+        "non-causal" if "non_causal" in features else "",
+        f"window {kind.window}{' on both sides' if kind.two_sided else ''}" if kind.window else "",
+        f"chunks of {kind.chunk}" if kind.chunk else "",
+        f"softcap {kind.softcap:g}" if kind.softcap else "",
+        *(text for name, text in _FEATURE_TEXTS.items() if name in features),
+        f"scale {kind.softmax_scale:.4g}" if kind.softmax_scale else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+_FEATURE_TEXTS = {
+    "sinks": "sinks",
+    "alibi": "ALiBi",
+    "relative_bias": "relative bias",
+    "prefix_lm": "prefix without mask",
+}
+
+
+def heads_text(spec: Any) -> str:
+    """'32/8 × 128' or '64/4 × 192/128': query and key heads, width of keys and of values."""
+    value_dim = f"/{spec.head_dim_v}" if spec.head_dim_v not in (None, spec.head_dim) else ""
+    return f"{spec.num_heads}/{spec.num_kv_heads} × {spec.head_dim}{value_dim}"
+
+
 def short_reasons(reasons: Iterable[Any]) -> list[str]:
     """Reasons as people want them: of a provider that the device already rules out, that alone; every other one's in full.
 

@@ -63,7 +63,7 @@ def triton_backend(
         interpreted: False where the CPU shows nothing of it.
     """
     run = partial(_launch, name, kernels)
-    on_gpu = Provider("attnkit", capability, run, REQUIRES, why, kind="kernel")
+    on_gpu = Provider("attnkit", capability, run, REQUIRES, why, kind="kernel", any_stride=True)
     on_cpu = Provider(
         "attnkit-interpreter",
         replace(capability, archs={"cpu": ("*",)}, fp8_archs=None, graphs=False),
@@ -72,6 +72,7 @@ def triton_backend(
         "the same kernels in Triton's interpreter, for tests",
         kind="interpreter",
         to_get=ONLY_INTERPRETED,
+        any_stride=True,
     )
     return Backend(name, (on_gpu, on_cpu) if interpreted else (on_gpu,), aliases, summary, device_of=device_of)
 

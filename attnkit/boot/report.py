@@ -7,6 +7,7 @@ Schema that is published at docs/report.schema.json.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -119,6 +120,8 @@ class DeviceReport(_Model):
     verdict: BootVerdict | None = Field(default=None, description="Of the last backend tested on it; null before.")
     reason: str = Field(default="", description="Why it did not pass.")
     seconds: float | None = None
+    cases: int = Field(default=0, description="Cases that ran.")
+    worst: float | None = Field(default=None, description="The largest error of a case as a share of its bound; over 1 fails.")
     left_out: bool = Field(default=False, description="Hidden from the engine, as the profile's on_bad_device says.")
     health: Health | None = Field(default=None, description="Its state before the self-test; null where it was not asked.")
     findings: list[str] = Field(default=[], description="What is wrong with that state, in sentences.")
@@ -244,18 +247,21 @@ class BootReport(_Model):
         return to_json((redactor or Redactor()).plain(to_plain(self.model_dump()))) + "\n"
 
     def summarise(self) -> None:
-        """Fill in what follows from the verdicts: `layer_kinds` of the candidate that was tested last."""
+        """Fill in what follows from the verdicts of the candidate tested last: `layer_kinds`, and the cases of each device."""
         last = self.selftest[-1].backend if self.selftest else None
         verdicts = [verdict for verdict in self.selftest if verdict.backend == last]
-        self.layer_kinds = _results(verdicts)
+        for row in self.devices:
+            found = _results([v for v in verdicts if v.device_index == row.index], lambda verdict: verdict.device)
+            row.cases, row.worst = (found[0].cases, found[0].worst) if found else (0, None)
+        self.layer_kinds = _results(verdicts, lambda verdict: verdict.layer)
 
 
-def _results(verdicts: list[Verdict]) -> list[Result]:
+def _results(verdicts: list[Verdict], name: Callable[[Verdict], str]) -> list[Result]:
     found = []
-    for key in dict.fromkeys(verdict.layer for verdict in verdicts if verdict.layer):
-        cases = [case for verdict in verdicts if verdict.layer == key for case in verdict.cases if case.outcome != "skipped"]
+    for key in dict.fromkeys(name(verdict) for verdict in verdicts if name(verdict)):
+        cases = [case for verdict in verdicts if name(verdict) == key for case in verdict.cases if case.outcome != "skipped"]
         worst = max((share for case in cases if (share := case.error_share) is not None), default=None)
-        outcome = roll_up(verdict.outcome for verdict in verdicts if verdict.layer == key)
+        outcome = roll_up(verdict.outcome for verdict in verdicts if name(verdict) == key)
         found.append(Result(name=key, outcome=outcome, cases=len(cases), worst=worst))
     return found
 

@@ -245,18 +245,17 @@ class _Boot:
         with self._timed("detect"):
             machine = inspect_machine(self.options.root)
         # What was found is on record before anything about it is refused.
-        self.report.host |= machine.detection.host
-        self.report.node_type = machine.match.node
-        self.report.node_type_why = machine.match.why
-        self.report.detection = machine.detection
-        self.report.versions = _versions(machine.match.device)
-        where = find_node(root=self.options.root, node=self.options.node, machine=machine)
         detection = machine.detection
+        self.report.host |= detection.host
+        self.report.node_type, self.report.node_type_why = machine.match.node, machine.match.why
+        self.report.detection = detection
+        where = find_node(root=self.options.root, node=self.options.node, machine=machine)
         if not where.here:
             raise UsageError(f"--node {self.options.node}: {where.why}; `attnkit detect` shows the devices of this machine")
         self.report.node_type = where.profile.name if where.profile else None
         self.report.node_type_source = "given" if where.source == "given" else "detected"
         self.report.node_type_why = where.why
+        self.report.versions = _versions(where.device)
         self.report.boot_seconds.detect = self.seconds["detect"]
         self.outputs.save_partial(self.report)
         self.events.emit(

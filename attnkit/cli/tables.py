@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from attnkit.cli.console import columns, console
-from attnkit.wording import memory_text, short_reasons, spec_text
+from attnkit.wording import heads_text, layer_text, memory_text, short_reasons, spec_text
 
 if TYPE_CHECKING:
     from attnkit.engines.vllm.names import Resolution
@@ -146,11 +146,15 @@ def show_plan(plan: Plan, profile_files: Iterable[Path]) -> None:
     out.print(Text(f"device     {node.device.name} ({node.device.arch})"))
     out.print(Text(f"installed  {plan.installed_source}"))
     out.print(Text(f"order      {decision.order_source}"))
-    for spec in plan.requirements.specs:
+    for spec in plan.requirements.specs if not plan.layers else ():
         out.print(Text(f"requires   {spec_text(spec)}"))
-    out.print(Text(f"           from {plan.requirements.source}"))
+    read = bool(plan.layers or plan.requirements.other)
+    out.print(Text(f"{'model      ' if read else '           from '}{plan.requirements.source}"))
     for note in (*plan.requirements.notes, *decision.warnings):
         out.print(Text(f"note       {note}", style="yellow"))
+    for text in plan.requirements.not_understood:
+        out.print(Text.assemble(("not understood: ", "bold red"), text))
+    _show_layers(out, plan)
     out.print()
     if node.device.obstacle is not None:
         out.print(Text.assemble(("no usable device: ", "bold red"), node.device.obstacle))
@@ -166,8 +170,23 @@ def show_plan(plan: Plan, profile_files: Iterable[Path]) -> None:
             name = rejected.backend if position == 0 else ""
             table.add_row(Text("✗" if position == 0 else "", style="red"), name, Text(reason, style="dim"))
     out.print(table)
-    if decision.chosen is None:
+    if decision.chosen is None and not plan.attention_free:
         out.print(Text("no usable backend", style="bold red"))
+
+
+def _show_layers(out: Console, plan: Plan) -> None:
+    """Every kind of layer with what is chosen for it."""
+    if not plan.layers and not plan.requirements.other:
+        return
+    out.print()
+    table = columns("layers", "kind", "heads × size", "", "backend")
+    for choice in plan.layers:
+        name = Text(choice.chosen.backend, style="green") if choice.chosen else Text("none", style="red")
+        kind = choice.kind
+        table.add_row(str(kind.count), f"{kind.role} {kind.spec.dtype}", heads_text(kind.spec), layer_text(kind), name)
+    for other in plan.requirements.other:
+        table.add_row(str(other.count), "other", "", other.what, Text("not attention", style="dim"))
+    out.print(table)
 
 
 def show_resolution(found: Resolution, platform: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from attnkit.isolation.messages import Request
 from attnkit.isolation.parent import DeviceTask, beside, inject_isolated, run_on_devices
 from attnkit.jsonio import now, to_json, to_plain, write_atomically
 from attnkit.select.choose import no_backend_text
-from attnkit.select.node import Node, find_node
+from attnkit.select.node import find_node
 from attnkit.select.plan import Plan, make_plan
 from attnkit.selftest.results import FaultResult, Level, Outcome, Verdict, check_level, roll_up
 from attnkit.spec import AttentionSpec
@@ -95,7 +95,7 @@ def run_checks(
     verdicts: list[Verdict] = []
     for position, candidate in enumerate(candidates):
         done = partial(on_case, candidate.backend, position, len(candidates)) if on_case else None
-        found = _test(_request(candidate, plan, specs, level), where, fault, plan.settings.engine_env, done)
+        found = _test(_request(candidate, plan, specs, level), plan, fault, done)
         verdicts.extend(found)
         if options.json_file is None:
             show_verdicts(found)
@@ -140,16 +140,15 @@ def _request(candidate: Accepted, plan: Plan, specs: tuple[AttentionSpec, ...], 
     return Request(candidate.backend, candidate.provider or None, plan.node.device, specs, level)
 
 
-def _test(
-    request: Request, where: Node, fault: Injected | None, env: Mapping[str, str], done: Callable[[], None] | None = None
-) -> tuple[Verdict, ...]:
-    """The verdicts of every device that serves, all tested at once, with the profile's variables for the engine."""
+def _test(request: Request, plan: Plan, fault: Injected | None, done: Callable[[], None] | None = None) -> tuple[Verdict, ...]:
+    """The verdicts of every device that serves, all tested at once; `done` is called after each case."""
+    where = plan.node
     everything = where.detection.devices if where.detection else where.devices
     tasks = [
         DeviceTask(
             replace(request, device=device, fault=fault.in_selftest(device) if fault else None),
             TIMEOUT_SECONDS,
-            beside(env) | narrow(everything, [device], os.environ),
+            beside(plan.settings.engine_env) | narrow(everything, [device], os.environ),
         )
         for device in where.devices
     ]

@@ -18,6 +18,7 @@ from datetime import timedelta
 from typing import Any
 
 from attnkit.isolation.collective import RankRequest
+from attnkit.isolation.lifeline import end_with_parent
 
 REPEATS = 5
 
@@ -144,6 +145,7 @@ def _main(descriptor: int) -> None:
             pipe.write(json.dumps({kind: value}) + "\n")
             pipe.flush()
 
+        end_with_parent()
         request = RankRequest(**json.loads(sys.stdin.buffer.read()))
         try:
             run(request, send)

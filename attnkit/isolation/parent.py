@@ -20,10 +20,6 @@ from attnkit.isolation.messages import CASE, FAULT_RESULT, VERDICT, Request
 from attnkit.isolation.processes import ChildTask, messages
 from attnkit.selftest.results import CaseResult, FaultResult, Outcome, Verdict, roll_up
 
-KILLED_SECONDS = 5.0
-EXIT_POLL_SECONDS = 0.02
-"""How often a child is looked at that has closed its pipe and not yet ended."""
-
 
 @dataclass(frozen=True)
 class Kernels:

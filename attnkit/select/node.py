@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from attnkit.backends.registry import plugin_findings
-from attnkit.errors import UsageError
+from attnkit.errors import UsageError, did_you_mean
 from attnkit.hardware import detect
-from attnkit.hardware.device import Detection, Device, ProbeResult, pretend
+from attnkit.hardware.archs import named, pretend
+from attnkit.hardware.device import Detection, Device, ProbeResult
 from attnkit.jsonio import to_plain
-from attnkit.profiles.files import all_nodes, family_names, load_node, read_nodes
+from attnkit.profiles.files import all_nodes, family_names, load_node, node_names, read_nodes
 from attnkit.profiles.match import NodeMatch, hidden, in_order, match_node, serving, specificity, together
 from attnkit.profiles.schema import NodeProfile
 
@@ -94,7 +95,7 @@ def find_node(
             which are to serve.
     """
     if arch is not None:
-        return _elsewhere(arch, node)
+        return _elsewhere(_known(arch), node)
     machine = machine or inspect_machine(root)
     if node is None:
         all_nodes()  # the one that cannot be read may be this machine's
@@ -128,6 +129,17 @@ def _of_type(detection: Detection, profile: NodeProfile) -> Device | None:
     able = serving(fitting)
     seen = next((d for d in able if d.visible), None)
     return seen or (hidden(detection, able[0], able) if able else next(iter(fitting), None))
+
+
+def _known(arch: str) -> str:
+    """A known architecture: those that exist, and those that a node type of the user's own names."""
+    try:
+        return named(arch)
+    except UsageError as unknown:
+        if any(arch in profile.match.arch for profile in all_nodes()):
+            return arch
+        near = did_you_mean(arch, node_names())
+        raise UsageError(f"{unknown}." + (f" A node type is given with --node.{near}" if near else "")) from None
 
 
 def _elsewhere(arch: str, node: str | None) -> Node:

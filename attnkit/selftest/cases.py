@@ -46,6 +46,7 @@ class Case:
         op, dtype, kv_cache_dtype, heads, kv_heads, head_dim, head_dim_v, block_size: as in `AttentionSpec`.
         seqs: (new tokens, total length) of each sequence.
         causal, window, softcap, alibi, sinks, lse, score_mod, mask_mod: the softmax asked for.
+        cross: queries and keys are of different sequences, so a query may see more keys, or fewer, than there are queries.
         content: see `Content`.
         soak: runs under load, each judged, after the first; 0 for none.
     """
@@ -69,6 +70,7 @@ class Case:
     lse: bool = False
     score_mod: bool = False
     mask_mod: bool = False
+    cross: bool = False
     content: Content = "random"
     soak: int = 0
 
@@ -116,9 +118,9 @@ def cases(level: Level, capability: Capability, device: Device, need: AttentionS
             if geometry is None:
                 continue
             candidates = [*_quick(geometry)]
-            if level != "quick":
+            if level != "quick" and not geometry.cross:
                 candidates += _standard(geometry)
-            if level == "extended":
+            if level == "extended" and not geometry.cross:
                 candidates += _extended(geometry)
             found += [
                 case
@@ -145,13 +147,14 @@ def own_geometry(op: Op, dtype: Dtype, capability: Capability, device: Device, n
             seqs=((1, 1),),
             kv_cache_dtype=need.kv_cache_dtype,
             causal="non_causal" not in asked,
-            window=(WINDOW, 0) if "window" in asked else NO_WINDOW,
+            window=(WINDOW, WINDOW if "non_causal" in asked else 0) if "window" in asked else NO_WINDOW,
             softcap=20.0 if "softcap" in asked else 0.0,
             alibi="alibi" in asked,
             sinks="sinks" in asked,
             lse="lse" in asked,
             score_mod="score_mod" in asked,
             mask_mod="mask_mod" in asked,
+            cross="cross" in asked,
         )
     dims = [(576, 512)] if op == "mla_decode" else [(64, 64), (128, 128), (96, 96), (256, 256)]
     for heads, kv_heads in ((4, 2), (8, 1), (8, 8), (16, 1), (64, 1), (128, 1)):
@@ -171,6 +174,11 @@ def _quick(g: Case) -> Iterator[Case]:
     def case(name: str, guards: str, *seqs: tuple[int, int], **changes: object) -> Case:
         return replace(g, name=name, guards=guards, seqs=seqs, **changes)  # type: ignore[arg-type]
 
+    if g.cross:
+        yield case("cross", "queries over another sequence's keys", (7, 33), (1, 20), (19, 12))
+        yield case("cross-balanced", "the softmax scale", (33, 97), content="balanced")
+        yield case("cross-equal-keys", "the stable softmax and the width of the accumulator", (5, 130), content="equal")
+        return
     if g.op == "varlen":
         yield case("prefill", "attention of whole prompts", (37, 37), (1, 1), (20, 20))
         yield case("prefill-balanced", "the softmax scale", (97, 97), content="balanced")

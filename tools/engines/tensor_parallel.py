@@ -114,7 +114,8 @@ def make_layer(heads: int, kv_heads: int, dtype: Any) -> tuple[Any, Weights]:
 
 def new_rows() -> list[int]:
     """Positions in the input of the tokens that are new."""
-    rows, start = [], 0
+    rows: list[int] = []
+    start = 0
     for total, new in SEQUENCES:
         rows += range(start + total - new, start + total)
         start += total
@@ -136,13 +137,15 @@ def run_layer(inputs: Any, weights: Weights, backend: str | None) -> tuple[Any, 
         table[row, :count] = order[first : first + count]
         slots += [int(table[row, position // BLOCK]) * BLOCK + position % BLOCK for position in range(total)]
         first += count
-    caches = [torch.full((sum(blocks), BLOCK, *key.shape[1:]), torch.nan, dtype=key.dtype, device=device) for _ in range(2)]
-    api.write_kv_cache(key.contiguous(), value.contiguous(), *caches, torch.tensor(slots, device=device))
+    key_cache = torch.full((sum(blocks), BLOCK, *key.shape[1:]), torch.nan, dtype=key.dtype, device=device)
+    value_cache = key_cache.clone()
+    api.write_kv_cache(key.contiguous(), value.contiguous(), key_cache, value_cache, torch.tensor(slots, device=device))
     lengths = torch.tensor(SEQUENCES, dtype=torch.int32)
     starts = torch.nn.functional.pad(torch.cumsum(lengths[:, 1], 0, dtype=torch.int32), (1, 0))
     attended = api.paged_attention(
         query.contiguous(),
-        *caches,
+        key_cache,
+        value_cache,
         table.to(device),
         lengths[:, 0].contiguous().to(device),
         starts.to(device),

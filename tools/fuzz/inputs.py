@@ -47,7 +47,8 @@ def mutate_tree(draw: Draw, document: Any, times: int = 3) -> Any:
     """A document with a few of its values replaced, removed, doubled or renamed."""
     document = copy.deepcopy(document)
     for _ in range(draw.randint(1, times)):
-        node, path = document, []
+        node: Any = document
+        path: list[tuple[Any, Any]] = []
         while isinstance(node, dict | list) and node and (not path or draw.random() < 0.75):
             key = draw.choice(list(node)) if isinstance(node, dict) else draw.randrange(len(node))
             path.append((node, key))
@@ -108,7 +109,7 @@ def profiles(draw: Draw, folder: Path) -> None:
     from attnkit.profiles.schema import Families, NodeProfile, WorkloadProfile
     from attnkit.profiles.strict_yaml import read_model
 
-    kinds = {"nodes": NodeProfile, "workloads": WorkloadProfile, "": Families}
+    kinds: dict[str, Any] = {"nodes": NodeProfile, "workloads": WorkloadProfile, "": Families}
     source = draw.choice(sorted((ROOT / "profiles").rglob("*.yaml")))
     path = folder / source.name
     path.write_bytes(mutate_text(draw, source.read_text(encoding="utf-8")))
@@ -201,8 +202,8 @@ def trees(draw: Draw, folder: Path) -> None:
 WORDS = (
     "vllm", "serve", "model", "python", "-m", "vllm.entrypoints.openai.api_server", "--port", "--host", "--block-size",
     "--dtype", "--attention-config", "--attention-backend", "--kv-cache-dtype", "--api-key", "--tensor-parallel-size", "-tp",
-    "--", "=", "--block-size=²", "8000", "99999999999999999999", "-1", "fp8", '{"backend": 1}', "[" * 2000, "TORCH_SDPA", "\udcff",
-    "::", "", "--ssl-certfile", "0.0.0.0", "half", "--pipeline-parallel-size=x", "--data-parallel-size",
+    "--", "=", "--block-size=²", "8000", "99999999999999999999", "-1", "fp8", '{"backend": 1}', "[" * 2000, "TORCH_SDPA",
+    "\udcff", "::", "", "--ssl-certfile", "0.0.0.0", "half", "--pipeline-parallel-size=x", "--data-parallel-size",
     "--gpu-memory-utilization", "nan",
 )  # fmt: skip
 

@@ -126,7 +126,7 @@ def run_step(step: Step, out: Path, common: Sequence[str], second: int) -> Outco
     """Boot in `out`, with relative paths, so that the report holds none of this machine's."""
     own = ("--report", f"{step.name}.json", "--ready", "state/ready.json", "--metrics", "state/boot.prom")
     command = [sys.executable, "-m", "attnkit.cli", "boot", *own, *common, *step.arguments]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("ATTNKIT_")} | step.environment
+    environment = {**{k: v for k, v in os.environ.items() if not k.startswith("ATTNKIT_")}, **step.environment}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
     started = time.monotonic()
     with memory_taken(second) if step.takes_memory else nullcontext():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -177,6 +178,28 @@ def _passes(directory: Path, program: str, *arguments: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+LACKING = ("tree", "dual", "differential", "fnuz")
+"""Of whose cases the kernels compute none: operations and formats that they do not have."""
+
+
+def test_the_contract_of_a_call(bake: Path, repo_root: Path) -> None:
+    script = repo_root / "tests" / "api" / "contract_cases.py"
+    command = [sys.executable, "-W", "ignore", str(script), "attnkit-cpu", "TORCH_SDPA"]
+    environment = {**os.environ, "ATTNKIT_KERNELS": str(bake)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["TORCH_SDPA"]
+    assert not {name: problem for name, problem in found.items() if problem not in ("", "refused")}
+    assert all((problem == "refused") == any(word in name for word in LACKING) for name, problem in found.items())
+
+
+def test_random_calls(bake: Path, repo_root: Path) -> None:
+    program = "import sys; sys.path.append(sys.argv.pop(1)); from tools.fuzz.calls import main; sys.exit(main())"
+    asked = ["--backend", "TORCH_SDPA", "--provider", "attnkit-cpu", "--draws", "150"]
+    said = _passes(bake, program, str(repo_root), *asked)
+    assert "TORCH_SDPA/attnkit-cpu: 150 run, 0 refused, 0 wrong" in said
 
 
 def test_new_keys_and_values_are_written_where_they_belong_and_nowhere_else(directory: Path) -> None:
