@@ -298,11 +298,11 @@ def test_a_report_from_the_future_is_none(tmp_path: Path) -> None:
 
 
 def test_the_profiles_variables_reach_the_self_test() -> None:
-    from attnkit.hardware.device import 
+    from attnkit.hardware.archs import pretend
     from attnkit.isolation.messages import Request
     from attnkit.isolation.parent import run_isolated
 
-    request = Request("TORCH_SDPA", None, ("x86_64", "CPU"), (), "quick", planted_answer="hang")
+    request = Request("TORCH_SDPA", None, pretend("x86_64", "CPU"), (), "quick", planted_answer="hang")
     found: list[bytes] = []
 
     def look() -> None:

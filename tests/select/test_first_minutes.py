@@ -6,7 +6,7 @@ import pytest
 
 from attnkit.backends.base import Reason, Rejected
 from attnkit.errors import UsageError, how_to_install, require_packages
-from attnkit.hardware.device import 
+from attnkit.hardware.archs import pretend
 from attnkit.select.choose import no_backend_text, select
 from attnkit.spec import AttentionSpec
 from attnkit.wording import short_reasons
@@ -14,7 +14,7 @@ from attnkit.wording import short_reasons
 
 @pytest.mark.parametrize(("arch", "extra"), [("x86_64", "cpu"), ("sm_90", "cuda"), ("gfx942", "rocm")])
 def test_without_torch_there_is_one_reason(arch: str, extra: str) -> None:
-    device = (arch, "device")
+    device = pretend(arch, "device")
     decision = select(device, AttentionSpec(), {})
     text = no_backend_text(decision.rejected, device.name, None, device.vendor)
     assert text.startswith("no backend can serve on device: torch is not installed: pip install 'attnkit[" + extra + "]'")
@@ -22,7 +22,7 @@ def test_without_torch_there_is_one_reason(arch: str, extra: str) -> None:
 
 
 def test_with_torch_every_reason_is_there() -> None:
-    device = ("x86_64", "device")
+    device = pretend("x86_64", "device")
     decision = select(device, AttentionSpec(head_dim=7), {"torch": "2.13.0"})
     assert len(no_backend_text(decision.rejected, device.name, None, "cpu").splitlines()) > 5
 
