@@ -12,7 +12,7 @@ PARALLEL := -n auto --maxprocesses 4 --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help venv engine image images images-test kernels-test bundle demo demo-fault demo-down lab lab-scale lock test-venv docs-venv \
-	test test-python test-unit test-fleet test-docker test-image test-oldest lint generate check-generated docs changelog dist contracts
+	test test-python test-unit test-fleet test-docker test-image test-oldest lint generate check-generated docs changelog dist contracts fuzz-inputs
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ images-test: test-venv ## builds and inspects every image (30 GB of disk, hours)
 
 kernels-test: test-venv ## compiles every kernel for every architecture (half an hour)
 	$(PYTEST) -m on_demand $(PARALLEL) tests/kernels tests/prebuilt tests/tools/kernels
+
+fuzz-inputs: test-venv ## 50,000 hostile inputs for everything that reads what others wrote (minutes)
+	$(BIN)/python -m tools.fuzz.inputs --draws 50000
 
 bundle: venv ## one file for hosts without a network: image, playbooks, profiles, wheels, checksums: make bundle PLATFORM=cpu
 	@$(VENV)/bin/python -m images.offline.bundle "$(PLATFORM)"

@@ -350,7 +350,7 @@ class _Boot:
                 "start the engine without it"
             )
         if plan.decision.chosen is None:
-            raise NoBackendError(no_backend_text(plan.decision.rejected, where.device.name, explicit))
+            raise NoBackendError(no_backend_text(plan.decision.rejected, where.device.name, explicit, where.device.vendor))
         return plan
 
     def _validate(self, plan: Plan, level: Level, explicit: str | None) -> Candidate | None:
