@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
@@ -14,11 +14,7 @@ from attnkit.cli.console import columns, console
 from attnkit.wording import heads_text, layer_text, memory_text, short_reasons, spec_text
 
 if TYPE_CHECKING:
-<<<<<<< HEAD
-    from attnkit.boot.report import BootReport
     from attnkit.engines.vllm.census import Census
-=======
->>>>>>> wt-runtime
     from attnkit.engines.vllm.names import Resolution
     from attnkit.hardware.device import Device
     from attnkit.select.catalog import BackendRow
@@ -202,7 +198,7 @@ def show_environment(found: Mapping[str, Any]) -> None:
     out.print(Text(f"node type  {found['node_type'] or 'unknown'}"))
     for name, count in Counter(found["devices"]).items():
         out.print(Text(f"device     {f'{count} × ' if count > 1 else ''}{name}"))
-    table = _table("version of", "")
+    table = columns("version of", "")
     for name, version in found["versions"].items():
         table.add_row(name, Text(version))
     out.print(table)
@@ -217,7 +213,7 @@ def show_census(census: Census) -> None:
     stages = f", one of {census.pipeline} pipeline stages" if census.pipeline > 1 else ""
     out.print(Text(f"{census.architecture or 'unknown architecture'}{ranks}{stages}  {census.model}"))
     out.print()
-    table = _table("layers", "kind", "heads × size", "", "backend")
+    table = columns("layers", "kind", "heads × size", "", "backend")
     for one in census.counted:
         kind = one.kind
         shape = heads_text(kind.spec)
