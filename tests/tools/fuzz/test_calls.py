@@ -35,7 +35,7 @@ def test_random_calls(backend: str, number: int, capsys: pytest.CaptureFixture[s
     assert f"{backend}/torch: {number} run, 0 refused, 0 wrong" in capsys.readouterr().out
 
 
-def test_random_calls_in_the_interpreter(repo_root: Path, tmp_path: Path) -> None:
+def test_random_calls_in_the_interpreter(repo_root: Path) -> None:
     pytest.importorskip("triton", reason="Triton is not installed here")
     program = """
 import json, sys
@@ -49,7 +49,6 @@ sys.exit(max(main(["--backend", name, "--draws", str(draws)]) for name, draws in
         text=True,
         check=False,
         timeout=900,
-        cwd=tmp_path,
         env={**os.environ, "TRITON_INTERPRET": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
