@@ -1,1 +1,1 @@
-"""Random calls against float64: what a backend claims, it computes."""
+"""What nobody thought of, drawn by chance: calls against float64, and hostile inputs."""
