@@ -21,15 +21,19 @@ def selftest(
     fault: Fault = None,
     root: Root = Path("/"),
     json: Annotated[Path | None, typer.Option("--json", help="Write verdicts as JSON to this file; - for stdout.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Show passed cases too.")] = False,
 ) -> None:
     """Validate backends against a float64 reference."""
     from attnkit.cli import tables
+    from attnkit.cli.progress import Progress
+    from attnkit.cli.report_tables import show_verdicts
     from attnkit.isolation.check import CheckOptions, run_checks
     from attnkit.jsonio import check_writable
 
     if json is not None and str(json) != "-":
         check_writable(json)  # before the minutes that the tests take
 
+    progress = Progress()
     raise typer.Exit(
         run_checks(
             CheckOptions(
@@ -42,7 +46,8 @@ def selftest(
                 root=root,
                 json_file=json,
             ),
-            tables.show_verdicts,
-            tables.show_fault_results,
+            lambda verdicts: progress.around(lambda: show_verdicts(verdicts, everything=everything)),
+            lambda name, results: progress.around(lambda: tables.show_fault_results(name, results)),
+            progress,
         )
     )
