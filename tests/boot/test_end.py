@@ -310,7 +310,8 @@ def test_the_profiles_variables_reach_the_self_test() -> None:
         while not found and time.monotonic() < deadline:
             for child in Path("/proc").glob("[0-9]*"):
                 with suppress(OSError):
-                    if b"attnkit.isolation.child" in (child / "cmdline").read_bytes():
+                    ours = int((child / "stat").read_text().rsplit(")", 1)[1].split()[1]) == os.getpid()
+                    if ours and b"attnkit.isolation.child" in (child / "cmdline").read_bytes():
                         text = (child / "environ").read_bytes()
                         found.extend(v for v in text.split(b"\0") if v.startswith((b"PROFILE_SAYS=", b"PATH=")))
 

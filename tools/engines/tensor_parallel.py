@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -283,7 +282,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for one in found:
         print(f"{'differs' if one.reason else 'equal'}: {one}")
     if given.out:
-        head = {"attnkit_version": __version__, "created": now(), "command": sys.argv[1:] if argv is None else list(argv)}
+        asked_for = {
+            "ranks": given.ranks,
+            "backend": given.backend,
+            "dtype": given.dtype,
+            "wrong_rank": given.inject_wrong_rank,
+        }
+        head = {"attnkit_version": __version__, "created": now(), **asked_for}
         write_atomically(
             given.out, to_json({**head, **_place(given.device), "compared": [asdict(one) for one in found]}) + "\n"
         )

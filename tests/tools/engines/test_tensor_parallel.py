@@ -20,7 +20,8 @@ def test_two_ranks_compute_the_layer_of_one_device(tmp_path: Path, dtype: str) -
         assert (one["reason"], one["kernel"]) == ("", "scaled_dot_product_attention")
         assert 0 < one["parallel_error"] <= one["parallel_bound"]
         assert 0 < one["single_error"] <= one["single_bound"]
-    assert report["devices"] == ["CPU"]
+    assert (report["devices"], report["ranks"], report["dtype"]) == (["CPU"], 2, dtype)
+    assert str(tmp_path) not in out.read_text()
 
 
 def test_four_ranks_with_copied_kv_heads_and_one_that_takes_anothers_share(tmp_path: Path) -> None:
