@@ -40,7 +40,7 @@ def show_report(report: BootReport, *, everything: bool = False) -> None:
         ("seconds", "  ".join(f"{k} {v:g}" for k, v in report.boot_seconds.model_dump().items() if v is not None)),
         ("engine", engine),
         ("versions", "  ".join(f"{name} {version}" for name, version in report.versions.items())),
-        ("proof key", report.proof_key or ""),
+        ("validation key", report.proof_key or ""),
     ]
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, text in rows:

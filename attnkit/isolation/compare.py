@@ -1,6 +1,6 @@
 """Equal devices compared with one another: one that is much slower than its equals is broken, throttled or shared.
 
-The speed floor of the self-test is a fraction of what the very device shows, so that a device which is slow as a whole passes
+The speed floor of the self-test is a fraction of what the device itself shows, so that one which is slow as a whole passes
 it. Its equals in the same machine say what it should show.
 """
 
@@ -13,7 +13,7 @@ from attnkit.hardware.device import Device
 from attnkit.selftest.results import CaseResult, Verdict
 
 SLOW = 0.5
-"""Fraction of the fastest equal device's own rate, under which a device fails. Equal cards differ by a few percent."""
+"""Fraction of the fastest equal device's own rate, under which a device fails. Equal devices differ by a few percent."""
 
 
 def compare_devices(devices: Sequence[Device], verdicts: Sequence[tuple[Verdict, ...]]) -> tuple[tuple[Verdict, ...], ...]:

@@ -26,8 +26,8 @@ class Kernels:
     """What one child found out about Triton's kernels.
 
     Args:
-        baked, jit_compiles: kernels that were precompiled, and that it compiled just in time.
-        unused: why the bake was of no use, where there is one and it was not.
+        baked, jit_compiles: kernels that were precompiled, and those compiled just in time; names as in the boot report.
+        unused: why no precompiled kernel was used, where there is a kernel directory.
     """
 
     baked: int

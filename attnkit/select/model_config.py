@@ -202,6 +202,9 @@ def _read_parts(whole: Part, reading: Reading) -> None:
         text = Part(whole.source, whole.where, whole.raw, flat)
     elif text.model_type == "" and (flat := FLAT_TEXT.get(whole.model_type)):
         text = Part(text.source, text.where, text.raw, flat)
+    if model_type in PREFIX_LM:  # "bidirectional" is about the prompt there, which the feature below says
+        own = {name: value for name, value in text.raw.items() if name != "use_bidirectional_attention"}
+        text = Part(text.source, text.where, own, text.model_type)
     before = len(reading.found)
     _language_model(text, reading)
     if model_type in PREFIX_LM:

@@ -44,8 +44,8 @@ products are equal (equal keys), no other order shows its drift: each step of a 
 CHUNK = 8
 """Products that a float32 sum takes together before it rounds."""
 
-SUMS = 1 << 24
-"""Partial sums held at a time, about: rows of a float32 product are worked out in slabs of no more."""
+SUMS = 1 << 17
+"""Partial sums held at a time, about: rows of a float32 product are worked out in slabs that stay in a core's cache."""
 
 LANES, MANY = 16, 1024
 """Running sums that the chunks are dealt to in turn, as vector lanes are. Beyond `MANY` chunks there is one, as in a kernel
@@ -114,14 +114,16 @@ def product(a: Tensor, b: Tensor, order: Tensor | None = None, *, plain: bool = 
         return (a.double() @ b.double()).to(a.dtype)
     if order is not None:
         a, b = a[:, order], b[order]
+    found = a.new_zeros(a.shape[0], b.shape[1])
     if plain and a.shape[1] <= MANY:
-        total = a.new_zeros(a.shape[0], b.shape[1])
-        for left, right in zip(a.double().unbind(1), b.double().unbind(0), strict=True):
-            total = torch.addcmul(total.double(), left[:, None], right[None]).float()
-        return total
+        step, columns = max(1, SUMS // max(1, b.shape[1])), b.double().unbind(0)
+        for rows, into in zip(a.double().split(step), found.split(step), strict=True):
+            total = into.double()
+            for left, right in zip(rows.unbind(1), columns, strict=True):
+                total.copy_(into.copy_(total.addcmul_(left[:, None], right[None])))
+        return found
     chunks, spare = -(-a.shape[1] // CHUNK), -a.shape[1] % CHUNK
     right = pad(b.double(), (0, 0, 0, spare)).view(chunks, CHUNK, b.shape[1])
-    found = a.new_empty(a.shape[0], b.shape[1])
     step = max(1, SUMS // max(1, chunks * b.shape[1]))
     for rows, into in zip(a.split(step), found.split(step), strict=True):
         left = pad(rows.double(), (0, spare)).view(rows.shape[0], chunks, CHUNK).transpose(0, 1)

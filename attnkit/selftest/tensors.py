@@ -195,12 +195,12 @@ def _paged(
     keys = torch.full((count, size, case.kv_heads, case.head_dim), math.nan)
     values = torch.full((count, size, case.kv_heads, case.head_dim_v), math.nan)
     for row, (k, v) in enumerate(parts):
-        for index in range(blocks[row]):
-            block = order.pop()
-            table[row, index] = block
-            piece = slice(index * size, min((index + 1) * size, k.shape[0]))
-            keys[block, : piece.stop - piece.start] = k[piece]
-            values[block, : piece.stop - piece.start] = v[piece]
+        taken = torch.tensor([order.pop() for _ in range(blocks[row])], dtype=torch.int32)
+        table[row, : blocks[row]] = taken
+        for cache, rows in ((keys, k), (values, v)):
+            whole = rows.new_full((blocks[row] * size, *rows.shape[1:]), math.nan)
+            whole[: rows.shape[0]] = rows
+            cache[taken.long()] = whole.view(blocks[row], size, *rows.shape[1:])
     if case.kv_cache_dtype == "auto":
         return table, (keys.to(_dtype(case)), values.to(_dtype(case))), (1.0, 1.0)
     fp8 = FP8[case.kv_cache_dtype]

@@ -36,7 +36,7 @@ SAY = {
 KEPT = re.compile(
     r"'planted'|`planted`|\"planted\"|planted_(fault|answer)|--planted-answer|PLANTED_ANSWER|planted-device-answer|--prove\b"
     r"|\bkernels\.baked\b|KernelCounts\.baked|`baked`|\"baked\"|BakedCacheManager|bake-(cpu|triton|pallas)"
-    r"|-prove(\.json|\b)|\.proven\b|`proven`",
+    r"|-prove(\.json|\b)|\.proven\b|`proven`|\bbaked, jit_compiles\b",
     re.IGNORECASE,
 )
 """Public names that scripts may use: report values, events, options and a class; they keep their old form."""

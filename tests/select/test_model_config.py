@@ -274,3 +274,12 @@ def test_every_preset_names_its_source_and_what_it_was_compared_with() -> None:
         repository = next(line.split("|")[2].strip() for line in sources.splitlines() if line.startswith(f"| {preset} |"))
         assert repository.count("/") == 1, f"{preset}: {repository!r} is not an owner/name"
         assert f"| {preset} |" in compared
+
+
+def test_a_prompt_without_a_causal_mask_is_a_feature_of_a_decoder() -> None:
+    text = {"model_type": "gemma", "hidden_size": 2048, "num_attention_heads": 8, "num_key_value_heads": 1}
+    text |= {"head_dim": 256, "num_hidden_layers": 18, "use_bidirectional_attention": True}
+    need = read_config({"model_type": "paligemma", "text_config": text}, "paligemma")
+    assert [(k.role, k.count, sorted(k.spec.features)) for k in need.layers if k.role not in TOWERS] == [
+        ("decoder", 18, ["prefix_lm"])
+    ]

@@ -249,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the reports")
     parser.add_argument("--simulate", action="store_true", help="simulated devices of a made machine; collectives on the CPU")
     parser.add_argument("--hang-timeout", type=float, default=120.0, help="--selftest-timeout of the boot whose device hangs")
-    parser.add_argument("--only", help="names of steps, with commas between")
+    parser.add_argument("--only", help="comma-separated names of steps")
     parser.add_argument("arguments", nargs="*", help="more options of every boot, after --: --level standard (quick) …")
     given = parser.parse_args(argv)
     out: Path = given.out

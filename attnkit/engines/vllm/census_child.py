@@ -32,6 +32,7 @@ def build(options: list[str]) -> dict[str, Any]:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     _inspect_here()
+    _ones_for_meta()
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
     given, _ = parser.parse_known_args(options)
     args = EngineArgs.from_cli_args(given)
@@ -71,6 +72,20 @@ def _inspect_here() -> None:
 
     if hasattr(registry, "_run_in_subprocess"):
         registry._run_in_subprocess = lambda look: look()
+
+
+def _ones_for_meta() -> None:
+    """A few models read a small tensor while they are built (ALiBi's slopes, an activation's constants); on the meta device
+    there is nothing to read, and ones do: that the layer has them is what is counted."""
+    import torch
+
+    def readable(real: Any) -> Any:
+        return lambda tensor: real(torch.ones(tensor.shape, dtype=tensor.dtype, device="cpu") if tensor.is_meta else tensor)
+
+    for name in ("tolist", "item"):
+        if not hasattr(torch.Tensor, f"attnkit_{name}"):
+            setattr(torch.Tensor, f"attnkit_{name}", getattr(torch.Tensor, name))
+            setattr(torch.Tensor, name, readable(getattr(torch.Tensor, name)))
 
 
 def stand_in_group(ranks: int, tensor: int, pipeline: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Literal, TypeAlias
 
 Op: TypeAlias = Literal["prefill", "decode", "mla", "dual_chunk", "tree", "dual_chunk_decode"]
@@ -134,11 +135,13 @@ MAX_SPLITS = 64
 MIN_TILES_PER_SPLIT = 2
 
 
+@cache
 def family(arch: str) -> str:
     """The family of sm_90, gfx942, xe-hpg …; an architecture nobody listed gets the most careful tiles ("rdna")."""
     return next((name for pattern, name in FAMILIES if fnmatchcase(arch, pattern)), "rdna")
 
 
+@cache
 def tile(op: Op, arch: str, width: int, element_size: int, *, interpret: bool = False) -> Tile:
     """The tile for `op` on `arch`.
 

@@ -113,3 +113,11 @@ def test_vllm_itself_is_asked(tmp_path: Path, options: tuple[str, ...], heads: s
     assert census.counted[0].backend is not None
     with pytest.raises(InconclusiveError, match="could not build the model"):
         take(("--model", str(tmp_path / "absent")))
+
+
+def test_no_architecture_is_read_otherwise_than_vllm_builds_it() -> None:
+    """The committed table of `python -m tools.engines.census_table`: vLLM's census against the reader of config.json."""
+    table = json.loads((Path(__file__).parents[2] / "data/model-census.json").read_text("utf-8"))
+    outcomes = {name: row[1] for name, row in table["rows"].items()}
+    assert [name for name, outcome in outcomes.items() if outcome == "different"] == []
+    assert list(outcomes.values()).count("same") >= 25
