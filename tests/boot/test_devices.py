@@ -67,10 +67,15 @@ def test_a_bad_device_is_left_out_where_the_profile_says_so(start: Start, three_
     assert "CUDA_VISIBLE_DEVICES=0,2" in " ".join(report["engine"]["notes"])
 
 
-def test_devices_that_serve_one_model_together_are_checked_before_the_engine_starts(start: Start, three_h200: Path) -> None:
+def test_devices_that_serve_one_model_together_are_checked_before_the_engine_starts(
+    start: Start, three_h200: Path, tmp_path: Path
+) -> None:
+    vllm = tmp_path / "vllm"
+    vllm.write_text(f"#!/bin/sh\ntouch {tmp_path}/engine-ran\n")
+    vllm.chmod(0o755)
     boot = start(
         *("--simulated-device", "right", "--fault", "wrong-rank@1", "--root", three_h200, "--model", "llama-3"),
-        *("--", "vllm", "serve", "model", "--tensor-parallel-size", "2"),
+        *("--", str(vllm), "serve", "model", "--tensor-parallel-size", "2"),
     )
     assert boot.wait() == 1
     report = boot.report
@@ -81,6 +86,7 @@ def test_devices_that_serve_one_model_together_are_checked_before_the_engine_sta
     assert "GPU-1, 0000:65:00.0" in report["error"]
     assert (report["backend"], report["engine"]) == (None, None)
     assert boot.state() == "failed"
+    assert not (tmp_path / "engine-ran").exists()
 
 
 def test_only_the_devices_of_the_node_type_are_tested_and_shown_to_the_engine(machine: Machine) -> None:
