@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
@@ -13,6 +14,7 @@ from attnkit.cli.console import columns, console
 from attnkit.wording import heads_text, layer_text, memory_text, short_reasons, spec_text
 
 if TYPE_CHECKING:
+    from attnkit.engines.vllm.census import Census
     from attnkit.engines.vllm.names import Resolution
     from attnkit.hardware.device import Device
     from attnkit.select.catalog import BackendRow
@@ -185,6 +187,38 @@ def _show_layers(out: Console, plan: Plan) -> None:
         kind = choice.kind
         table.add_row(str(kind.count), f"{kind.role} {kind.spec.dtype}", heads_text(kind.spec), layer_text(kind), name)
     for other in plan.requirements.other:
+        table.add_row(str(other.count), "other", "", other.what, Text("not attention", style="dim"))
+    out.print(table)
+
+
+def show_environment(found: Mapping[str, Any]) -> None:
+    """`attnkit env`."""
+    out = console()
+    out.print(Text(f"system     {found['system']}"))
+    out.print(Text(f"node type  {found['node_type'] or 'unknown'}"))
+    for name, count in Counter(found["devices"]).items():
+        out.print(Text(f"device     {f'{count} × ' if count > 1 else ''}{name}"))
+    table = columns("version of", "")
+    for name, version in found["versions"].items():
+        table.add_row(name, Text(version))
+    out.print(table)
+    for name, value in found["variables"].items():
+        out.print(Text(f"{name}={value}", overflow="fold"))
+
+
+def show_census(census: Census) -> None:
+    """`attnkit census`."""
+    out = console()
+    ranks = f", one of {census.tensor} tensor-parallel ranks" if census.tensor > 1 else ""
+    stages = f", one of {census.pipeline} pipeline stages" if census.pipeline > 1 else ""
+    out.print(Text(f"{census.architecture or 'unknown architecture'}{ranks}{stages}  {census.model}"))
+    out.print()
+    table = columns("layers", "kind", "heads × size", "", "backend")
+    for one in census.counted:
+        kind = one.kind
+        shape = heads_text(kind.spec)
+        table.add_row(str(kind.count), f"{kind.role} {kind.spec.dtype}", shape, layer_text(kind), one.backend or "not said")
+    for other in census.other:
         table.add_row(str(other.count), "other", "", other.what, Text("not attention", style="dim"))
     out.print(table)
 
