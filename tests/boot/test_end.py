@@ -102,7 +102,7 @@ def test_an_unforeseen_exception_while_the_engine_runs_ends_it(run: Run, tmp_pat
         ({"command": ("vllm", "serve", "m", "--block-size", "²")}, "--block-size must be a whole number"),
         ({"command": ("vllm", "serve", "m", "--block-size", "9" * 5000)}, "--block-size must be a whole number"),
         ({"command": ("vllm", "serve", "m", "--attention-config", "[" * 5000)}, "--attention-config: nested deeper"),
-        ({"command": ("vllm", "serve", "m", "--attention-config", '{"backend": 3}')}, "--attention-config is not"),
+        ({"command": ("vllm", "serve", "m", "--attention-config", '{"backend": 3}')}, "unknown backend '3'"),
         ({"model": "n" * 300}, "File name too long"),
         ({"model": "zero\0byte"}, "unknown model preset"),
         ({"node": "n" * 300}, "unknown node type"),
