@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from attnkit.jsonio import write_atomically
+from attnkit.jsonio import read_json, write_atomically
 
 OURS = "attnkit"
 
@@ -131,5 +131,5 @@ class Report:
 
 def load(path: Path) -> tuple[dict[str, Any], list[Row]]:
     """A report's document and its rows."""
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = read_json(path)
     return document, [Row(**row) for row in document["rows"]]

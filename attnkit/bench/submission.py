@@ -10,6 +10,7 @@ from pathlib import Path
 from attnkit import __version__
 from attnkit.bench import run, turing
 from attnkit.hardware import detect
+from attnkit.jsonio import read_json
 
 
 def write(file: Path) -> None:
@@ -29,7 +30,7 @@ def write(file: Path) -> None:
             run.require_gpu()
             run.main(run.Options(Path(folder), command="attnkit bench --submit FILE"))
         report = next(Path(folder).glob("*.json"))
-        document = json.loads(report.read_text(encoding="utf-8"))
+        document = read_json(report)
     document["attnkit_version"] = __version__
     document["devices"] = [asdict(device) for device in found.devices]
     file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

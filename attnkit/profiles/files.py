@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def node_file(name: str) -> Path:
         UsageError: no such node type (the nearest are named).
     """
     family = _families().get(name.strip().casefold()) if name.strip().casefold() not in _files("nodes") else None
-    return family[0] if family else _file("nodes", "node type", name, node_names())
+    return family[0] if family else _file("nodes", "node type", name, node_names)
 
 
 def workload_file(name: str) -> Path:
@@ -79,7 +80,7 @@ def workload_file(name: str) -> Path:
     Raises:
         UsageError: no such workload (the nearest are named).
     """
-    return _file("workloads", "workload", name, workload_names())
+    return _file("workloads", "workload", name, workload_names)
 
 
 def load_node(name: str) -> NodeProfile:
@@ -161,8 +162,8 @@ def _load_families(path: Path) -> tuple[NodeProfile, ...]:
     return tuple(profiles)
 
 
-def _file(kind: str, what: str, name: str, known: tuple[str, ...]) -> Path:
+def _file(kind: str, what: str, name: str, known: Callable[[], tuple[str, ...]]) -> Path:
     try:
         return _files(kind)[name.strip().casefold()]
     except KeyError:
-        raise unknown_name(what, name, known) from None
+        raise unknown_name(what, name, known()) from None

@@ -102,7 +102,7 @@ def test_an_unforeseen_exception_while_the_engine_runs_ends_it(run: Run, tmp_pat
         ({"command": ("vllm", "serve", "m", "--block-size", "²")}, "--block-size must be a whole number"),
         ({"command": ("vllm", "serve", "m", "--block-size", "9" * 5000)}, "--block-size must be a whole number"),
         ({"command": ("vllm", "serve", "m", "--attention-config", "[" * 5000)}, "--attention-config: nested deeper"),
-        ({"command": ("vllm", "serve", "m", "--attention-config", '{"backend": 3}')}, "--attention-config is not"),
+        ({"command": ("vllm", "serve", "m", "--attention-config", '{"backend": 3}')}, "unknown backend '3'"),
         ({"model": "n" * 300}, "File name too long"),
         ({"model": "zero\0byte"}, "unknown model preset"),
         ({"node": "n" * 300}, "unknown node type"),
@@ -342,3 +342,25 @@ def test_this_module_leaves_nothing_running() -> None:
         ["ps", "-o", "args=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=False
     ).stdout
     assert "sleep 600" not in shown
+
+
+@pytest.mark.parametrize(
+    ("url", "sent"),
+    [
+        ("http://127.0.0.1:8000/health", True),
+        ("http://localhost:1/health", True),
+        ("http://[::1]:8000/health", True),
+        ("http://engine.example:8000/health", True),
+        ("http://other.example:8000/health", False),
+        ("http://127.0.0.1.other.example/health", False),
+    ],
+)
+def test_the_api_key_goes_to_the_engines_own_host(tmp_path: Path, url: str, sent: bool) -> None:
+    from attnkit.boot.report import BootReport
+    from attnkit.boot.serving import EngineSettings, Serving
+
+    command = ("vllm", "serve", "m", "--api-key", "k", "--host", "engine.example")
+    serving = Serving(
+        EngineSettings(command, url, 1.0), BootReport.model_construct(), outputs(tmp_path), Events(io.StringIO()), 0.0
+    )
+    assert serving._api_key(url) == ("k" if sent else None)

@@ -43,6 +43,11 @@ ODD: tuple[Any, ...] = (
 PIECES = (b"[" * 3000, b'"', b"{", b"}", b"\xff", b"\0", b"9" * 5000, b"&a [*a]", b"!!python/x ", b"\n", b": ")
 
 
+def odd(draw: Draw) -> Any:
+    """A value that nobody expects, its own copy: it may be mutated further."""
+    return copy.deepcopy(draw.choice(ODD))
+
+
 def mutate_tree(draw: Draw, document: Any, times: int = 3) -> Any:
     """A document with a few of its values replaced, removed, doubled or renamed."""
     document = copy.deepcopy(document)
@@ -54,11 +59,11 @@ def mutate_tree(draw: Draw, document: Any, times: int = 3) -> Any:
             path.append((node, key))
             node = node[key]
         if not path:
-            return draw.choice(ODD)
+            return odd(draw)
         holder, key = path[-1]
         how = draw.random()
         if how < 0.6:
-            holder[key] = draw.choice(ODD)
+            holder[key] = odd(draw)
         elif how < 0.75:
             del holder[key]
         elif isinstance(holder, dict):

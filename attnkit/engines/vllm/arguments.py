@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from attnkit.errors import UsageError
+from attnkit.jsonio import parse_json
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,9 @@ def attention_options(options: Sequence[str]) -> AttentionOptions:
     named: list[tuple[str, str]] = []
     for text in values(options, "--attention-config", "-ac"):
         try:
-            document = json.loads(text)
-        except ValueError:
-            document = None
+            document = parse_json(text, "--attention-config")
+        except UsageError as error:
+            raise UsageError(f"--attention-config is not a JSON object: {text[:80]!r}: {error}") from None
         if not isinstance(document, dict):
             raise UsageError(f"--attention-config is not a JSON object: {text[:80]!r}")
         config |= document
@@ -144,15 +145,19 @@ def attention_options(options: Sequence[str]) -> AttentionOptions:
             raise UsageError(f"{named[0][1]} says {named[0][0]} but {where} says {other}; give one")
     version = config.get("flash_attn_version")
     if dotted["flash_attn_version"]:
-        version = int(text) if (text := dotted["flash_attn_version"][-1]).isascii() and text.isdigit() else text
+        version = (
+            int(text)
+            if (text := dotted["flash_attn_version"][-1]).isascii() and text.isdigit() and len(text) < 4
+            else text[:80]
+        )
     if version not in (None, 2, 3, 4):
         raise UsageError(f"--attention-config: flash_attn_version is {version!r}; it must be 2, 3 or 4")
     kinds = config.get("backend_per_kind")
     if dotted["backend_per_kind"]:
         try:
-            kinds = json.loads(dotted["backend_per_kind"][-1])
-        except ValueError:
-            raise UsageError("--attention-config.backend_per_kind is not a JSON object") from None
+            kinds = parse_json(dotted["backend_per_kind"][-1], "--attention-config.backend_per_kind")
+        except UsageError as error:
+            raise UsageError(f"--attention-config.backend_per_kind is not a JSON object: {error}") from None
     if kinds is not None and not (isinstance(kinds, dict) and all(isinstance(name, str) for name in kinds.values())):
         raise UsageError("--attention-config: backend_per_kind must be an object: a kind of layer, and the name of a backend")
     backend, where = named[0] if named else (None, "")

@@ -43,13 +43,13 @@ def verify(
         if kernel.binary not in kernel.files:
             problems.append(f"{kernel.target} {kernel.name}: no machine code")
     problems += _altered(root, manifest.launchers, "launcher")
-    problems += _added(root, manifest)
     if not manifest.kernels:
         problems.append("the manifest lists no kernel")
     if manifest.python != (sysconfig.get_config_var("EXT_SUFFIX") or "") and manifest.launchers:
         problems.append(f"launchers were built for {manifest.python}; this Python wants another suffix")
     if planned and not problems:
         problems += _unplanned(manifest, wanted, calls, boot)
+    problems += _added(root, manifest)
     if problems:
         raise KernelsError(f"{root}: {len(problems)} problem(s): " + "; ".join(problems[:20]))
     return manifest
