@@ -213,6 +213,7 @@ class Provider:
         why: one line on what it is, for the docs table.
         kind: "kernel" (one kernel reads the cache's pages where they lie), "composed" (pages are gathered, then the library's
             dense kernel runs) or "interpreter"; what speed is expected of it (`selftest.speed`). None: nothing is stated.
+        kernels: patterns of the kernel names that its answers may bear; the self-test holds it to them.
         to_get: what to do where a requirement of our own ("attnkit-…") is missing, which no package installs.
     """
 
@@ -223,6 +224,7 @@ class Provider:
     why: str = ""
     kind: Literal["kernel", "composed", "interpreter"] | None = None
     to_get: str = ""
+    kernels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

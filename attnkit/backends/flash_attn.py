@@ -192,6 +192,7 @@ BACKENDS: tuple[Backend, ...] = (
                 ("torch>=2.8", "vllm.vllm_flash_attn._vllm_fa3_C"),
                 "vLLM's build of FlashAttention 3",
                 kind="kernel",
+                kernels=("vllm_flash_attn.fa3",),
             ),
             Provider(
                 "vllm_flash_attn-fa2",
@@ -200,6 +201,7 @@ BACKENDS: tuple[Backend, ...] = (
                 ("torch>=2.8", "vllm.vllm_flash_attn._vllm_fa2_C"),
                 "vLLM's build of FlashAttention 2",
                 kind="kernel",
+                kernels=("vllm_flash_attn.fa2",),
             ),
             Provider(
                 "flash-attn",
@@ -208,6 +210,7 @@ BACKENDS: tuple[Backend, ...] = (
                 ("torch>=2.8", "flash-attn>=2.6,<3"),
                 "FlashAttention 2",
                 kind="kernel",
+                kernels=("flash_attn.varlen",),
             ),
             Provider(
                 "flash-attn-4",
@@ -216,6 +219,7 @@ BACKENDS: tuple[Backend, ...] = (
                 ("torch>=2.8", "flash-attn-4"),
                 "FlashAttention 4, in CuTe DSL",
                 kind="kernel",
+                kernels=("flash_attn.cute",),
             ),
         ),
         aliases=("FLASH_ATTN_VLLM_V1",),

@@ -256,15 +256,41 @@ _REQUIRES = ("torch>=2.8", "flashinfer-python>=0.3")
 BACKENDS: tuple[Backend, ...] = (
     Backend(
         "FLASHINFER",
-        (Provider("flashinfer-python", _PAGED, _flashinfer, _REQUIRES, "FlashInfer; reads float8 caches", kind="kernel"),),
+        (
+            Provider(
+                "flashinfer-python",
+                _PAGED,
+                _flashinfer,
+                _REQUIRES,
+                "FlashInfer; reads float8 caches",
+                kind="kernel",
+                kernels=("flashinfer.*",),
+            ),
+        ),
         aliases=("FLASHINFER_VLLM_V1",),
         summary="FlashInfer's prefill and decode kernels",
     ),
     Backend(
         "FLASHINFER_MLA",
         (
-            Provider("flashinfer-mla", _MLA_WRAPPER, _mla_wrapper, _REQUIRES, "FlashInfer's MLA wrapper", kind="kernel"),
-            Provider("flashinfer-trtllm", _MLA_TRTLLM, _mla_trtllm, _REQUIRES, "TensorRT-LLM's kernels", kind="kernel"),
+            Provider(
+                "flashinfer-mla",
+                _MLA_WRAPPER,
+                _mla_wrapper,
+                _REQUIRES,
+                "FlashInfer's MLA wrapper",
+                kind="kernel",
+                kernels=("flashinfer.BatchMLAPagedAttentionWrapper",),
+            ),
+            Provider(
+                "flashinfer-trtllm",
+                _MLA_TRTLLM,
+                _mla_trtllm,
+                _REQUIRES,
+                "TensorRT-LLM's kernels",
+                kind="kernel",
+                kernels=("flashinfer.trtllm_*",),
+            ),
         ),
         summary="FlashInfer's MLA decode",
     ),

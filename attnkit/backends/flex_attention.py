@@ -144,7 +144,17 @@ def _score_mod(batch: PagedAttention | VarlenAttention, q_seq: Tensor, q_pos: Te
 BACKENDS: tuple[Backend, ...] = (
     Backend(
         "FLEX_ATTENTION",
-        (Provider("torch", CAPABILITY, _flex, ("torch>=2.8",), "torch.nn.attention.flex_attention", kind="composed"),),
+        (
+            Provider(
+                "torch",
+                CAPABILITY,
+                _flex,
+                ("torch>=2.8",),
+                "torch.nn.attention.flex_attention",
+                kind="composed",
+                kernels=("flex_attention(*)", "none: no keys"),
+            ),
+        ),
         aliases=("flex",),
         summary="programmable score_mod / mask_mod attention through torch's flex_attention",
     ),

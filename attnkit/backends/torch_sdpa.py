@@ -202,10 +202,17 @@ BACKENDS: tuple[Backend, ...] = (
                 ("torch>=2.8", REQUIREMENT),
                 "our own C++ kernels, compiled ahead",
                 kind="kernel",
+                kernels=("attnkit_cpu_*",),
                 to_get="attnkit kernels build --target cpu",
             ),
             Provider(
-                "torch", CAPABILITY, _sdpa, ("torch>=2.8",), "torch.nn.functional.scaled_dot_product_attention", kind="composed"
+                "torch",
+                CAPABILITY,
+                _sdpa,
+                ("torch>=2.8",),
+                "torch.nn.functional.scaled_dot_product_attention",
+                kind="composed",
+                kernels=(KERNEL,),
             ),
         ),
         aliases=("TORCH_SDPA_VLLM_V1", "torch", "sdpa"),

@@ -20,6 +20,9 @@ def selftest(
     model: Model = None,
     fault: Fault = None,
     root: Root = Path("/"),
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Draw the case that is new in each run as in an earlier one.", show_default=False)
+    ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write verdicts as JSON to this file; - for stdout.")] = None,
 ) -> None:
     """Validate backends against a float64 reference."""
@@ -41,6 +44,7 @@ def selftest(
                 fault=fault,
                 root=root,
                 json_file=json,
+                seed=seed,
             ),
             tables.show_verdicts,
             tables.show_proofs,

@@ -39,6 +39,7 @@ class CheckOptions:
             "vllm:NAME" is vLLM's own implementation, driven through vLLM's interface.
         level: None takes the profile's.
         prove: inject every fault and see which case catches it.
+        seed: of the case that is drawn anew, as a verdict has it; None draws one.
         json_file: where to write the report; "-" is stdout; None prints tables.
     """
 
@@ -50,6 +51,7 @@ class CheckOptions:
     fault: str | None = None
     root: Path = Path("/")
     json_file: Path | None = None
+    seed: int | None = None
 
 
 def run_checks(
@@ -87,7 +89,7 @@ def run_checks(
         return _inject_faults(candidates, plan, specs, level, options, show_proofs)
     verdicts: list[Verdict] = []
     for candidate in candidates:
-        found = run_isolated(_request(candidate, plan, specs, level, options.fault), timeout=TIMEOUT_SECONDS)
+        found = run_isolated(_request(candidate, plan, specs, level, options.fault, options.seed), timeout=TIMEOUT_SECONDS)
         verdicts.extend(found)
         if options.json_file is None:
             show_verdicts(found)
@@ -129,9 +131,14 @@ def _runnable(device: Device, explicit: str | None) -> tuple[Accepted, ...]:
 
 
 def _request(
-    candidate: Accepted, plan: Plan, specs: tuple[AttentionSpec, ...], level: Level, fault: str | None = None
+    candidate: Accepted,
+    plan: Plan,
+    specs: tuple[AttentionSpec, ...],
+    level: Level,
+    fault: str | None = None,
+    seed: int | None = None,
 ) -> Request:
-    return Request(candidate.backend, candidate.provider or None, plan.place.device, specs, level, fault)
+    return Request(candidate.backend, candidate.provider or None, plan.place.device, specs, level, fault, seed=seed)
 
 
 def _inject_faults(

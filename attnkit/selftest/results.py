@@ -93,6 +93,7 @@ class Verdict:
         fault: name of the fault where one was injected, else None.
         speed: what was measured against the speed floor; empty at the quick level and where a fault is injected. Each is among
             the cases too.
+        seed: of the case that was drawn anew; `attnkit selftest --seed` draws it again. None where none was drawn.
     """
 
     backend: str
@@ -105,6 +106,7 @@ class Verdict:
     seconds: float = 0.0
     fault: str | None = None
     speed: tuple[Speed, ...] = ()
+    seed: int | None = None
 
 
 def check_level(level: str | None) -> Level | None:
