@@ -11,12 +11,25 @@ EXIT_CHECK_FAILED = 1
 EXIT_USAGE = 2
 EXIT_NO_BACKEND = 3
 EXIT_INCONCLUSIVE = 4
+EXIT_ENGINE = 5
+"""The engine ended by itself with a code that this table gives another meaning; the report's engine.exit_code has it."""
+EXIT_INTERNAL = 6
+"""attnkit itself broke, or the machine refused it something (file descriptors, processes, memory)."""
 
 
 class AttnkitError(Exception):
-    """Base of every deliberate error. The command line prints the message without a traceback."""
+    """Base of every deliberate error. The command line prints the message without a traceback.
+
+    Args:
+        message: what is wrong, where, what is allowed.
+        next_step: what to do about it, where the message does not say so already.
+    """
 
     exit_code = EXIT_CHECK_FAILED
+
+    def __init__(self, message: str = "", next_step: str = "") -> None:
+        super().__init__(message)
+        self.next_step = next_step
 
 
 class UsageError(AttnkitError):
@@ -29,6 +42,12 @@ class NoBackendError(AttnkitError):
     """No backend can serve; the message holds the reason of every rejected one."""
 
     exit_code = EXIT_NO_BACKEND
+
+
+class InternalError(AttnkitError):
+    """Nobody foresaw it: a mistake of attnkit's, or a machine that refused it something."""
+
+    exit_code = EXIT_INTERNAL
 
 
 class UnsupportedError(AttnkitError):

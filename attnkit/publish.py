@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import http.server
-import json
 import os
 import re
 import signal
@@ -24,19 +23,55 @@ from typing import Any
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 
 from attnkit.errors import UsageError
-from attnkit.jsonio import RUN_DIRECTORY, write_atomically
+from attnkit.jsonio import RUN_DIRECTORY, read_json, read_text, write_atomically
 
 EXPIRES = timedelta(minutes=5)
 """Labels that are not renewed expire after this."""
 
 
-def read_json(path: Path) -> dict[str, Any]:
+STALE = timedelta(seconds=60)
+"""A boot that has said nothing for so long is gone (killed, or its machine stood still), whatever its last state says."""
+FUTURE = timedelta(minutes=5)
+"""A report from further ahead than clocks differ is none of now."""
+
+
+def read_document(path: Path) -> dict[str, Any]:
     """The document; empty where it is absent, half written or no object."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        document = read_json(path)
+    except UsageError:
         return {}
     return document if isinstance(document, dict) else {}
+
+
+def read_report(directory: Path, now: datetime) -> dict[str, Any]:
+    """The boot report; empty where it is not readable, or from the future."""
+    report = read_document(directory / "report.json")
+    made = _moment(report.get("created"))
+    return {} if made is not None and made - now > FUTURE else report
+
+
+def state_of(directory: Path, now: datetime) -> str:
+    """What the readiness file says, "none" where there is none, "lost" where its boot no longer says that it lives."""
+    path = directory / "ready.json"
+    ready = read_document(path)
+    state = str(ready.get("state") or "none")
+    beat = _moment(ready.get("heartbeat"))
+    if beat is None or state in ("none", "failed"):
+        return state
+    try:  # where the disk is full, the file's time is all that moves on
+        beat = max(beat, datetime.fromtimestamp(path.stat().st_mtime, timezone.utc))
+    except OSError:
+        return "none"
+    return "lost" if not -FUTURE < now - beat < STALE else state
+
+
+def _moment(text: object) -> datetime | None:
+    try:
+        made = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    return made if made.tzinfo is not None else made.replace(tzinfo=timezone.utc)
 
 
 def metrics_text(directory: Path, now: datetime) -> str:
@@ -47,30 +82,30 @@ def metrics_text(directory: Path, now: datetime) -> str:
         now: the present, for the report's age.
     """
     try:
-        text = (directory / "report.prom").read_text(encoding="utf-8")
-    except OSError:
+        text = read_text(directory / "report.prom")
+    except UsageError:
         text = ""
     registry = CollectorRegistry()
     readiness = Gauge(
         "attnkit_readiness", "Present state in the readiness file: 1 for the state that holds.", ("state",), registry=registry
     )
-    readiness.labels(str(read_json(directory / "ready.json").get("state") or "none")).set(1)
-    created = read_json(directory / "report.json").get("created")
-    if isinstance(created, str):
-        age = now - datetime.fromisoformat(created.replace("Z", "+00:00"))
+    readiness.labels(state_of(directory, now)).set(1)
+    created = _moment(read_report(directory, now).get("created"))
+    if created is not None:
         Gauge("attnkit_report_age_seconds", "Age of the boot report of this service.", registry=registry).set(
-            round(age.total_seconds())
+            round((now - created).total_seconds())
         )
     return text + generate_latest(registry).decode()
 
 
-def node_labels(directory: Path) -> dict[str, str]:
+def node_labels(directory: Path, now: datetime | None = None) -> dict[str, str]:
     """attnkit.io/backend, /verdict and /ready, as the values of Kubernetes labels; what is unknown is "none"."""
-    report, ready = read_json(directory / "report.json"), read_json(directory / "ready.json")
+    now = now or datetime.now(timezone.utc)
+    report = read_report(directory, now)
     values = {
         "backend": report.get("backend") or "none",
         "verdict": report.get("verdict") or "none",
-        "ready": "true" if ready.get("state") == "ready" else "false",
+        "ready": "true" if state_of(directory, now) == "ready" else "false",
     }
     return {f"attnkit.io/{name}": label_value(str(value)) for name, value in values.items()}
 
@@ -83,7 +118,7 @@ def label_value(text: str) -> str:
 def features_text(directory: Path, now: datetime) -> str:
     """The feature file: an expiry first, so that a service that has ended leaves no label behind."""
     until = (now + EXPIRES).astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return "\n".join([f"# +expiry-time={until}", *(f"{k}={v}" for k, v in node_labels(directory).items())]) + "\n"
+    return "\n".join([f"# +expiry-time={until}", *(f"{k}={v}" for k, v in node_labels(directory, now).items())]) + "\n"
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -95,7 +130,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.path == "/metrics":
             status, body = 200, metrics_text(self.directory, datetime.now(timezone.utc))
         elif self.path == "/ready":
-            state = read_json(self.directory / "ready.json").get("state") or "none"
+            state = state_of(self.directory, datetime.now(timezone.utc))
             status, body = (200 if state == "ready" else 503), f"{state}\n"
         data = body.encode()
         self.send_response(status)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from operator import index
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ FEATURES: tuple[Feature, ...] = ("non_causal", "window", "softcap", "alibi", "si
 
 NO_WINDOW: tuple[int, int] = (-1, -1)
 
+UNLIMITED_FROM = 1 << 30
+"""A side of a window of this many tokens or more is unlimited: no sequence is as long, and sums of positions stay in int32."""
+
 
 @dataclass(frozen=True)
 class AttentionSpec:
@@ -59,6 +63,7 @@ class AttentionSpec:
         block_size: tokens a cache block; None where no paged cache is used.
         phases: phases that must be served.
         features: features that must be honoured, exactly.
+        fnuz: a float8 cache is in AMD's "fnuz" formats (of gfx942), whose bits mean other numbers than those of OCP's.
     """
 
     op: Op = "paged"
@@ -71,6 +76,7 @@ class AttentionSpec:
     block_size: int | None = 16
     phases: frozenset[Phase] = frozenset(PHASES)
     features: frozenset[Feature] = frozenset()
+    fnuz: bool = False
 
     def __post_init__(self) -> None:
         if self.num_heads < 1 or self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
@@ -107,7 +113,7 @@ class Softmax:
     Args:
         softmax_scale: factor on q.k.
         causal: key position <= query position; the last query token of a sequence sits at seq_len - 1.
-        window: (left, right) tokens visible beside the own position, -1 for unlimited.
+        window: (left, right) tokens visible beside the own position, -1 for unlimited, which `UNLIMITED_FROM` tokens are too.
         softcap: s <- softcap * tanh(s / softcap) where > 0.
         alibi_slopes: [num_heads] float32; adds slope * (key position - query position).
         sinks: [num_heads] float32; one extra logit a head in the denominator that carries no value.
@@ -123,6 +129,13 @@ class Softmax:
     sinks: Tensor | None = None
     score_mod: Callable[..., Any] | None = None
     mask_mod: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            left, right = (-1 if side >= UNLIMITED_FROM else side for side in map(index, self.window))
+        except (TypeError, ValueError):
+            return  # no pair of integers: `attnkit.contract.check` says so
+        object.__setattr__(self, "window", (left, right))
 
     def features(self, return_lse: bool) -> frozenset[Feature]:
         """The features a backend must claim to run this."""
@@ -160,6 +173,10 @@ def dtype_name(tensor: Tensor) -> str:
 
 
 _FP8 = {"float8_e4m3fn": "fp8_e4m3", "float8_e4m3fnuz": "fp8_e4m3", "float8_e5m2": "fp8_e5m2", "float8_e5m2fnuz": "fp8_e5m2"}
+
+
+def _is_fnuz(cache: Tensor) -> bool:
+    return dtype_name(cache).endswith("fnuz")
 
 
 def _cache_dtype(cache: Tensor) -> KvCacheDtype:
@@ -258,6 +275,7 @@ class PagedAttention(_Batch):
             block_size=self.key_cache.shape[1],
             phases=frozenset({self.phase()}),
             features=self.softmax.features(self.return_lse),
+            fnuz=_is_fnuz(self.key_cache),
         )
 
 
@@ -348,6 +366,7 @@ class MlaDecode(_Batch):
             block_size=self.kv_cache.shape[1],
             phases=frozenset({"decode"}),
             features=frozenset({"lse"}) if self.return_lse else frozenset(),
+            fnuz=_is_fnuz(self.kv_cache),
         )
 
 
@@ -359,7 +378,8 @@ class TreeAttention(_OverBatch):
     positions context .. context + num_nodes - 1.
 
     Args:
-        paged: the batch; its `softmax.causal` is ignored, the tree decides among the new tokens.
+        paged: the batch; its `softmax.causal` is ignored, the tree decides among the new tokens. A window counts positions in
+            the cache, as without a tree.
         tree_mask: [num_nodes, num_nodes] bool, the same for every sequence; tree_mask[i, j]: node i sees node j. The diagonal
             is True.
     """

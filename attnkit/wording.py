@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 MARKS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "skipped": "·", "planted": "◌"}
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "skipped": "dim", "planted": "magenta"}
+
+
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    r"""Text from outside as a terminal may have it: control characters are shown (\x1b), not sent. Newline and tab stay."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def memory_text(size: int | None) -> str:

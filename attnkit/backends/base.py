@@ -79,6 +79,7 @@ class Capability:
         min_block_size, block_multiple: used where `block_sizes` is None.
         kv_cache_dtypes: "auto" plus the float8 formats it reads.
         fp8_archs: per vendor, architectures on which float8 caches work (absent: wherever it runs).
+        fnuz: reads float8 caches in AMD's "fnuz" formats too.
         phases: phases it serves.
         features: features it honours.
         conflicts: sets of features that it cannot honour together, though each alone.
@@ -86,7 +87,7 @@ class Capability:
         num_heads: query head counts it has kernels for, None for any.
         graphs: safe under CUDA/HIP graph capture.
         deterministic: same input, same bits.
-        tensor_cores: runs on tensor cores alone; refused on the cards of an architecture that are made without them.
+        tensor_cores: runs on tensor cores alone; refused on the GPUs of an architecture that are made without them.
     """
 
     ops: frozenset[Op]
@@ -99,6 +100,7 @@ class Capability:
     block_multiple: int = 1
     kv_cache_dtypes: frozenset[KvCacheDtype] = frozenset({"auto"})
     fp8_archs: Mapping[str, tuple[str, ...]] | None = None
+    fnuz: bool = False
     phases: frozenset[Phase] = frozenset({"prefill", "decode", "mixed"})
     features: frozenset[Feature] = frozenset()
     conflicts: tuple[frozenset[Feature], ...] = ()
@@ -138,6 +140,8 @@ class Capability:
             )
         elif spec.kv_cache_dtype != "auto" and self.fp8_archs is not None and not arch_matches(device, self.fp8_archs):
             reasons.append(Reason("kv_cache_dtype", f"cannot read a {spec.kv_cache_dtype} cache on {device.arch}"))
+        elif spec.fnuz and not self.fnuz:
+            reasons.append(Reason("kv_cache_dtype", f"cannot read a {spec.kv_cache_dtype} cache in the fnuz format"))
         if not self.head_dims.accepts(spec.head_dim, spec.value_dim):
             asked = str(spec.head_dim) if spec.head_dim == spec.value_dim else f"{spec.head_dim}/{spec.value_dim}"
             reasons.append(Reason("head_dim", f"head_dim {asked} is not supported; supports {self.head_dims}"))
@@ -215,6 +219,8 @@ class Provider:
             dense kernel runs) or "interpreter"; what speed is expected of it (`selftest.speed`). None: nothing is stated.
         kernels: patterns of the kernel names that its answers may bear; the self-test holds it to them.
         to_get: what to do where a requirement of our own ("attnkit-…") is missing, which no package installs.
+        any_stride: takes index tensors, slopes and sinks whatever their strides; others get contiguous copies of views.
+        max_sequences: sequences that a call may have at most; None for any number.
     """
 
     name: str
@@ -225,6 +231,8 @@ class Provider:
     kind: Literal["kernel", "composed", "interpreter"] | None = None
     to_get: str = ""
     kernels: tuple[str, ...] = ()
+    any_stride: bool = False
+    max_sequences: int | None = None
 
 
 @dataclass(frozen=True)
@@ -288,8 +296,11 @@ class Backend:
         query = call.batch.query
         device = (self.device_of or torch_device.device_of)(query)
         chosen = self.require(call, device, provider, self.installed() if provider is None else None)
+        most, sequences = chosen.max_sequences, call.batch.query_start_loc.shape[0] - 1
+        if most is not None and sequences > most:
+            raise UnsupportedError(f"{self.name}: {chosen.name} takes up to {most} sequences in a call, not {sequences}")
         with torch_device.made_current(query.device):
-            return chosen.run(call)
+            return chosen.run(call if chosen.any_stride else torch_device.with_contiguous_indices(call))
 
     @cached_property
     def requirements(self) -> tuple[str, ...]:

@@ -71,6 +71,9 @@ _FA4 = Capability(
 )
 
 
+_MOST_SEQUENCES = (1 << 16) - 1  # FlashAttention 2 has a sequence a row of CUDA's grid
+
+
 def _window(softmax: Softmax) -> tuple[int, int]:
     """FlashAttention's window; with `causal` it narrows the right side itself."""
     left, right = softmax.window
@@ -202,6 +205,7 @@ BACKENDS: tuple[Backend, ...] = (
                 "vLLM's build of FlashAttention 2",
                 kind="kernel",
                 kernels=("vllm_flash_attn.fa2",),
+                max_sequences=_MOST_SEQUENCES,
             ),
             Provider(
                 "flash-attn",
@@ -211,6 +215,7 @@ BACKENDS: tuple[Backend, ...] = (
                 "FlashAttention 2",
                 kind="kernel",
                 kernels=("flash_attn.varlen",),
+                max_sequences=_MOST_SEQUENCES,
             ),
             Provider(
                 "flash-attn-4",

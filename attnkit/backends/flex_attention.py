@@ -7,11 +7,14 @@ kernel's name says so.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from attnkit.backends.base import Backend, Capability, HeadDims, Provider
 from attnkit.backends.torch_device import finish
+from attnkit.errors import UnsupportedError
 from attnkit.spec import AttentionOutput, Call, PagedAttention, TreeAttention, VarlenAttention
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ CAPABILITY = Capability(
     bf16_needs={"nvidia": ("sm_8*", "sm_9*", "sm_1*"), "amd": ("*",), "intel": ("*",), "cpu": ("*",)},
     head_dims=HeadDims(low=16, high=256, multiple_of=8),
     kv_cache_dtypes=frozenset({"auto", "fp8_e4m3", "fp8_e5m2"}),
+    fnuz=True,
     features=frozenset({"non_causal", "window", "softcap", "alibi", "sinks", "lse", "score_mod", "mask_mod"}),
     deterministic=True,
 )
@@ -36,16 +40,16 @@ def _flex(call: PagedAttention | VarlenAttention | TreeAttention) -> AttentionOu
     import torch
     from torch.nn.attention import flex_attention as flex
 
-    from attnkit.backends.torch_common import apply_sinks, gather_kv
+    from attnkit.backends.torch_common import apply_sinks, gather_kv, no_keys
 
     batch = call.batch
     key, value, key_starts = gather_kv(batch)
-    query, softmax = batch.query, batch.softmax
-    if query.shape[0] == 0 or key.shape[0] == 0:
-        out = query.new_zeros(*query.shape[:2], value.shape[2])
-        lse = torch.full(query.shape[:2], float("-inf"), device=query.device)
-        return finish(batch, out, lse if batch.return_lse else None, "none: no keys")
+    softmax = batch.softmax
     q_seq, q_pos, k_seq, k_pos = _positions(batch.query_start_loc, key_starts)
+    query, key, value = batch.query[: q_seq.shape[0]], key[: k_seq.shape[0]], value[: k_seq.shape[0]]  # the rest is padding
+    if query.shape[0] == 0 or key.shape[0] == 0:
+        out = query.new_zeros(*batch.query.shape[:2], value.shape[2])
+        return finish(batch, out, no_keys(batch) if batch.return_lse else None, "none: no keys")
     mask_mod = _mask_mod(call, batch, q_seq, q_pos, k_seq, k_pos)
     block_mask = flex.create_block_mask(mask_mod, None, None, query.shape[0], key.shape[0], device=query.device)
     attention, kernel = (
@@ -53,20 +57,37 @@ def _flex(call: PagedAttention | VarlenAttention | TreeAttention) -> AttentionOu
         if query.device.type == "cpu"
         else (_compiled(), "flex_attention(compiled)")
     )
-    out, aux = attention(
-        *(x.transpose(0, 1).unsqueeze(0) for x in (query, key, value)),
-        score_mod=_score_mod(batch, q_seq, q_pos, k_pos),
-        block_mask=block_mask,
-        scale=softmax.softmax_scale,
-        enable_gqa=query.shape[1] != key.shape[1],
-        return_aux=flex.AuxRequest(lse=True),
-        # The split-decoding template has no configuration for some short batches and fails to compile there.
-        kernel_options=None if query.device.type == "cpu" else {"FORCE_USE_FLEX_ATTENTION": True},
-    )
+    with _refusing(query):
+        out, aux = attention(
+            *(x.transpose(0, 1).unsqueeze(0) for x in (query, key, value)),
+            score_mod=_score_mod(batch, q_seq, q_pos, k_pos),
+            block_mask=block_mask,
+            scale=softmax.softmax_scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+            return_aux=flex.AuxRequest(lse=True),
+            # The split-decoding template has no configuration for some short batches and fails to compile there.
+            kernel_options=None if query.device.type == "cpu" else {"FORCE_USE_FLEX_ATTENTION": True},
+        )
     out, lse = out[0].transpose(0, 1).contiguous(), aux.lse[0].transpose(0, 1).contiguous()
     if softmax.sinks is not None:
         out, lse = apply_sinks(out, lse, softmax.sinks)
+    padding = batch.query.shape[0] - query.shape[0]
+    if padding:
+        out, lse = torch.nn.functional.pad(out, (0, 0, 0, 0, 0, padding)), torch.cat((lse, no_keys(batch)[-padding:]))
     return finish(batch, out, lse if batch.return_lse else None, kernel)
+
+
+@contextmanager
+def _refusing(query: Tensor) -> Iterator[None]:
+    """What torch's compiler cannot compile is refused with what it said; nothing else runs in its place."""
+    import torch
+
+    try:
+        yield
+    except (torch._inductor.exc.InductorError, torch._dynamo.exc.TorchDynamoException) as error:
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        where = f"torch {torch.__version__} cannot compile flex_attention for this call on {query.device}"
+        raise UnsupportedError(f"FLEX_ATTENTION cannot run this call: {where}: {said}") from error
 
 
 @cache
@@ -101,8 +122,8 @@ def _mask_mod(
         seen = q_seq[q] == k_seq[k]
         if tree is not None:
             node = (k_pos[k] - first_node[q]).clamp(min=0, max=tree.shape[1] - 1)
-            return seen & ((k_pos[k] < first_node[q]) | tree[q_pos[q] - first_node[q], node])
-        if softmax.causal:
+            seen = seen & ((k_pos[k] < first_node[q]) | tree[q_pos[q] - first_node[q], node])
+        elif softmax.causal:
             seen = seen & (k_pos[k] <= q_pos[q])
         if left >= 0:
             seen = seen & (k_pos[k] >= q_pos[q] - left)
@@ -153,6 +174,7 @@ BACKENDS: tuple[Backend, ...] = (
                 "torch.nn.attention.flex_attention",
                 kind="composed",
                 kernels=("flex_attention(*)", "none: no keys"),
+                any_stride=True,
             ),
         ),
         aliases=("flex",),

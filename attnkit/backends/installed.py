@@ -1,4 +1,4 @@
-"""What is installed, seen from the backends: the providers that can run here, and what an image is expected to bake."""
+"""What is installed, seen from the backends: the providers that can run here, and what an image is expected to hold."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def first_provider(backend: Backend, device: Device, op: Op | None = None) -> Pr
 def assumed_installed(device: Device) -> Installed:
     """Every library of every provider made for `device`, at a version that satisfies the provider's requirement.
 
-    This is what an image of the device's platform is expected to bake; it says nothing about this environment.
+    This is what an image of the device's platform is expected to hold; it says nothing about this environment.
     """
     from packaging.requirements import Requirement
 

@@ -11,6 +11,7 @@ CAPABILITY = Capability(
     dtypes=frozenset(DTYPES),
     head_dims=HeadDims(low=1, high=1024, extra=frozenset({(576, 512)})),
     kv_cache_dtypes=frozenset(KV_CACHE_DTYPES),
+    fnuz=True,
     features=frozenset(FEATURES),
     graphs=True,
     deterministic=True,

@@ -35,6 +35,7 @@ _OWN = Capability(
     min_block_size=16,
     block_multiple=16,
     kv_cache_dtypes=frozenset({"auto", "fp8_e4m3", "fp8_e5m2"}),
+    fnuz=True,
     features=frozenset({"non_causal", "window", "softcap", "alibi", "sinks", "lse"}),
     graphs=True,
     deterministic=True,
@@ -140,7 +141,14 @@ BACKENDS: tuple[Backend, ...] = (
                 kernels=("flash_attn.varlen(rocm)",),
             ),
             Provider(
-                "attnkit", _OWN, _own, REQUIRES, "our Triton kernels, compiled for gfx", kind="kernel", kernels=("triton_*",)
+                "attnkit",
+                _OWN,
+                _own,
+                REQUIRES,
+                "our Triton kernels, compiled for gfx",
+                kind="kernel",
+                kernels=("triton_*",),
+                any_stride=True,
             ),
         ),
         aliases=("ROCM_ATTN",),

@@ -5,6 +5,8 @@ Imports torch: only to be imported inside a provider's `run`.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,12 +60,14 @@ def gather_kv(call: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns:
         key [total_kv, num_kv_heads, head_dim] and value [total_kv, num_kv_heads, head_dim_v] in the dtype of the query,
-        dequantised; key_start_loc [num_seqs + 1] int32 prefix sums of seq_lens.
+        dequantised; key_start_loc [num_seqs + 1] int32 prefix sums of the lengths, which count as 0 without new tokens.
     """
     if isinstance(call, VarlenAttention):
         return call.key, call.value, call.key_start_loc
-    starts = torch.nn.functional.pad(torch.cumsum(call.seq_lens, 0), (1, 0)).to(torch.int32)
-    lens = call.seq_lens.tolist()
+    # Of a sequence without new tokens nothing is read: its blocks may be any number.
+    counts = call.seq_lens * (call.query_start_loc.diff() > 0)
+    starts = torch.nn.functional.pad(torch.cumsum(counts, 0), (1, 0)).to(torch.int32)
+    lens = counts.tolist()
     dtype = call.query.dtype
     if isinstance(call, MlaDecode):
         slot = slots(call.block_table, lens, call.kv_cache.shape[1])
@@ -86,6 +90,19 @@ def visible(softmax: Softmax, q_pos: Tensor, k_pos: Tensor) -> Tensor | None:
         ahead = k_pos <= q_pos + right
         mask = ahead if mask is None else mask & ahead
     return mask
+
+
+def in_window(softmax: Softmax, q_pos: Tensor, k_pos: Tensor) -> Tensor | None:
+    """`visible` of a tree, whose mask takes the place of causality."""
+    return visible(replace(softmax, causal=False), q_pos, k_pos)
+
+
+def no_keys(batch: Batch) -> Tensor:
+    """The log-sum-exp of rows that see no key, [num_tokens, num_heads] float32: their sink's, or minus infinity."""
+    shape, sinks = batch.query.shape[:2], batch.softmax.sinks
+    if sinks is not None:
+        return sinks.float().expand(shape).contiguous()
+    return torch.full(shape, -math.inf, dtype=torch.float32, device=batch.query.device)
 
 
 def alibi_bias(slopes: Tensor, q_pos: Tensor, k_pos: Tensor) -> Tensor:

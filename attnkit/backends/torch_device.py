@@ -72,6 +72,21 @@ def torch_devices(device: Device) -> list[str | None]:
     return [f"{kind}:{index}" for index in range(getattr(torch, str(kind)).device_count())] or [None]
 
 
+def with_contiguous_indices(call: Any) -> Any:
+    """`call` with contiguous copies of the index tensors, slopes and sinks that are views, for who takes no strides."""
+    batch = call.batch
+    changed = _contiguous(batch, ("block_table", "seq_lens", "query_start_loc", "key_start_loc"))
+    softmax = {} if isinstance(batch, MlaDecode) else _contiguous(batch.softmax, ("alibi_slopes", "sinks"))
+    call = call.with_softmax(**softmax) if softmax else call
+    return call.with_batch(**changed) if changed else call
+
+
+def _contiguous(holder: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """The fields of these names that hold a torch tensor which is not contiguous, made so."""
+    given = {name: getattr(holder, name, None) for name in names}
+    return {name: x.contiguous() for name, x in given.items() if hasattr(x, "is_contiguous") and not x.is_contiguous()}
+
+
 def finish(call: Batch, out: Any, lse: Any, kernel: str) -> AttentionOutput:
     """The result as the contract wants it: in `call.out` where the caller gave one.
 
@@ -103,7 +118,7 @@ def by_sequence(call: MlaDecode) -> Any:
     """The query as [num_seqs, new tokens, num_heads, width], for kernels that want the same number in every sequence.
 
     Raises:
-        UnsupportedError: the sequences have unlike numbers of new tokens.
+        UnsupportedError: the sequences have different numbers of new tokens.
     """
     num_seqs = call.seq_lens.shape[0]
     if call.query.shape[0] != num_seqs * call.max_query_len:

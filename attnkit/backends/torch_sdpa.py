@@ -30,6 +30,7 @@ CAPABILITY = Capability(
     bf16_needs={"nvidia": ("sm_8*", "sm_9*", "sm_1*"), "amd": ("*",), "intel": ("*",), "cpu": ("*",)},
     head_dims=HeadDims(low=1, high=512, extra=frozenset({(576, 512)})),
     kv_cache_dtypes=frozenset({"auto", "fp8_e4m3", "fp8_e5m2"}),
+    fnuz=True,
     features=frozenset({"non_causal", "window", "alibi", "sinks", "lse"}),
     deterministic=True,
 )
@@ -46,6 +47,9 @@ _CPU_KERNELS = Capability(
 
 KERNEL = "scaled_dot_product_attention"
 
+TOGETHER = 1 << 15
+"""Sequences in one padded call: CUDA's grids take no more than 65,535, and not every kernel of torch cuts its batch."""
+
 FOLD_UP_TO = 16
 """Up to this many new tokens, the query heads of one key head become rows of one matrix: its keys are then read once."""
 
@@ -58,8 +62,8 @@ def _compiled(call: Batch) -> AttentionOutput:
 
 def _sdpa(call: Batch | TreeAttention) -> AttentionOutput:
     batch = call.batch
-    if isinstance(batch, PagedAttention) and batch.max_query_len <= 1:
-        out, lse = _decode(batch)
+    if isinstance(call, PagedAttention) and call.max_query_len <= 1:
+        out, lse = _decode(call)
     else:
         out, lse = _by_sequence(batch, call.tree_mask if isinstance(call, TreeAttention) else None)
     return finish(batch, out, lse if batch.return_lse else None, KERNEL)
@@ -68,12 +72,11 @@ def _sdpa(call: Batch | TreeAttention) -> AttentionOutput:
 def _by_sequence(batch: Batch, tree_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     import torch
 
-    from attnkit.backends.torch_common import gather_kv, visible
+    from attnkit.backends.torch_common import gather_kv, in_window, no_keys, visible
 
     key, value, key_starts = gather_kv(batch)
     query, softmax = batch.query, batch.softmax
-    out = query.new_zeros(*query.shape[:2], value.shape[2])
-    lse = torch.full(query.shape[:2], -math.inf, dtype=torch.float32, device=query.device)
+    out, lse = query.new_zeros(*query.shape[:2], value.shape[2]), no_keys(batch)
     bounds = list(zip(batch.query_start_loc.tolist(), key_starts.tolist(), strict=True))
     for (first, k_first), (last, k_last) in pairwise(bounds):
         if first == last or k_first == k_last:
@@ -84,7 +87,10 @@ def _by_sequence(batch: Batch, tree_mask: Tensor | None) -> tuple[Tensor, Tensor
         if tree_mask is not None:
             nodes = last - first
             mask = torch.ones(nodes, length, dtype=torch.bool, device=query.device)
-            mask[:, length - nodes :] = tree_mask[:nodes, :nodes]
+            drafted = min(nodes, length)
+            mask[:, length - drafted :] = tree_mask[:nodes, nodes - drafted : nodes]
+            seen = in_window(softmax, q_pos, k_pos)
+            mask = mask if seen is None else mask & seen
         else:
             mask = visible(softmax, q_pos, k_pos)
         part = slice(k_first, k_last)
@@ -99,18 +105,17 @@ def _decode(batch: PagedAttention) -> tuple[Tensor, Tensor]:
     """One new token a sequence: sequences sorted by length, padded calls of those within a factor of two."""
     import torch
 
-    from attnkit.backends.torch_common import padded_slots, read_cache, visible
+    from attnkit.backends.torch_common import no_keys, padded_slots, read_cache, visible
 
     query, softmax = batch.query, batch.softmax
     device, size = query.device, batch.key_cache.shape[1]
-    out = query.new_zeros(*query.shape[:2], batch.value_cache.shape[3])
-    lse = torch.full(query.shape[:2], -math.inf, dtype=torch.float32, device=device)
+    out, lse = query.new_zeros(*query.shape[:2], batch.value_cache.shape[3]), no_keys(batch)
     starts, lens = batch.query_start_loc.tolist(), batch.seq_lens.tolist()
     waiting = sorted((n, i) for i, n in enumerate(lens) if n > 0 and starts[i + 1] > starts[i])
     while waiting:
         width = waiting[-1][0]
-        group = [i for n, i in waiting if 2 * n > width]
-        waiting = [(n, i) for n, i in waiting if 2 * n <= width]
+        group = [i for n, i in waiting if 2 * n > width][-TOGETHER:]
+        waiting = waiting[: -len(group)]
         rows = torch.tensor(group, device=device)
         tokens = torch.tensor([starts[i] for i in group], device=device)
         length = batch.seq_lens[rows]
@@ -204,6 +209,7 @@ BACKENDS: tuple[Backend, ...] = (
                 kind="kernel",
                 kernels=("attnkit_cpu_*",),
                 to_get="attnkit kernels build --target cpu",
+                any_stride=True,
             ),
             Provider(
                 "torch",
@@ -213,6 +219,7 @@ BACKENDS: tuple[Backend, ...] = (
                 "torch.nn.functional.scaled_dot_product_attention",
                 kind="composed",
                 kernels=(KERNEL,),
+                any_stride=True,
             ),
         ),
         aliases=("TORCH_SDPA_VLLM_V1", "torch", "sdpa"),

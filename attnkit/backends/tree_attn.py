@@ -15,6 +15,7 @@ CAPABILITY = Capability(
     min_block_size=16,
     block_multiple=16,
     kv_cache_dtypes=frozenset({"auto", "fp8_e4m3", "fp8_e5m2"}),
+    fnuz=True,
     features=frozenset({"non_causal", "softcap", "sinks", "lse"}),
     graphs=True,
     deterministic=True,

@@ -27,7 +27,7 @@ GPU_ARCHS: dict[str, tuple[str, ...]] = {
     "amd": ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201"),
     "intel": ("*",),
 }
-"""Architectures the kernels compile for; see tests/kernels/test_triton_targets.py for the proof."""
+"""Architectures the kernels compile for; tests/kernels/triton/test_targets.py compiles them."""
 
 BF16_ARCHS: dict[str, tuple[str, ...]] = {
     "nvidia": ("sm_8?", "sm_9?", "sm_1??"),
@@ -65,7 +65,7 @@ def triton_backend(
         interpreted: False where the CPU shows nothing of it.
     """
     run = partial(_launch, name, kernels)
-    on_gpu = Provider("attnkit", capability, run, REQUIRES, why, kind="kernel", kernels=names)
+    on_gpu = Provider("attnkit", capability, run, REQUIRES, why, kind="kernel", kernels=names, any_stride=True)
     on_cpu = Provider(
         "attnkit-interpreter",
         replace(capability, archs={"cpu": ("*",)}, fp8_archs=None, graphs=False),
@@ -75,6 +75,7 @@ def triton_backend(
         kind="interpreter",
         kernels=names,
         to_get=ONLY_INTERPRETED,
+        any_stride=True,
     )
     return Backend(name, (on_gpu, on_cpu) if interpreted else (on_gpu,), aliases, summary, device_of=device_of)
 

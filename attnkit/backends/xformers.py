@@ -2,15 +2,16 @@
 
 Two providers of the same kernel family: xformers.ops with block-diagonal masks, and torch's own
 `_efficient_attention_forward`, its upstreamed form. Both take packed sequences, so a paged cache is gathered first; both want
-as many key heads as query heads, so grouped heads are repeated.
+as many key heads as query heads, so grouped heads are repeated. How long sequences are is read back from the device.
 
 Sources: xformers/ops/fmha/attn_bias.py; aten/src/ATen/native/transformers/cuda/attention.cu.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 from attnkit.backends.base import Backend, Capability, HeadDims, Provider
@@ -42,6 +43,7 @@ _TORCH = Capability(
 )
 
 _NO_MASK, _CAUSAL_BOTTOM_RIGHT = 0, 2  # the kernel's custom_mask_type
+_MOST_SEQUENCES = (1 << 16) - 1  # of a launch: the last dimension of CUDA's grid
 
 
 def _packed(
@@ -62,26 +64,18 @@ def _xformers(call: PagedAttention | VarlenAttention, key: Any, value: Any, key_
     from xformers.ops import memory_efficient_attention_forward
     from xformers.ops.fmha.attn_bias import BlockDiagonalMask
 
-    starts, key_lens = call.query_start_loc.tolist(), key_start_loc.diff().tolist()
-    ends = starts[1:]
-    if call.softmax.causal:  # xformers refuses queries that no key precedes; their output is zero
-        starts = [max(start, end - keys) for start, end, keys in zip(starts, ends, key_lens, strict=False)]
     out = call.query.new_zeros(*call.query.shape[:2], value.shape[-1])
-    queries = list(zip(starts, ends, strict=False))
-    used = [i for i, (start, end) in enumerate(queries) if end > start and key_lens[i]]
-    if used:
-        key_starts = key_start_loc.tolist()
-        rows = _rows([queries[i] for i in used], call.query.device)
+    for queries, keys in _parts(call, key_start_loc):
         bias = BlockDiagonalMask.from_seqlens(
-            q_seqlen=[queries[i][1] - queries[i][0] for i in used],
-            kv_seqlen=[key_lens[i] for i in used],
+            q_seqlen=_lengths(queries),
+            kv_seqlen=_lengths(keys),
             device=call.query.device,  # its default is the current CUDA device, which need not be the call's
         )
         if call.softmax.causal:
             bias = bias.make_causal_from_bottomright()
             if call.softmax.window[0] >= 0:
                 bias = bias.make_local_attention_from_bottomright(call.softmax.window[0] + 1)
-        kept = _rows([(key_starts[i], key_starts[i + 1]) for i in used], key.device)
+        rows, kept = _rows(queries, call.query.device), _rows(keys, key.device)
         result = memory_efficient_attention_forward(
             query=call.query[rows].unsqueeze(0),
             key=key[kept].unsqueeze(0),
@@ -94,48 +88,73 @@ def _xformers(call: PagedAttention | VarlenAttention, key: Any, value: Any, key_
     return out, None, "xformers.memory_efficient_attention_forward"
 
 
-def _rows(ranges: list[tuple[int, int]], device: Any) -> Any:
-    """Row numbers of several half-open ranges, one after another."""
-    import torch
-
-    return torch.cat([torch.arange(start, end, device=device) for start, end in ranges])
-
-
 def _torch_efficient(call: PagedAttention | VarlenAttention, key: Any, value: Any, key_start_loc: Any) -> tuple[Any, Any, str]:
     import torch
 
-    causal = call.softmax.causal
-    left = call.softmax.window[0]
-    out, lse, *_ = torch.ops.aten._efficient_attention_forward(
-        call.query.unsqueeze(0),
-        key.unsqueeze(0),
-        value.unsqueeze(0),
-        None,
-        call.query_start_loc,
-        key_start_loc,
-        call.max_query_len,
-        call.max_seq_len,
-        0.0,
-        _CAUSAL_BOTTOM_RIGHT if causal else _NO_MASK,
-        call.return_lse,
-        scale=call.softmax.softmax_scale,
-        # Counts the keys seen, the query's own included; 0 would mean none.
-        window_size=left + 1 if left >= 0 else None,
-    )
-    out = out.squeeze(0)
-    # The kernel skips sequences without keys; what it left unwritten there is defined as zero.
-    lens = key_start_loc.diff()
-    seq = torch.repeat_interleave(
-        torch.arange(lens.shape[0], device=out.device), call.query_start_loc.diff(), output_size=out.shape[0]
-    )
-    empty = lens[seq] == 0
-    out = out.masked_fill(empty[:, None, None], 0)
-    if not call.return_lse:
-        return out, None, "torch._efficient_attention_forward"
-    # [num_seqs, num_heads, padded max_query_len] -> [num_tokens, num_heads]
-    position = torch.arange(out.shape[0], device=out.device) - call.query_start_loc[seq]
-    rows = lse[seq, :, position].float().masked_fill(empty[:, None], float("-inf"))
-    return out, rows, "torch._efficient_attention_forward"
+    from attnkit.backends.torch_common import no_keys
+
+    device, left = call.query.device, call.softmax.window[0]
+    out, lse = call.query.new_zeros(*call.query.shape[:2], value.shape[-1]), no_keys(call)
+    for queries, keys in _parts(call, key_start_loc):
+        query_starts, key_starts = (
+            torch.tensor([0, *accumulate(_lengths(spans))], dtype=torch.int32, device=device) for spans in (queries, keys)
+        )
+        rows, kept = _rows(queries, device), _rows(keys, device)
+        result, found, *_ = torch.ops.aten._efficient_attention_forward(
+            call.query[rows].unsqueeze(0),
+            key[kept].unsqueeze(0),
+            value[kept].unsqueeze(0),
+            None,
+            query_starts,
+            key_starts,
+            max(_lengths(queries)),
+            max(_lengths(keys)),
+            0.0,
+            _CAUSAL_BOTTOM_RIGHT if call.softmax.causal else _NO_MASK,
+            call.return_lse,
+            scale=call.softmax.softmax_scale,
+            # Counts the keys seen, the query's own included; 0 would mean none.
+            window_size=left + 1 if left >= 0 else None,
+        )
+        out[rows] = result.squeeze(0)
+        if call.return_lse:  # [num_seqs, num_heads, padded longest query] -> [num_tokens, num_heads]
+            counts = query_starts.diff()
+            seq = torch.repeat_interleave(torch.arange(counts.shape[0], device=device), counts, output_size=result.shape[1])
+            lse[rows] = found[seq, :, torch.arange(result.shape[1], device=device) - query_starts[seq]].float()
+    return out, lse if call.return_lse else None, "torch._efficient_attention_forward"
+
+
+def _parts(
+    call: PagedAttention | VarlenAttention, key_start_loc: Any
+) -> Iterator[tuple[list[tuple[int, int]], list[tuple[int, int]]]]:
+    """Spans of query and key rows of the sequences that have both, as many at once as a grid holds.
+
+    Neither library's causal mask is defined for queries that no key precedes (more queries than keys): they are left out, as
+    their output is zero.
+    """
+    used = []
+    for (begin, end), (first, last) in zip(
+        pairwise(call.query_start_loc.tolist()), pairwise(key_start_loc.tolist()), strict=True
+    ):
+        begin = max(begin, end - (last - first)) if call.softmax.causal else begin
+        if end > begin and last > first:
+            used.append(((begin, end), (first, last)))
+    for at in range(0, len(used), _MOST_SEQUENCES):
+        queries, keys = zip(*used[at : at + _MOST_SEQUENCES], strict=True)
+        yield list(queries), list(keys)
+
+
+def _lengths(spans: list[tuple[int, int]]) -> list[int]:
+    return [end - begin for begin, end in spans]
+
+
+def _rows(spans: list[tuple[int, int]], device: Any) -> Any:
+    """Row numbers of several half-open spans, one after another; a slice, which copies nothing, where they are one span."""
+    import torch
+
+    if all(before[1] == after[0] for before, after in pairwise(spans)):
+        return slice(spans[0][0], spans[-1][1])
+    return torch.cat([torch.arange(begin, end, device=device) for begin, end in spans])
 
 
 BACKENDS: tuple[Backend, ...] = (

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
-"""What the card itself can do, measured in the same process as the kernels: the roof that a row is held against.
+"""What the GPU itself can do, measured in the same process as the kernels: the roof that a row is held against.
 
 read: a reduction that only reads 4 GiB (the better of a Triton kernel's and torch's); copy: bytes read and written;
 matmul: bfloat16, 8192 cubed; launch: the smallest kernel there is, in a graph, which no row can be faster than.

@@ -1,4 +1,4 @@
-"""Our CPU kernels beside vLLM's CPU_ATTN on the same work: `attnkit bench cpu --out DIR`.
+"""Our CPU kernels compared with vLLM's CPU_ATTN on the same work: `attnkit bench cpu --out DIR`.
 
 Both run in one process on the same number of threads, one after the other in turn, so that what else the machine does meets
 both alike; the ratio is taken pair by pair. vLLM's own layer, cache layout and metadata builder are used; its metadata are

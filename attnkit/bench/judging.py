@@ -4,7 +4,7 @@ A benchmark's batch is too large for the float64 reference. One row of it is not
 of one sequence. `Judge` cuts some such rows out of the call, at most four key heads of each, and holds the same rows of an
 implementation's output against the reference, with the baseline's error as the measure. Oracle and baseline are computed once a
 workload: by the reference itself on the CPU, or, for plain attention on a GPU, by the same formulas there, because a minute of
-float64 a workload is more than a lent card has (tests/bench holds the two together).
+float64 a workload is more than a borrowed GPU has (tests/bench holds the two together).
 """
 
 from __future__ import annotations

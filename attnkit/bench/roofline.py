@@ -51,7 +51,7 @@ def plot(head: dict[str, Any], rows: Sequence[Row], path: Path) -> None:
             xs,
             [min(ceilings["matmul_tflops"], x * ceilings["read_gbytes"] / 1e3) for x in xs],
             color="grey",
-            label=f"ceilings of this card: {ceilings['read_gbytes']:.0f} GB/s read, {ceilings['matmul_tflops']:.0f} TFLOP/s",
+            label=f"ceilings of this GPU: {ceilings['read_gbytes']:.0f} GB/s read, {ceilings['matmul_tflops']:.0f} TFLOP/s",
         )
     axes.set(
         xscale="log",

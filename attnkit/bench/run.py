@@ -1,6 +1,6 @@
-"""The benchmark of our GPU kernels beside their peers: `attnkit bench [GROUP …] --peers --out DIR`.
+"""The benchmark of our GPU kernels compared with their peers: `attnkit bench [GROUP …] --peers --out DIR`.
 
-The card's ceilings first; then workload after workload, ours and every peer on the same inputs in this process, each answer
+The GPU's ceilings first; then workload after workload, ours and every peer on the same inputs in this process, each answer
 held against the float64 reference on sampled rows before its time counts. Times are medians of graph replays over rotating
 inputs. Whatever fails is a row with the reason, and the report (DIR/peers.json) is rewritten after every row.
 """

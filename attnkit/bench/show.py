@@ -14,7 +14,7 @@ def line(text: str) -> None:
 
 
 def ceilings(head: dict[str, Any]) -> None:
-    """What runs here and what the card can do."""
+    """What runs here and what the GPU can do."""
     line(f"{head['device']}, driver {head['driver']}, torch {head['torch']}, Triton {head['triton']}, {head['dtype']}")
     line("  ".join(f"{name} {value}" for name, value in head["versions"].items()))
     if head["ceilings"]:

@@ -1,4 +1,4 @@
-"""One file with everything worth sending back about a card: what was found, checked and timed. Nothing else of the machine."""
+"""A submission report about a GPU: what was found, checked and timed. Nothing else of the machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attnkit.hardware import detect
 
 
 def write(file: Path) -> None:
-    """Run the card's benchmark (Turing's on sm_75) and write its report, with the devices and their drivers, to `file`.
+    """Run the GPU's benchmark (Turing's on sm_75) and write its report, with the devices and their drivers, to `file`.
 
     The file can go into docs/reports as it is: its kind is that of the benchmark. Host names and paths are left out.
 

@@ -16,7 +16,7 @@ After: TypeAlias = Callable[[Callable[[], object], Any], None]
 """(run everything once more, what the first call returned: a graph writes it anew on every run) -> None."""
 
 WARM_MILLISECONDS = 10.0
-"""Replays before the timed ones, so that whoever comes first does not meet the clocks of an idle card."""
+"""Replays before the timed ones, so that whoever comes first does not meet the clocks of an idle GPU."""
 
 
 def microseconds(calls: Sequence[Callable[[], object]], device: str, after: After | None = None) -> tuple[float, float]:
@@ -87,7 +87,7 @@ def _median_and_spread(times: Sequence[float]) -> tuple[float, float]:
 
 
 def read_bandwidth() -> float:
-    """What this card reads from memory, bytes a second: amax over rows of 4 GiB."""
+    """What this GPU reads from memory, bytes a second: amax over rows of 4 GiB."""
     data = torch.ones(1 << 14, 1 << 17, dtype=torch.bfloat16, device="cuda")
     data.view(torch.int32).amax(dim=1)
     micros, _ = graph_microseconds([lambda: data.view(torch.int32).amax(dim=1)], replays=7)
@@ -95,7 +95,7 @@ def read_bandwidth() -> float:
 
 
 def matmul_flops() -> float:
-    """What this card multiplies, floating-point operations a second: bfloat16, 8192 cubed."""
+    """What this GPU multiplies, floating-point operations a second: bfloat16, 8192 cubed."""
     a = torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda")
     b = torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda")
     micros, _ = graph_microseconds([lambda: torch.matmul(a, b)] * 4, replays=7)

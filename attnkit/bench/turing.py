@@ -1,13 +1,13 @@
-"""Turing's code on a newer card: `python -m attnkit.bench.turing --out DIR`.
+"""Turing's code on a newer GPU: `python -m attnkit.bench.turing --out DIR`.
 
-Every kernel here is compiled for sm_75 and its sm_75 PTX is translated by this card's driver, so the arithmetic is that of
-Turing's matrix instructions; the speed is this card's and no Turing card's. On a real Turing card the same program measures it.
+Every kernel here is compiled for sm_75 and its sm_75 PTX is translated by this GPU's driver, so the arithmetic is that of
+Turing's matrix instructions; the speed is this GPU's and no Turing GPU's. On a real Turing GPU the same program measures it.
 
 1. dot products of every form that the hook rewrites, against exact results;
 2. the self-tests (quick and standard) of every backend whose kernels go through the hook, with the kernel names they report;
-3. throughput of TURING_ATTN beside the same kernel with stock Triton's sm_75 code (in tiles chosen for that) and beside torch's
-   efficient kernel (which has code for this card, and that cannot be taken away from it);
-4. throughput of the other operations beside stock Triton's code of the same kernel.
+3. throughput of TURING_ATTN compared with the same kernel with stock Triton's sm_75 code (in tiles chosen for that) and with
+   torch's efficient kernel (which has code for this GPU, and that cannot be taken away from it);
+4. throughput of the other operations compared with stock Triton's code of the same kernel.
 
 Writes DIR/hook.json. --checks stops after the quick self-test (for compute-sanitizer). --sweep times other tile sizes.
 """
@@ -257,7 +257,7 @@ def speedups(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run everything; 1 where a check failed."""
-    parser = argparse.ArgumentParser(description="Turing's code, checked and timed on this card.")
+    parser = argparse.ArgumentParser(description="Turing's code, checked and timed on this GPU.")
     parser.add_argument("--out", type=Path, default=Path(), help="directory for hook.json")
     parser.add_argument("--checks", action="store_true", help="only the dot products and the quick self-test")
     parser.add_argument("--sweep", action="store_true", help="time other tile sizes too")

@@ -69,7 +69,7 @@ def candidates(
     """
     accepted = plan.decision.accepted
     version = vllm_command.engine_version() if command is not None else None
-    platform = vllm_command.platform_of(plan.place.device)
+    platform = vllm_command.platform_of(plan.node.device)
     if version is None or platform == "tpu":  # vLLM has one backend on a TPU, and attnkit has no driver for it
         return Candidates(tuple(_attnkits_own(candidate) for candidate in accepted))
     plugin = environment.get(VARIABLE, "").strip() if platform in SLOTS else ""
@@ -110,8 +110,8 @@ def _refusal(backend: str, version: str, platform: str, note: str) -> str:
 
 
 def _is_mla(plan: Plan) -> bool:
-    return any(spec.op == "mla_decode" for spec in plan.need.specs)
+    return any(spec.op == "mla_decode" for spec in plan.requirements.specs)
 
 
 def _has_amx(plan: Plan) -> bool:
-    return "amx_tile" in plan.place.device.features
+    return "amx_tile" in plan.node.device.features

@@ -7,21 +7,22 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from attnkit.wording import MARKS, number, short_reasons
+from attnkit.wording import MARKS, number, printable, short_reasons
 
 
 def event_text(fields: Mapping[str, Any]) -> str:
     """One event for people: a line, or a few."""
     writer = _EVENTS.get(fields["event"])
     if writer is None:
-        return f"{fields['event']:<10} " + " ".join(f"{k}={v}" for k, v in fields.items() if k not in ("event", "time"))
+        rest = " ".join(f"{k}={v}" for k, v in fields.items() if k not in ("event", "time"))
+        return printable(f"{fields['event']:<10} {rest}")
     lines = writer(fields)
     label = fields["event"].removeprefix("selftest.").removeprefix("engine.")
     return "\n".join(f"{label if position == 0 else '':<11}{line}" for position, line in enumerate(_wrapped(lines)))
 
 
 def _wrapped(lines: Iterable[str]) -> list[str]:
-    return [part for line in lines for part in textwrap.wrap(line, width=68, subsequent_indent="  ") or [""]]
+    return [part for line in lines for part in textwrap.wrap(printable(line), width=68, subsequent_indent="  ") or [""]]
 
 
 def _boot(f: Mapping[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from attnkit.errors import NoBackendError
 from attnkit.hardware.device import Detection
-from attnkit.profiles.files import all_nodes, family_names
+from attnkit.profiles.files import family_names, read_nodes
 from attnkit.select.node import PLATFORM_VARIABLE as VARIABLE
 
 
@@ -19,7 +19,7 @@ def require_device(detection: Detection, environment: Mapping[str, str]) -> None
         NoBackendError: with the devices found, and what the probes said.
     """
     platform = environment.get(VARIABLE, "")
-    nodes = [node for node in all_nodes() if node.platform == platform and node.name not in family_names()]
+    nodes = [node for node in read_nodes()[0] if node.platform == platform and node.name not in family_names()]
     vendors = {node.match.vendor for node in nodes}
     if not vendors or any(device.vendor in vendors for device in detection.devices):
         return

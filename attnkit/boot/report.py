@@ -7,6 +7,8 @@ Schema that is published at docs/report.schema.json.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -15,19 +17,26 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from attnkit.backends.base import Accepted, Rejected
 from attnkit.errors import UsageError
 from attnkit.hardware.device import Detection, Device
-from attnkit.jsonio import to_plain
+from attnkit.jsonio import read_json, shorten, to_json, to_plain
+from attnkit.redact import Redactor
 from attnkit.select.choose import Decision
-from attnkit.selftest.results import Outcome, Verdict
+from attnkit.selftest.results import CaseResult, Outcome, Verdict, roll_up
 from attnkit.spec import AttentionSpec, Dtype, Feature, KvCacheDtype, Op, Phase
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
+READ = (1, SCHEMA_VERSION)
+FUTURE = timedelta(minutes=5)
+"""A report from further ahead than clocks differ is none of now."""
 BootVerdict: TypeAlias = Outcome | Literal["planted"]
 """The boot's verdict: an outcome of the self-test, or "planted" where the device was simulated and no kernel ran."""
-State = Literal["starting", "selftest", "engine-starting", "ready", "failed"]
+State = Literal["starting", "selftest", "engine-starting", "ready", "stopping", "failed"]
+EndKind = Literal["validated", "serving", "stopped", "failed"]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    """Readers ignore what they do not know: a newer attnkit may say more."""
+
+    model_config = ConfigDict(extra="ignore")
 
 
 class SpecReport(_Model):
@@ -90,7 +99,7 @@ class DecisionReport(_Model):
 class Fallback(_Model):
     """One step along the profile's chain, and why it was taken."""
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True, serialize_by_alias=True)
+    model_config = ConfigDict(extra="ignore", populate_by_name=True, serialize_by_alias=True)
 
     from_backend: str = Field(alias="from")
     to_backend: str | None = Field(alias="to", description="null where the chain ended.")
@@ -132,7 +141,7 @@ class EngineReport(_Model):
     health_url: str | None = None
     health_seconds: float | None = None
     completion: Completion | None = None
-    exit_code: int | None = None
+    exit_code: int | None = Field(default=None, description="Its own exit code; null while it runs.")
     last_output: list[str] = Field(default=[], description="Last lines of its output where it died.")
 
 
@@ -146,10 +155,36 @@ class BootSeconds(_Model):
     total: float | None = None
 
 
+class End(_Model):
+    """How the boot ended, or that it serves, as one acts on it."""
+
+    kind: EndKind = Field(description="validated: passed, and no engine was asked for; serving; stopped on request; failed.")
+    headline: str = Field(description="The boot's end, and what became of the self-test, in one line.")
+    reason: str = Field(default="", description="Why, in one line; empty where nothing is wrong.")
+    next_step: str = Field(default="", description="What to do about it; empty where nothing is wrong.")
+
+
+class Result(_Model):
+    """What the self-test of what serves came to on one device, or for one kind of layer."""
+
+    name: str = Field(description="The device, or the layer's requirement.")
+    outcome: Outcome
+    cases: int = Field(description="Cases that ran.")
+    worst: float | None = Field(default=None, description="The largest error of a case as a share of its bound; over 1 fails.")
+
+
+class Levels(_Model):
+    """How thorough the self-test was, and how thorough the node's profile wants it."""
+
+    ran: str
+    profile: str
+    enough: bool = Field(description="False where it was less thorough than the profile says.")
+
+
 class BootReport(_Model):
     """The whole boot of one node."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     attnkit_version: str
     created: str = Field(description="RFC 3339, UTC.")
     host: dict[str, str]
@@ -172,20 +207,54 @@ class BootReport(_Model):
         default=None, description="The simulated device's behavior, set through the debug switch; no kernel ran."
     )
     error: str | None = Field(default=None, description="Why the boot ended, where it did.")
+    end: End | None = Field(default=None, description="null while the boot is neither over nor serving.")
+    versions: dict[str, str] = Field(default={}, description="Of attnkit, Python, what backends use, the driver, the engine.")
+    levels: Levels | None = None
+    devices: list[Result] = Field(default=[], description="The self-test of what serves by device.")
+    layer_kinds: list[Result] = Field(default=[], description="The self-test of what serves by kind of attention layer.")
+    proof_key: str | None = Field(
+        default=None, description="SHA-256 of what the verdict depends on: devices, driver, versions, requirements, level."
+    )
     exit_code: int | None = Field(default=None, description="null while the boot is not over and while the engine serves.")
 
-    def text(self) -> str:
-        """The document, indented, with a newline at its end."""
-        return self.model_dump_json(indent=2) + "\n"
+    def text(self, redactor: Redactor | None = None) -> str:
+        """The document without secrets, indented, with a newline at its end."""
+        return to_json((redactor or Redactor()).plain(to_plain(self.model_dump()))) + "\n"
+
+    def summarise(self) -> None:
+        """Fill in what follows from the verdicts: `devices` and `layer_kinds` of the candidate that was tested last."""
+        last = self.selftest[-1].backend if self.selftest else None
+        verdicts = [verdict for verdict in self.selftest if verdict.backend == last]
+        self.devices = _results(verdicts, lambda verdict: verdict.device)
+        self.layer_kinds = _results(verdicts, lambda verdict: verdict.layer)
+
+
+def error_share(case: CaseResult) -> float | None:
+    """The largest error of a case as a share of its bound, None where nothing was compared."""
+    pairs = ((case.max_error, case.max_bound), (case.mean_error, case.mean_bound), (case.lse_max_error, case.lse_max_bound))
+    return max((error / bound for error, bound in pairs if error is not None and bound), default=None)
+
+
+def _results(verdicts: list[Verdict], name: Callable[[Verdict], str]) -> list[Result]:
+    found = []
+    for key in dict.fromkeys(name(verdict) for verdict in verdicts if name(verdict)):
+        cases = [case for verdict in verdicts if name(verdict) == key for case in verdict.cases if case.outcome != "skipped"]
+        worst = max((share for case in cases if (share := error_share(case)) is not None), default=None)
+        outcome = roll_up(verdict.outcome for verdict in verdicts if name(verdict) == key)
+        found.append(Result(name=key, outcome=outcome, cases=len(cases), worst=worst))
+    return found
 
 
 class Readiness(_Model):
     """The readiness file: what a health check and a load balancer look at."""
 
     state: State
-    verdict: BootVerdict | None
+    verdict: BootVerdict | None = Field(description="Of the self-test; the state is what counts.")
     backend: str | None
     since: str
+    pid: int | None = Field(default=None, description="Of boot, in its own container.")
+    heartbeat: str | None = Field(default=None, description="When boot last said that it lives, RFC 3339.")
+    headline: str = ""
 
     def text(self) -> str:
         """One line of JSON; a health check may grep for `"state": "ready"`."""
@@ -199,31 +268,61 @@ def load_report(path: Path) -> BootReport:
         UsageError: not readable, not JSON, or not one of ours; the message says which field is wrong and where.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UsageError(f"cannot read report {path}: {reason}. `attnkit boot` writes it where --report says") from None
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path}:{error.lineno}: not JSON: {error.msg} (column {error.colno})") from None
+        data = read_json(path)
+    except UsageError as error:
+        raise UsageError(f"cannot read report {error}", "`attnkit boot` writes it where --report says") from None
+    return parse_report(data, str(path))
+
+
+def parse_report(data: Any, source: str) -> BootReport:
+    """A report from its document, of this schema or of version 1.
+
+    Raises:
+        UsageError: none of ours; the message says which field is wrong.
+    """
     if not isinstance(data, dict) or "schema_version" not in data or "attnkit_version" not in data:
         raise UsageError(
-            f"{path}: not an attnkit boot report: it has no schema_version and attnkit_version. "
+            f"{source}: not an attnkit boot report: it has no schema_version and attnkit_version. "
             "`attnkit boot` writes one where --report says"
         )
-    if data["schema_version"] != SCHEMA_VERSION:
-        version = data["schema_version"]
+    version = data["schema_version"]
+    if version not in READ or isinstance(version, bool | float):
         raise UsageError(
-            f"{path}: schema_version is {version!r}; this attnkit reads {SCHEMA_VERSION}: use the one that wrote it"
+            f"{source}: schema_version is {shorten(repr(version))}; this attnkit reads {READ[0]} and {READ[1]}: "
+            "use the one that wrote it"
         )
     try:
-        return BootReport.model_validate(data)
+        report = BootReport.model_validate({**data, "schema_version": SCHEMA_VERSION})
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:10]]
         more = error.error_count() - len(lines)
         tail = [f"  and {more} more"] if more > 0 else []
-        raise UsageError("\n".join([f"{path}: not a valid boot report:", *lines, *tail])) from None
+        raise UsageError("\n".join([f"{source}: not a valid boot report:", *lines, *tail])) from None
+    if version == 1:
+        report.summarise()
+        report.end = end_of_version_1(report)
+    return report
+
+
+def end_of_version_1(report: BootReport) -> End | None:
+    """What version 1 did not say: its exit code was 0 from the engine's start on."""
+    if report.error is None and report.verdict not in ("pass", "planted"):
+        return None if report.exit_code is None else End(kind="failed", headline=f"self-test: {report.verdict}")
+    if report.error is not None:
+        return End(kind="failed", headline=f"boot failed; self-test: {report.verdict}", reason=report.error)
+    if report.engine is None:
+        return End(kind="validated", headline=f"{report.backend}: self-test {report.verdict}")
+    stopped = report.engine.exit_code is not None
+    return End(kind="stopped" if stopped else "serving", headline=f"{report.backend}: self-test {report.verdict}")
+
+
+def from_the_future(created: str, now: datetime) -> bool:
+    """Whether a report says that it was made later than clocks differ; one without a time is too."""
+    try:
+        made = datetime.fromisoformat(created.replace("Z", "+00:00"))
+        return made - now > FUTURE
+    except (ValueError, TypeError, OverflowError):
+        return True
 
 
 def json_schema() -> dict[str, Any]:

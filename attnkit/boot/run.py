@@ -6,25 +6,40 @@ is never started on a backend that did not pass.
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import io
 import os
 import platform
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from attnkit import __version__
+from attnkit.backends.installed import installed_versions
 from attnkit.boot.candidates import Candidate, candidates
+from attnkit.boot.ending import failed_end, good_end, one_line, self_test_text
 from attnkit.boot.event_lines import event_text
 from attnkit.boot.events import Events
 from attnkit.boot.image_guard import require_device
-from attnkit.boot.outputs import Outputs
-from attnkit.boot.report import BootReport, BootVerdict, DecisionReport, Fallback, KernelCounts, NeedReport, SpecReport
+from attnkit.boot.outputs import Outputs, default_directory
+from attnkit.boot.report import (
+    BootReport,
+    BootVerdict,
+    DecisionReport,
+    Fallback,
+    KernelCounts,
+    Levels,
+    NeedReport,
+    SpecReport,
+)
 from attnkit.boot.serving import EngineSettings, Serving
 from attnkit.engines.vllm import command as vllm_command
 from attnkit.errors import (
@@ -33,20 +48,25 @@ from attnkit.errors import (
     EXIT_NO_BACKEND,
     EXIT_OK,
     AttnkitError,
+    InternalError,
     NoBackendError,
     UsageError,
     unknown_name,
 )
+from attnkit.hardware.device import Detection, Device
 from attnkit.isolation import simulated
 from attnkit.isolation.messages import Request
 from attnkit.isolation.parent import run_isolated
-from attnkit.jsonio import now, to_plain
+from attnkit.jsonio import now, to_json, to_plain
+from attnkit.redact import Redactor
 from attnkit.select.choose import no_backend_text
-from attnkit.select.node import Place, place
+from attnkit.select.node import Node, find_node
 from attnkit.select.plan import Plan, make_plan
 from attnkit.selftest import FAULTS
-from attnkit.selftest.results import OUTCOMES, CaseResult, Level, Verdict, check_level, roll_up
+from attnkit.selftest.results import LEVELS, OUTCOMES, CaseResult, Level, Verdict, check_level, roll_up
+from attnkit.web import check_url
 
+MOST_SECONDS = 7 * 86400.0
 _EXIT_BY_VERDICT: dict[BootVerdict, int] = {
     "pass": EXIT_OK,
     "fail": EXIT_CHECK_FAILED,
@@ -102,46 +122,87 @@ def boot(options: BootOptions, events: Events | None = None) -> int:
     """Run the whole boot; returns the exit code once the engine has ended.
 
     Raises:
-        AttnkitError: wrong usage (exit code 2), or no usable backend (3). Report and readiness file say the same.
+        AttnkitError: wrong usage (exit code 2), no usable backend (3), or something that nobody foresaw (6). Report and
+            readiness file say the same.
     """
+    redactor = Redactor([*sys.argv, *options.command], os.environ)
     if events is None:
-        events = Events(render=event_text if sys.stdout.isatty() else None)
-    return _Boot(options, events).run()
+        events = Events(render=event_text if sys.stdout.isatty() else None, redactor=redactor)
+    return _Boot(options, events, redactor).run()
+
+
+def refused(message: str, argv: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Say in the files that a command line was refused: those that it or the environment names, else the usual ones."""
+
+    def named(option: str) -> str | None:
+        return vllm_command.option_value(argv, f"--{option}") or environment.get(f"ATTNKIT_{option.upper()}")
+
+    report = Path(named("report") or default_directory() / "report.json")
+    ready = Path(named("ready") or default_directory() / "ready.json")
+    options = BootOptions(report, ready, Path(named("metrics") or report.with_suffix(".prom")))
+    with suppress(AttnkitError):
+        _Boot(options, Events(io.StringIO()), Redactor(argv, environment)).refuse(message)
 
 
 class _Boot:
-    def __init__(self, options: BootOptions, events: Events) -> None:
+    def __init__(self, options: BootOptions, events: Events, redactor: Redactor) -> None:
         self.options = options
         self.events = events
-        self.outputs = Outputs(options.report, options.ready, options.metrics)
+        self.redactor = redactor
+        self.outputs = Outputs(options.report, options.ready, options.metrics, redactor)
         self.started = time.monotonic()
         self.seconds: dict[str, float] = {}
         self._begun: dict[str, float] = {}
-        self.report: BootReport | None = None
+        self.report = BootReport(
+            attnkit_version=__version__,
+            created=now(),
+            host={"hostname": platform.node()},
+            node_type=None,
+            node_type_source="detected" if options.node is None else "given",
+            detection=Detection((), ()),
+            planted_fault=options.fault,
+            planted_answer=options.simulated_device,
+        )
         self.vllm = vllm_command.recognise(options.command)
 
     def run(self) -> int:
-        with _signals_stop():
+        """The one place that ends a boot, whatever happened: failed, with an exit code, a report, and no engine left."""
+        with _signals_stop() as signals:
             try:
-                validated, plan = self._until_validated()
-                if validated is None:
-                    return _EXIT_BY_VERDICT[self._report.verdict]
-                if self.options.command:
-                    return self._serve(plan, validated)
-                self.outputs.remove_ready_file()
-                return _EXIT_BY_VERDICT[self._report.verdict]
+                code = self._run()
             except AttnkitError as error:
-                self._failed(str(error), error.exit_code)
+                signals.over = True
+                self._failed(error)
                 raise
             except _Stopped as stop:
-                self._failed(f"ended by {signal.Signals(stop.number).name} while no engine ran", 128 + stop.number)
-                return 128 + stop.number
+                code = 128 + stop.number
+                self._failed(AttnkitError(f"ended by {signal.Signals(stop.number).name} while no engine ran"), code)
+            except Exception as error:
+                signals.over = True
+                foreseen = _explain(error)
+                self._failed(foreseen)
+                raise foreseen from error
+            finally:
+                signals.over = True
+                self.outputs.release()
+                _let_stdout_end()
+            return code
 
-    @property
-    def _report(self) -> BootReport:
-        if self.report is None:
-            raise RuntimeError("no report before detection")
-        return self.report
+    def refuse(self, message: str) -> None:
+        """End before anything began."""
+        try:
+            self.outputs.begin()
+            self._failed(UsageError(message))
+        finally:
+            self.outputs.release()
+
+    def _run(self) -> int:
+        validated, plan = self._until_validated()
+        if validated is not None and self.options.command:
+            return self._serve(plan, validated)
+        if validated is not None:
+            self.outputs.remove_ready_file()
+        return _EXIT_BY_VERDICT[self.report.verdict]
 
     def _until_validated(self) -> tuple[Candidate | None, Plan]:
         options = self.options
@@ -157,33 +218,34 @@ class _Boot:
         level = check_level(options.level)
         _check_fault(options.fault)
         _check_simulated(options)
+        _check_times(options)
+        if options.health_url is not None:
+            check_url(options.health_url, "--health-url")
+        elif self.vllm is not None:
+            check_url(self.vllm.health_url, "the engine's --host and --port")
         self.events.emit("boot", attnkit_version=__version__, host=platform.node(), command=options.command)
         explicit = options.backend
         if self.vllm is not None:
             explicit = vllm_command.explicit_backend(options.backend, self.vllm, os.environ)
         where = self._detect()
         plan = self._select(where, explicit)
+        self._note_level(level or plan.settings.level, plan.settings.level)
         validated = self._validate(plan, level or plan.settings.level, explicit)
         self._conclude()
         return validated, plan
 
-    def _detect(self) -> Place:
+    def _detect(self) -> Node:
         with self._timed("detect"):
-            where = place(root=self.options.root, node=self.options.node)
+            where = find_node(root=self.options.root, node=self.options.node)
         if not where.here or where.detection is None:
             raise UsageError(f"--node {self.options.node}: {where.why}; `attnkit detect` shows the devices of this machine")
         detection = where.detection
-        self.report = BootReport(
-            attnkit_version=__version__,
-            created=now(),
-            host={"hostname": platform.node(), **detection.host},
-            node_type=where.profile.name if where.profile else None,
-            node_type_source="given" if where.source == "given" else "detected",
-            node_type_why=where.why,
-            detection=detection,
-            planted_fault=self.options.fault,
-            planted_answer=self.options.simulated_device,
-        )
+        self.report.host |= detection.host
+        self.report.node_type = where.profile.name if where.profile else None
+        self.report.node_type_source = "given" if where.source == "given" else "detected"
+        self.report.node_type_why = where.why
+        self.report.detection = detection
+        self.report.versions = _versions(where.device)
         self.report.boot_seconds.detect = self.seconds["detect"]
         self.outputs.save_partial(self.report)
         self.events.emit(
@@ -200,8 +262,8 @@ class _Boot:
             require_device(detection, os.environ)
         return where
 
-    def _select(self, where: Place, explicit: str | None) -> Plan:
-        report, options = self._report, self.options
+    def _select(self, where: Node, explicit: str | None) -> Plan:
+        report, options = self.report, self.options
         with self._timed("select"):
             model = options.model
             overrides: dict[str, Any] = {}
@@ -217,7 +279,7 @@ class _Boot:
                 assume_installed=options.simulated_device is not None,
                 overrides=overrides,
             )
-        need = plan.need
+        need = plan.requirements
         report.need = NeedReport(
             source=need.source, specs=[SpecReport.from_spec(spec) for spec in need.specs], notes=list(need.notes)
         )
@@ -244,7 +306,7 @@ class _Boot:
 
     def _validate(self, plan: Plan, level: Level, explicit: str | None) -> Candidate | None:
         """Test candidates in order until one passes."""
-        report = self._report
+        report = self.report
         candidates = self._candidates(plan, explicit)
         self.outputs.write_ready_file("selftest")
         with self._timed("selftest"):
@@ -286,8 +348,8 @@ class _Boot:
         request = Request(
             backend=candidate.test,
             provider=candidate.provider,
-            device=plan.place.device,
-            specs=plan.need.specs,
+            device=plan.node.device,
+            specs=plan.requirements.specs,
             level=level,
             fault=self.options.fault,
             planted_answer=self.options.simulated_device,
@@ -297,11 +359,17 @@ class _Boot:
             self.events.emit("selftest.case", backend=candidate.test, provider=candidate.by, **_fields(case))
 
         def on_kernels(baked: int, compiled: int, unused: str) -> None:
-            self._report.kernels = KernelCounts(baked=baked, jit_compiles=compiled)
-            if unused and self._report.decision is not None:
-                self._report.decision.warnings.append(unused)
+            self.report.kernels = KernelCounts(baked=baked, jit_compiles=compiled)
+            if unused and self.report.decision is not None:
+                self.report.decision.warnings.append(unused)
 
-        verdicts = run_isolated(request, timeout=self.options.selftest_timeout, on_case=on_case, on_kernels=on_kernels)
+        verdicts = run_isolated(
+            request,
+            timeout=self.options.selftest_timeout,
+            on_case=on_case,
+            on_kernels=on_kernels,
+            env=plan.settings.engine_env,
+        )
         for verdict in verdicts:
             counts = {outcome: sum(c.outcome == outcome for c in verdict.cases) for outcome in OUTCOMES}
             self.events.emit(
@@ -319,18 +387,27 @@ class _Boot:
         return verdicts
 
     def _fall_back(self, from_backend: str, to_backend: str | None, reason: str) -> None:
-        self._report.fallbacks.append(Fallback.model_validate({"from": from_backend, "to": to_backend, "reason": reason}))
+        self.report.fallbacks.append(Fallback.model_validate({"from": from_backend, "to": to_backend, "reason": reason}))
         self.events.emit("fallback", **{"from": from_backend, "to": to_backend, "reason": reason})
 
     def _conclude(self) -> None:
         """The verdict is known: write the report, say so."""
-        report = self._report
+        report = self.report
         serves = report.verdict in _SERVES
-        report.exit_code = EXIT_OK if serves and self.options.command else _EXIT_BY_VERDICT[report.verdict]
+        report.summarise()
+        report.proof_key = _proof_key(report)
         report.boot_seconds.total = self._since_start()
         if not serves:
             last = report.fallbacks[-1]
+            report.exit_code = _EXIT_BY_VERDICT[report.verdict]
             report.error = f"no backend passed its self-test; the last one, {last.from_backend}: {last.reason}"
+            step = ""
+            if any("--selftest-timeout" in case.reason for verdict in report.selftest for case in verdict.cases):
+                step = f"if this machine is that slow, set ATTNKIT_SELFTEST_TIMEOUT above {self.options.selftest_timeout:.0f}"
+            report.end = failed_end(report, self_test_text(report), report.error, step, report.exit_code)
+        elif not self.options.command:
+            report.exit_code = _EXIT_BY_VERDICT[report.verdict]
+            report.end = good_end(report, "validated")
         self.outputs.save(report)
         self.events.emit(
             "report",
@@ -341,26 +418,41 @@ class _Boot:
             warnings=report.decision.warnings if report.decision else [],
         )
         if not serves:
-            self.outputs.write_ready_file("failed", report.verdict, None)
-            self.events.emit("error", message=report.error)
+            assert report.end is not None
+            self.outputs.write_ready_file("failed", report.verdict, None, report.end.headline)
+            self.events.emit("error", message=report.error, next_step=report.end.next_step)
+
+    def _note_level(self, level: Level, wanted: Level) -> None:
+        """A less thorough self-test than the profile's is allowed, and said."""
+        enough = LEVELS.index(level) >= LEVELS.index(wanted)
+        self.report.levels = Levels(ran=level, profile=wanted, enough=enough)
+        if not enough and self.report.decision is not None:
+            self.report.decision.warnings.append(f"the self-test is {level}, the node's profile says {wanted}")
 
     def _serve(self, plan: Plan, validated: Candidate) -> int:
         settings = EngineSettings(self.options.command, self.options.health_url, self.options.health_timeout)
-        serving = Serving(settings, self._report, self.outputs, self.events, self.started)
-        return serving.run(plan.place.device, plan.settings, validated)
+        serving = Serving(settings, self.report, self.outputs, self.events, self.started, self.redactor)
+        return serving.run(plan.node.device, plan.settings, validated)
 
-    def _failed(self, message: str, code: int) -> None:
-        """Report an end that is no verdict; an output that cannot be written is not tried again."""
+    def _failed(self, error: AttnkitError, code: int | None = None) -> None:
+        """Report an end that is no verdict. Each step on its own: what cannot be written now may leave room for the next."""
         if not self.outputs.begun:
             return
-        self.events.emit("error", message=message)
-        if self.report is not None:
-            self.report.error, self.report.exit_code = message, code
-            self.report.boot_seconds.total = self._since_start()
-            self.outputs.save(self.report)
-        self.outputs.write_ready_file(
-            "failed", self.report.verdict if self.report else None, self.report.backend if self.report else None
-        )
+        report, message = self.report, str(error)
+        code = error.exit_code if code is None else code
+        self.outputs.finish()
+        self.outputs.withdraw()
+        report.error, report.exit_code = message, code
+        report.boot_seconds.total = self._since_start()
+        with suppress(Exception):
+            report.summarise()
+        report.end = failed_end(report, "boot failed", message, error.next_step, code)
+        with suppress(Exception):
+            self.outputs.write_ready_file("failed", report.verdict, report.backend, report.end.headline)
+        with suppress(Exception):
+            self.outputs.save(report)
+        with suppress(Exception):
+            self.events.emit("error", message=message, next_step=report.end.next_step)
 
     @contextmanager
     def _timed(self, step: str) -> Iterator[None]:
@@ -407,16 +499,95 @@ def _fields(case: CaseResult) -> dict[str, Any]:
     return fields
 
 
-@contextmanager
-def _signals_stop() -> Iterator[None]:
-    """SIGTERM and SIGINT end the boot. PID 1 ignores signals that it has no handler for."""
+def _check_times(options: BootOptions) -> None:
+    for name, seconds in (("--health-timeout", options.health_timeout), ("--selftest-timeout", options.selftest_timeout)):
+        if not 1.0 <= seconds <= MOST_SECONDS:  # NaN is not between them either
+            raise UsageError(f"{name} must be 1 to {MOST_SECONDS:.0f} seconds, not {seconds:g}")
 
-    def stop(number: int, _frame: FrameType | None) -> NoReturn:
-        raise _Stopped(number)
+
+def _versions(device: Device) -> dict[str, str]:
+    """What a verdict depends on, as found here; nothing is imported for it."""
+    found = {name: version for name, version in installed_versions().items() if version is not None}
+    engine = vllm_command.engine_version()
+    return {
+        "attnkit": __version__,
+        "python": platform.python_version(),
+        **found,
+        **({"vllm": engine} if engine else {}),
+        **({"driver": device.driver} if device.driver else {}),
+    }
+
+
+def _proof_key(report: BootReport) -> str:
+    """SHA-256 over what the verdict depends on: the same key on the same node means that nothing of it changed."""
+    parts = {
+        "versions": report.versions,
+        "host": report.host.get("kernel", ""),
+        "devices": [(d.arch, d.name, d.uuid, d.driver, d.memory_bytes) for d in report.detection.devices if d.usable],
+        "need": report.need,
+        "backend": (report.backend, report.provider),
+        "levels": report.levels,
+    }
+    return hashlib.sha256(to_json({name: _dumped(part) for name, part in parts.items()}).encode()).hexdigest()
+
+
+def _dumped(part: Any) -> Any:
+    return part.model_dump() if hasattr(part, "model_dump") else part
+
+
+def _explain(error: Exception) -> AttnkitError:
+    """An exception that nobody foresaw, in one line with its place; what the machine refused is no mistake of ours."""
+    last = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
+    where = f" ({Path(last.filename).name}:{last.lineno})" if last else ""
+    if isinstance(error, MemoryError):
+        return InternalError("out of memory" + where, "give the container more memory")
+    if isinstance(error, OSError) and error.errno in _REFUSED:
+        return InternalError(f"the machine refused: {error.strerror}{where}", _REFUSED[error.errno])
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return InternalError(f"the machine refused: {error}{where}", _REFUSED[errno.EAGAIN])
+    return InternalError(f"attnkit itself broke: {type(error).__name__}: {one_line(str(error))}{where}")
+
+
+_REFUSED = {
+    errno.EMFILE: "raise the limit of open files (ulimit -n; --ulimit nofile in the container)",
+    errno.ENFILE: "raise the host's limit of open files (fs.file-max)",
+    errno.EAGAIN: "raise the limit of processes (ulimit -u; --pids-limit in the container)",
+    errno.ENOMEM: "give the container more memory",
+    errno.ENOSPC: "free disk space where boot writes",
+}
+
+
+def _let_stdout_end() -> None:
+    """A stdout that takes nothing (a full disk) must not change the exit code when Python flushes it at the very end."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, sys.stdout.fileno())
+            os.close(null)
+
+
+@dataclass
+class _Signals:
+    """Whether a signal still ends the boot; once it is ending, another one must not end that."""
+
+    over: bool = False
+
+
+@contextmanager
+def _signals_stop() -> Iterator[_Signals]:
+    """SIGTERM and SIGINT end the boot. PID 1 ignores signals that it has no handler for."""
+    state = _Signals()
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        if not state.over:
+            state.over = True
+            raise _Stopped(number)
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield state
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
+from attnkit.boot.ending import failed_end, good_end
 from attnkit.boot.events import Events
 from attnkit.boot.outputs import Outputs
 from attnkit.boot.report import BootReport, Completion, EngineReport
@@ -16,8 +20,9 @@ from attnkit.boot.supervisor import Supervisor
 from attnkit.engines.openai import NoSuchApiError, complete, wait_until_healthy
 from attnkit.engines.vllm import command as vllm_command
 from attnkit.engines.vllm import log as vllm_log
-from attnkit.errors import EXIT_CHECK_FAILED, AttnkitError, describe_exit
+from attnkit.errors import EXIT_CHECK_FAILED, EXIT_ENGINE, EXIT_INTERNAL, AttnkitError, UsageError, describe_exit
 from attnkit.hardware.device import Device
+from attnkit.redact import Redactor
 
 if TYPE_CHECKING:
     from attnkit.boot.candidates import Candidate
@@ -46,7 +51,16 @@ class EngineSettings:
 class Serving:
     """Runs the engine; updates report and readiness on the way."""
 
-    def __init__(self, settings: EngineSettings, report: BootReport, outputs: Outputs, events: Events, started: float) -> None:
+    def __init__(
+        self,
+        settings: EngineSettings,
+        report: BootReport,
+        outputs: Outputs,
+        events: Events,
+        started: float,
+        redactor: Redactor | None = None,
+    ) -> None:
+        self._redactor = redactor or Redactor()
         self._settings = settings
         self._report = report
         self._outputs = outputs
@@ -54,7 +68,7 @@ class Serving:
         self._boot_started = started
         self._vllm = vllm_command.recognise(settings.command)
         self._expected: Expected | None = None
-        self._problem: str | None = None
+        self._problem: AttnkitError | None = None
         self._ready = False
 
     def run(self, device: Device, settings: Settings, validated: Candidate) -> int:
@@ -63,7 +77,13 @@ class Serving:
         engine = self._prepare(device, settings, validated, environment)
         self._report.engine = engine
         self._expected = validated.expected
-        supervisor = Supervisor(engine.argv, environment, keep=vllm_log.matters if validated.expected else None)
+        supervisor = Supervisor(
+            engine.argv,
+            environment,
+            keep=vllm_log.matters if validated.expected else None,
+            clean=self._redactor.text,
+            on_stop=self._outputs.stopping,
+        )
         self._events.emit(
             "engine.start",
             argv=engine.argv,
@@ -78,12 +98,16 @@ class Serving:
         self._outputs.write_ready_file("engine-starting", self._report.verdict, self._report.backend)
         self._outputs.save(self._report)
         started = time.monotonic()
-        supervisor.start()
-        watch = threading.Thread(target=self._watch, args=(supervisor, engine, started), name="engine-watch", daemon=True)
-        watch.start()
-        code = supervisor.wait()
-        watch.join(timeout=STOP_SECONDS)
-        return self._ended(supervisor, engine, code, time.monotonic() - started)
+        try:
+            supervisor.start()
+            watch = threading.Thread(target=self._watch, args=(supervisor, engine, started), name="engine-watch", daemon=True)
+            watch.start()
+            code = supervisor.wait(restore=False)
+            watch.join(timeout=STOP_SECONDS)
+            return self._ended(supervisor, engine, code, time.monotonic() - started)
+        finally:
+            supervisor.abandon()  # nothing where it has ended
+            supervisor.restore_signals()
 
     def _prepare(self, device: Device, settings: Settings, validated: Candidate, environment: dict[str, str]) -> EngineReport:
         command = self._settings.command
@@ -120,17 +144,17 @@ class Serving:
         )
 
     def _watch(self, supervisor: Supervisor, engine: EngineReport, started: float) -> None:
-        """On its own thread: healthy, one completion, ready. A failure stops the engine."""
+        """On its own thread: healthy, one completion, ready. A failure stops the engine, whatever it is."""
         try:
             why = self._until_ready(supervisor, engine)
-            if supervisor.ended.is_set():
+            if supervisor.ended.is_set() or supervisor.stopped_on_request:
                 return
             now = time.monotonic()
             self._report.boot_seconds.engine = round(now - started, 3)
             self._report.boot_seconds.total = round(now - self._boot_started, 3)
-            self._outputs.save(self._report, ready=True)
-            self._outputs.write_ready_file("ready", self._report.verdict, self._report.backend)
+            self._report.end = good_end(self._report, "serving")
             self._ready = True
+            self._save_while_it_serves()
             self._events.emit(
                 "ready",
                 backend=self._report.backend,
@@ -140,13 +164,32 @@ class Serving:
                 seconds=self._report.boot_seconds.total,
             )
         except AttnkitError as error:
-            if supervisor.ended.is_set() or supervisor.stopped_on_request:
-                return  # its end is what happened; `_ended` explains it
-            self._problem = str(error)
-            self._events.emit("error", message=self._problem)
-            supervisor.stop()
-            if not supervisor.ended.wait(STOP_SECONDS):
-                supervisor.kill()
+            self._give_up(supervisor, error)
+        except Exception as error:  # nobody else would notice that this thread is gone
+            self._give_up(supervisor, AttnkitError(f"watching the engine failed: {type(error).__name__}: {error}"))
+
+    def _save_while_it_serves(self) -> None:
+        """Files that cannot be written end no engine that serves; readiness is tried again at every heartbeat."""
+        report = self._report
+        try:
+            self._outputs.save(report, ready=True)
+        except UsageError as error:
+            self._events.emit("error", message=f"{error}; the engine serves on")
+        try:
+            self._outputs.write_ready_file("ready", report.verdict, report.backend, report.end.headline if report.end else "")
+        except UsageError as error:
+            self._events.emit("error", message=f"{error}; the engine serves on")
+
+    def _give_up(self, supervisor: Supervisor, error: AttnkitError) -> None:
+        if supervisor.ended.is_set() or supervisor.stopped_on_request:
+            return  # its end is what happened; `_ended` explains it
+        self._problem = error
+        self._outputs.withdraw()
+        supervisor.stop()
+        with suppress(Exception):  # whatever broke here must not keep the engine
+            self._events.emit("error", message=str(error))
+        if not supervisor.ended.wait(STOP_SECONDS):
+            supervisor.kill()
 
     def _until_ready(self, supervisor: Supervisor, engine: EngineReport) -> str:
         """Why the engine counts as ready, once it does."""
@@ -157,7 +200,7 @@ class Serving:
         engine.health_seconds = round(seconds, 3)
         self._events.emit("engine.healthy", url=engine.health_url, seconds=engine.health_seconds)
         try:
-            answer = complete(engine.health_url, api_key=self._vllm.api_key(os.environ) if self._vllm else None)
+            answer = complete(engine.health_url, api_key=self._api_key(engine.health_url))
         except NoSuchApiError as error:
             if self._vllm is not None:
                 raise
@@ -172,6 +215,13 @@ class Serving:
         self._events.emit("engine.completion", model=answer.model, **engine.completion.model_dump())
         running = self._check_backend(supervisor, engine)
         return f"healthy, one completion returned, {running}"
+
+    def _api_key(self, url: str) -> str | None:
+        """The key that the engine asks for, where `url` is on this machine; nobody else gets it."""
+        if self._vllm is None:
+            return None
+        own = {"127.0.0.1", "localhost", "::1", socket.gethostname().casefold(), urlsplit(self._vllm.health_url).hostname}
+        return self._vllm.api_key(os.environ) if urlsplit(url).hostname in own else None
 
     def _check_backend(self, supervisor: Supervisor, engine: EngineReport) -> str:
         """Check the engine's log against the validated backend.
@@ -200,15 +250,28 @@ class Serving:
         return problem
 
     def _ended(self, supervisor: Supervisor, engine: EngineReport, code: int, seconds: float) -> int:
-        """Explain the end; boot's exit code is the engine's, except that an engine that never served did not succeed."""
+        """Explain the end. Readiness goes first: what follows may fail on a full disk.
+
+        Returns:
+            Boot's exit code: the engine's, except where this has another meaning for boot, and that an engine that never
+            served did not succeed.
+        """
+        self._outputs.withdraw()
         requested = supervisor.stopped_on_request
         engine.exit_code = code
         never_served = engine.health_url is not None and not self._ready
         failed = self._problem is not None or (not requested and (code != 0 or never_served))
-        result = EXIT_CHECK_FAILED if self._problem is not None or (code == 0 and failed) else code
+        result = EXIT_ENGINE if 0 < code <= EXIT_INTERNAL or (code == 0 and failed) else code
+        if self._problem is not None:
+            result = EXIT_CHECK_FAILED
         if failed:
             engine.last_output = list(supervisor.last_lines)
-            self._report.error = self._problem or _reason(code, self._ready, engine.last_output)
+            self._report.error = str(self._problem or _reason(code, self._ready, engine.last_output))
+            what = "engine ended while it served" if self._ready else "engine did not start"
+            step = self._problem.next_step if self._problem is not None else ""
+            self._report.end = failed_end(self._report, what, self._report.error, step, result)
+        else:
+            self._report.end = good_end(self._report, "stopped")
         self._report.exit_code = result
         self._events.emit(
             "engine.exit",
@@ -220,9 +283,7 @@ class Serving:
             last_output=engine.last_output,
         )
         if failed:
-            self._outputs.write_ready_file("failed", self._report.verdict, self._report.backend)
-        else:
-            self._outputs.remove_ready_file()
+            self._outputs.write_ready_file("failed", self._report.verdict, self._report.backend, self._report.end.headline)
         self._outputs.save(self._report)
         return result
 

@@ -54,7 +54,7 @@ def bench(
         cpu.main(out)
         return
     if group and "cpu" in group:
-        raise UsageError("cpu is a benchmark of its own and takes no other group beside it: run `attnkit bench cpu`")
+        raise UsageError("cpu is a benchmark of its own and takes no other group: run `attnkit bench cpu`")
     require_packages("attnkit bench", "torch", "triton")
     if submit is not None:
         from attnkit.bench.submission import write

@@ -25,7 +25,7 @@ def boot(
     ] = None,
     metrics: Annotated[
         Path | None,
-        typer.Option("--metrics", envvar="ATTNKIT_METRICS", help="Prometheus metrics file; default: beside the report."),
+        typer.Option("--metrics", envvar="ATTNKIT_METRICS", help="Prometheus metrics file; default: next to the report."),
     ] = None,
     workload: Workload = None,
     backend: Explicit = None,

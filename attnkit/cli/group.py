@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import textwrap
 from typing import Any
@@ -11,9 +12,22 @@ from typer.core import TyperCommand, TyperGroup
 
 from attnkit.cli.choices import CHOICES
 from attnkit.errors import EXIT_OK, AttnkitError
+from attnkit.redact import Redactor
+from attnkit.wording import printable
 
 SHORT_LIST = 48
 """Longer lists of choices do not fit beside an option at 80 columns; they get a section of their own."""
+
+
+_CliUsageError: type[Exception] = typer.BadParameter.__mro__[1]
+"""UsageError of click, or of the copy of it that newer versions of typer bring: an unknown option, a value that is none."""
+
+
+def _refused(message: str) -> None:
+    """A boot whose command line is refused began nothing, and what an earlier one left must not pass for its result."""
+    from attnkit.boot.run import refused
+
+    refused(message, sys.argv[1:], os.environ)
 
 
 class Group(TyperGroup):
@@ -23,8 +37,13 @@ class Group(TyperGroup):
         """Run the command; see the class."""
         try:
             return super().invoke(ctx)
+        except _CliUsageError as error:
+            if ctx.invoked_subcommand == "boot":
+                _refused(str(getattr(error, "message", error)))
+            raise
         except AttnkitError as error:
-            typer.echo(f"error: {error}", err=True)
+            shown = printable(Redactor(sys.argv, os.environ).text(str(error)))
+            typer.echo(f"error: {shown}", err=True)
             ctx.exit(error.exit_code)
         except BrokenPipeError:
             sys.stderr.close()  # the reader of our stdout left (`| head`); nothing more can be said there

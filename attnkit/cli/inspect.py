@@ -13,16 +13,16 @@ from attnkit.errors import EXIT_CHECK_FAILED, EXIT_NO_BACKEND
 
 def detect(root: Root = Path("/"), json: Json = False) -> None:
     """Show detected devices and the matching node type."""
-    from attnkit.select.node import inspect_box
+    from attnkit.select.node import inspect_machine
 
-    box = inspect_box(root)
-    files = _profile_files(box.match.node)
+    machine = inspect_machine(root)
+    files = _profile_files(machine.match.node)
     if json:
-        print_json(box.as_dict() | {"profile_files": files})
+        print_json(machine.as_dict() | {"profile_files": files})
     else:
         from attnkit.cli import tables
 
-        tables.show_box(box, files)
+        tables.show_machine(machine, files)
 
 
 def _profile_files(node: str | None, workload: str | None = None) -> list[Path]:
@@ -60,12 +60,12 @@ def select(
     json: Json = False,
 ) -> None:
     """Show which backend is selected, and why the others are not."""
-    from attnkit.select.node import place
+    from attnkit.select.node import find_node
     from attnkit.select.plan import make_plan
 
-    where = place(root=root, node=node, arch=device)
-    plan = make_plan(where, model=model, workload=workload, explicit=backend, assume_installed=assume_installed)
-    files = _profile_files(where.profile.name if where.profile else None, workload)
+    found = find_node(root=root, node=node, arch=device)
+    plan = make_plan(found, model=model, workload=workload, explicit=backend, assume_installed=assume_installed)
+    files = _profile_files(found.profile.name if found.profile else None, workload)
     if json:
         print_json(plan.as_dict() | {"profile_files": files})
     else:

@@ -21,7 +21,8 @@ def selftest(
     fault: Fault = None,
     root: Root = Path("/"),
     seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="Draw the case that is new in each run as in an earlier one.", show_default=False)
+        int | None,
+        typer.Option("--seed", min=0, help="Draw the case that is new in each run as in an earlier run.", show_default=False),
     ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write verdicts as JSON to this file; - for stdout.")] = None,
 ) -> None:
@@ -38,7 +39,7 @@ def selftest(
             CheckOptions(
                 backend=backend,
                 level=level,
-                prove=inject_faults,
+                inject_faults=inject_faults,
                 node=node,
                 model=model,
                 fault=fault,
@@ -47,6 +48,6 @@ def selftest(
                 seed=seed,
             ),
             tables.show_verdicts,
-            tables.show_proofs,
+            tables.show_fault_results,
         )
     )

@@ -6,27 +6,37 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from attnkit.wording import COLOURS, MARKS, memory_text, number, short_reasons, spec_text
+from attnkit.wording import COLOURS, MARKS, memory_text, number, printable, short_reasons, spec_text
 
 if TYPE_CHECKING:
     from attnkit.boot.report import BootReport
     from attnkit.engines.vllm.names import Resolution
     from attnkit.hardware.device import Device
     from attnkit.select.catalog import BackendRow
-    from attnkit.select.node import Box
+    from attnkit.select.node import Machine
     from attnkit.select.plan import Plan
     from attnkit.selftest.results import FaultResult, Verdict
 
 MAX_WIDTH = 100
 
 
+class _PlainConsole(Console):
+    """Text is text: no markup in it, and control characters are shown instead of sent."""
+
+    def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """See `Console.render`."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
 def console() -> Console:
     """A console on stdout: 80 columns where it is no terminal, at most 100 where it is."""
-    made = Console(highlight=False)
+    made = _PlainConsole(highlight=False, markup=False, emoji=False)
     made.width = min(made.width, MAX_WIDTH)
     return made
 
@@ -38,16 +48,16 @@ def _table(*columns: str, **options: Any) -> Table:
     return table
 
 
-def show_box(box: Box, profile_files: Iterable[Path]) -> None:
+def show_machine(machine: Machine, profile_files: Iterable[Path]) -> None:
     """`attnkit detect`: equal devices in one line, and one line for each device that has something wrong."""
     out = console()
-    devices = box.detection.devices
+    devices = machine.detection.devices
     for group in _equal_devices(devices):
         first = group[0]
         count = f"{len(group)} × " if len(group) > 1 else ""
         state = "" if first.visible else ", hidden"
         parts = [
-            _indices(group, bool(box.detection.visibility)),
+            _indices(group, bool(machine.detection.visibility)),
             memory_text(first.memory_bytes) + (" each" if len(group) > 1 and first.memory_bytes else ""),
             f"driver {first.driver}" if first.driver else "",
             _places(group),
@@ -61,18 +71,18 @@ def show_box(box: Box, profile_files: Iterable[Path]) -> None:
     for device in devices:
         if device.obstacle is not None:
             out.print(Text.assemble(("✗ ", "red"), f"{device.vendor} {device.index}: {device.obstacle}"))
-    for probe in box.detection.probes:
+    for probe in machine.detection.probes:
         if probe.error:
             out.print(Text(f"probe {probe.probe}: {probe.error}", style="yellow"))
         for note in probe.notes:
             if note not in problems:
                 out.print(Text(f"probe {probe.probe}: {note}", style="dim"))
-    for name, value in box.detection.visibility.items():
+    for name, value in machine.detection.visibility.items():
         out.print(Text(f"{name}={value}", style="dim"))
-    for note in box.detection.visibility_notes:
+    for note in machine.detection.visibility_notes:
         out.print(Text(f"visible devices: {note}", style="yellow"))
     out.print()
-    out.print(Text.assemble("node type  ", (box.match.node or "unknown", "bold"), f" ({box.match.why})"))
+    out.print(Text.assemble("node type  ", (machine.match.node or "unknown", "bold"), f" ({machine.match.why})"))
     _show_files(out, profile_files)
 
 
@@ -139,21 +149,21 @@ def show_plan(plan: Plan, profile_files: Iterable[Path]) -> None:
     """`attnkit select`."""
     out = console()
     decision = plan.decision
-    where = plan.place
-    node = where.profile.name if where.profile else "unknown"
-    out.print(Text.assemble("node type  ", (node, "bold"), f" ({where.why})"))
+    node = plan.node
+    node_type = node.profile.name if node.profile else "unknown"
+    out.print(Text.assemble("node type  ", (node_type, "bold"), f" ({node.why})"))
     _show_files(out, profile_files)
-    out.print(Text(f"device     {where.device.name} ({where.device.arch})"))
+    out.print(Text(f"device     {node.device.name} ({node.device.arch})"))
     out.print(Text(f"installed  {plan.installed_source}"))
     out.print(Text(f"order      {decision.order_source}"))
-    for spec in plan.need.specs:
+    for spec in plan.requirements.specs:
         out.print(Text(f"requires   {spec_text(spec)}"))
-    out.print(Text(f"           from {plan.need.source}"))
-    for note in (*plan.need.notes, *decision.warnings):
+    out.print(Text(f"           from {plan.requirements.source}"))
+    for note in (*plan.requirements.notes, *decision.warnings):
         out.print(Text(f"note       {note}", style="yellow"))
     out.print()
-    if where.device.obstacle is not None:
-        out.print(Text.assemble(("no usable device: ", "bold red"), where.device.obstacle))
+    if node.device.obstacle is not None:
+        out.print(Text.assemble(("no usable device: ", "bold red"), node.device.obstacle))
         return
     table = _table("", "backend", "why")
     for position, accepted in enumerate(decision.accepted):
@@ -206,14 +216,14 @@ def show_verdicts(verdicts: Iterable[Verdict]) -> None:
         out.print()
 
 
-def show_proofs(backend: str, proofs: Iterable[FaultResult]) -> None:
+def show_fault_results(backend: str, results: Iterable[FaultResult]) -> None:
     """`attnkit selftest --inject-faults`: which case detects which fault."""
     out = console()
     out.print(Text(f"{backend}: injected faults", style="bold"))
     table = _table("", "fault", "detected by", "dtype")
-    for proof in proofs:
-        mark = Text("✓", style="green") if proof.caught else Text("✗", style="red")
-        table.add_row(mark, proof.fault, proof.by or "nothing", proof.dtype or "")
+    for result in results:
+        mark = Text("✓", style="green") if result.caught else Text("✗", style="red")
+        table.add_row(mark, result.fault, result.by or "nothing", result.dtype or "")
     out.print(table)
 
 

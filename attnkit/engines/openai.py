@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import ssl
 import threading
 import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from attnkit.errors import AttnkitError
+from attnkit import web
+from attnkit.errors import AttnkitError, UsageError
+from attnkit.jsonio import parse_json, shorten
 
 POLL_SECONDS = 0.25
 PROMPT = "The attention backend of this node"
 MAX_TOKENS = 32
+MOST_TOKENS = 2**31
+"""No count of tokens in an answer is larger."""
 
 
 class NoSuchApiError(AttnkitError):
@@ -45,7 +45,7 @@ class Answer:
 
 
 def wait_until_healthy(url: str, *, timeout: float, ended: threading.Event) -> float:
-    """Poll `url` until it answers with a 2xx.
+    """Poll `url` until it answers with a 2xx; a redirect is none.
 
     Args:
         timeout: seconds to wait at most.
@@ -55,20 +55,25 @@ def wait_until_healthy(url: str, *, timeout: float, ended: threading.Event) -> f
         Seconds it took.
 
     Raises:
+        UsageError: no http or https URL.
         AttnkitError: it did not become healthy in time (with what the last try said), or the engine ended.
     """
     started = time.monotonic()
     said = "it never answered"
     while not ended.is_set():
+        left = timeout - (time.monotonic() - started)
         try:
-            with _open(urllib.request.Request(url), timeout=5.0):
+            answer = web.request(url, seconds=max(0.1, min(5.0, left)), verify=False)
+            if 200 <= answer.status < 300:
                 return time.monotonic() - started
-        except urllib.error.HTTPError as error:
-            said = f"it answered HTTP {error.code}"
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            said = f"it never answered ({getattr(error, 'reason', error)})"
+            said = f"it answered HTTP {answer.status}"
+        except web.WebError as error:
+            said = f"it never answered ({error})"
         if time.monotonic() - started > timeout:
-            raise AttnkitError(f"the engine was not healthy within {timeout:.0f} s: {url}: {said}")
+            raise AttnkitError(
+                f"the engine was not healthy within {timeout:.0f} s: {url}: {said}",
+                f"see what it was doing in its last lines; if it needs longer, set ATTNKIT_HEALTH_TIMEOUT above {timeout:.0f}",
+            )
         ended.wait(POLL_SECONDS)
     raise AttnkitError("the engine ended before it was healthy")
 
@@ -78,15 +83,17 @@ def complete(health_url: str, *, api_key: str | None, timeout: float = 120.0) ->
 
     Raises:
         NoSuchApiError: the server does not have these endpoints.
-        AttnkitError: no model, no answer, or an answer without text; the message holds what came back.
+        AttnkitError: no model, no answer, none with text, counts that are none; the message holds what came back.
     """
     parts = urlsplit(health_url)
     base = urlunsplit((parts.scheme, parts.netloc, "", "", ""))
     models = _json(base + "/v1/models", None, api_key, timeout)
     try:
-        model = str(models["data"][0]["id"])
+        model = models["data"][0]["id"]
     except (KeyError, IndexError, TypeError):
-        raise AttnkitError(f"{base}/v1/models lists no model: {str(models)[:200]}") from None
+        model = None
+    if not isinstance(model, str) or not 0 < len(model) <= 4096:
+        raise AttnkitError(f"{base}/v1/models lists no model: {_excerpt(models)}")
     started = time.monotonic()
     body = {"model": model, "prompt": PROMPT, "max_tokens": MAX_TOKENS, "temperature": 0.0}
     answer = _json(base + "/v1/completions", body, api_key, timeout)
@@ -94,11 +101,25 @@ def complete(health_url: str, *, api_key: str | None, timeout: float = 120.0) ->
     try:
         text = answer["choices"][0]["text"]
     except (KeyError, IndexError, TypeError):
-        raise AttnkitError(f"{base}/v1/completions gave no choice: {str(answer)[:200]}") from None
+        raise AttnkitError(f"{base}/v1/completions gave no choice: {_excerpt(answer)}") from None
     if not isinstance(text, str):
-        raise AttnkitError(f"{base}/v1/completions gave no text: {str(answer)[:200]}")
-    usage = answer.get("usage") or {}
-    return Answer(model, seconds, usage.get("prompt_tokens"), usage.get("completion_tokens"))
+        raise AttnkitError(f"{base}/v1/completions gave no text: {_excerpt(answer)}")
+    usage = answer.get("usage")
+    if not isinstance(usage, dict | None):
+        raise AttnkitError(f"{base}/v1/completions gave no usage: {_excerpt(usage)}")
+    prompt, completion = (_count(usage or {}, name, base) for name in ("prompt_tokens", "completion_tokens"))
+    return Answer(model, seconds, prompt, completion)
+
+
+def _count(usage: dict[str, Any], name: str, base: str) -> int | None:
+    value = usage.get(name)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS):
+        return value
+    raise AttnkitError(f"{base}/v1/completions: usage.{name} is {_excerpt(value)}, not a number of tokens")
+
+
+def _excerpt(value: Any) -> str:
+    return shorten(json.dumps(value, ensure_ascii=False), 200)
 
 
 def _json(url: str, body: dict[str, Any] | None, api_key: str | None, timeout: float) -> Any:
@@ -107,20 +128,14 @@ def _json(url: str, body: dict[str, Any] | None, api_key: str | None, timeout: f
         headers["Authorization"] = f"Bearer {api_key}"
     data = None if body is None else json.dumps(body).encode()
     try:
-        with _open(urllib.request.Request(url, data=data, headers=headers), timeout=timeout) as response:
-            return json.load(response)
-    except urllib.error.HTTPError as error:
-        if error.code in (404, 405, 501):
-            raise NoSuchApiError(f"{url} answered HTTP {error.code}") from None
-        raise AttnkitError(f"{url} answered HTTP {error.code}: {error.read(300).decode('utf-8', 'replace')}") from None
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise AttnkitError(f"{url} did not answer: {getattr(error, 'reason', error)}") from None
-
-
-def _open(request: urllib.request.Request, timeout: float) -> Any:
-    """Without proxies (the engine is on this host), and without certificate checks: its name is not in its certificate."""
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
-    return opener.open(request, timeout=timeout)
+        response = web.request(url, seconds=timeout, body=data, headers=headers, verify=False)
+    except web.WebError as error:
+        raise AttnkitError(f"{url} did not answer: {error}") from None
+    if response.status in (404, 405, 501):
+        raise NoSuchApiError(f"{url} answered HTTP {response.status}")
+    if not 200 <= response.status < 300:
+        raise AttnkitError(f"{url} answered HTTP {response.status}: {response.excerpt()}")
+    try:
+        return parse_json(response.body, url)
+    except UsageError as error:  # of the engine, not of who started it
+        raise AttnkitError(f"{url} did not answer in JSON: {error}") from None

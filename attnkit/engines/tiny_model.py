@@ -1,6 +1,6 @@
-"""A tiny Llama made on the spot: random weights, a real tokenizer, nothing downloaded.
+"""A tiny Llama, generated: random weights, a real tokenizer, nothing downloaded.
 
-It proves that an engine loads, schedules, attends and answers; what it answers is noise. The tokenizer is a byte-level BPE
+It shows that an engine loads, schedules, attends and answers; what it answers is noise. The tokenizer is a byte-level BPE
 trained on the help texts that ship with Python, so that it works offline and is the same on every machine with the same Python.
 """
 

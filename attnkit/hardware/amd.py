@@ -19,7 +19,7 @@ _PARTITIONS = {"spx": 1, "dpx": 2, "tpx": 3, "qpx": 4, "cpx": 8}
 
 
 def probe(tree: Tree, pci: tuple[PciDevice, ...]) -> ProbeResult:
-    """List the AMD GPUs: KFD's nodes in KFD's order (that is HIP's), then the cards that KFD does not show."""
+    """List the AMD GPUs: KFD's nodes in KFD's order (that is HIP's), then those that KFD does not show."""
     notes: list[str] = []
     cards = {card.address: card for card in gpus(pci, AMD)}
     version = tree.text("sys/module/amdgpu/version")
@@ -185,7 +185,7 @@ def _named_by_amdsmi(devices: list[Device], notes: list[str]) -> list[Device]:
 
 
 def with_market_names(amdsmi: Any, devices: list[Device]) -> list[Device]:
-    """Replace names by what amdsmi calls the cards.
+    """Replace names by what amdsmi calls the GPUs.
 
     Args:
         amdsmi: the vendor's module.

@@ -1,4 +1,4 @@
-"""The order in which CUDA numbers unlike GPUs: by speed, unless CUDA_DEVICE_ORDER=PCI_BUS_ID asks for the order of addresses.
+"""How CUDA numbers different GPUs: by speed, unless CUDA_DEVICE_ORDER=PCI_BUS_ID asks for the order of addresses.
 
 CUDA does not say how it measures speed ("a simple heuristic"), so only a clear difference is taken for known.
 """

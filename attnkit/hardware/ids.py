@@ -1,7 +1,7 @@
 """Which PCI id is which product, and which die is which architecture.
 
-Ids and product names come from the PCI ID database, as data in ids_table.py (`tools/hardware/pci_ids.py` writes it). Here are
-the rules by hand: the architecture of each die, products that the database does not tell apart, and what the vendors' own tools
+Ids and product names come from the PCI ID database, in pci_ids.tsv (`tools/hardware/pci_ids.py` writes it). Here are the rules
+by hand: the architecture of each die, products that the database does not tell apart, and what the vendors' own tools
 call them. An id that nobody knows is still listed by the probes, with architecture "unknown". Sources: the CUDA GPU list and
 NVIDIA's open kernel modules (dies), LLVM's AMDGPU processor table (gfx names), libdrm's amdgpu.ids (revisions of one AMD id),
 Intel's hardware table (Xe cores), jax's hardware_utils.py and Google's tpu-info (TPU ids, memory, cores a chip).
@@ -9,11 +9,12 @@ Intel's hardware table (Xe cores), jax's hardware_utils.py and Google's tpu-info
 
 from __future__ import annotations
 
+import pkgutil
 import re
+from functools import cache
 from typing import NamedTuple
 
 from attnkit.hardware.device import NO_TENSOR_CORES
-from attnkit.hardware.ids_table import TABLE
 
 NVIDIA, AMD, INTEL, GOOGLE = "10de", "1002", "8086", "1ae0"
 
@@ -79,7 +80,7 @@ DIES: dict[str, dict[str, str]] = {
         "Navi 44": "gfx1200",
         "Navi 48": "gfx1201",
         "Strix Halo": "gfx1151",
-        # Beside a processor for its display; `integrated` says so.
+        # Part of a processor, for its display; `integrated` says so.
         **dict.fromkeys(("Kaveri", "Spectre"), "gfx700"),
         **dict.fromkeys(("Kabini", "Temash", "Mullins"), "gfx703"),
         **dict.fromkeys(("Carrizo", "Wani", "Bristol Ridge"), "gfx801"),
@@ -203,37 +204,47 @@ def without_tensor_cores(name: str) -> bool:
     return re.search(r"GTX 16\d0|\bMX[45]50\b|\bT(?:400|500|550|600|1000|1200)\b|Quadro T\d+|CMP 30HX", name) is not None
 
 
-def _flat() -> dict[str, Known]:
-    table: dict[str, Known] = {}
-    for vendor, dies in TABLE.items():
-        for die, products in dies.items():
-            if die in _INTEGRATED:
-                continue
-            for key, product in products.items():
-                name = _name(vendor, die, product)
-                turing = vendor == NVIDIA and die.startswith("TU")
-                features = (NO_TENSOR_CORES,) if die in _WITHOUT_TENSOR_CORES or (turing and without_tensor_cores(name)) else ()
-                units = next((n for word, n in _XE_CORES.items() if vendor == INTEL and word in f"{name} "), None)
-                table[f"{vendor}:{key}"] = Known(name, DIES[vendor][die], units, None, features)
-    table.update({key: Known(name, arch) for key, (name, arch) in _BY_HAND.items()})
+TABLE = "pci_ids.tsv"
+
+
+class Row(NamedTuple):
+    """One device of the PCI ID database; `product` is '' where it has no name."""
+
+    vendor: str
+    die: str
+    device: str
+    product: str
+
+
+def rows() -> tuple[Row, ...]:
+    """The lines of pci_ids.tsv. A node reads them out of the archive that Ansible sent, so this opens no path."""
+    data = pkgutil.get_data("attnkit.hardware", TABLE) or b""
+    return tuple(Row(*line.split("\t")) for line in data.decode().splitlines() if not line.startswith("#"))
+
+
+@cache
+def _known() -> tuple[dict[str, Known], dict[str, Known]]:
+    """By PCI id: accelerators, and GPUs that are part of a processor."""
+    serving: dict[str, Known] = {}
+    integrated: dict[str, Known] = {}
+    for vendor, die, device, product in rows():
+        name, arch = _name(vendor, die, product), DIES[vendor][die]
+        if die in _INTEGRATED:
+            integrated[f"{vendor}:{device}"] = Known(name, arch)
+            continue
+        turing = vendor == NVIDIA and die.startswith("TU")
+        features = (NO_TENSOR_CORES,) if die in _WITHOUT_TENSOR_CORES or (turing and without_tensor_cores(name)) else ()
+        units = next((n for word, n in _XE_CORES.items() if vendor == INTEL and word in f"{name} "), None)
+        serving[f"{vendor}:{device}"] = Known(name, arch, units, None, features)
+    serving.update({key: Known(name, arch) for key, (name, arch) in _BY_HAND.items()})
     for key, (generation, gib, cores) in _TPU_CHIPS.items():
-        table[f"{GOOGLE}:{key}"] = Known(f"Google TPU {generation}", f"tpu-{generation}", cores, gib * 2**30)
-    return table
-
-
-_KNOWN = _flat()
-_BESIDE_A_PROCESSOR = {
-    f"{vendor}:{key}": Known(_name(vendor, die, product), DIES[vendor][die])
-    for vendor, dies in TABLE.items()
-    for die, products in dies.items()
-    for key, product in products.items()
-    if die in _INTEGRATED
-}
+        serving[f"{GOOGLE}:{key}"] = Known(f"Google TPU {generation}", f"tpu-{generation}", cores, gib * 2**30)
+    return serving, integrated
 
 
 def known_ids() -> dict[str, Known]:
     """Every accelerator: "vendor:device", or "vendor:device:revision" (for Google :subsystem), to what it is."""
-    return dict(_KNOWN)
+    return dict(_known()[0])
 
 
 def lookup(pci_id: str, detail: str | None = None) -> Known | None:
@@ -246,18 +257,19 @@ def lookup(pci_id: str, detail: str | None = None) -> Known | None:
     Returns:
         The most exact entry, or None where the table has none.
     """
-    exact = _KNOWN.get(f"{pci_id}:{detail}") if detail else None
-    return exact or _KNOWN.get(pci_id) or _BESIDE_A_PROCESSOR.get(pci_id)
+    serving, integrated = _known()
+    exact = serving.get(f"{pci_id}:{detail}") if detail else None
+    return exact or serving.get(pci_id) or integrated.get(pci_id)
 
 
 def integrated_ids(vendor: str) -> tuple[str, ...]:
     """A vendor's GPUs that are part of a processor: the four digits of each device."""
-    return tuple(sorted(key.partition(":")[2] for key in _BESIDE_A_PROCESSOR if key.startswith(vendor)))
+    return tuple(sorted(key.partition(":")[2] for key in _known()[1] if key.startswith(vendor)))
 
 
 def integrated(pci_id: str) -> bool:
     """True for a GPU that is part of a processor and there for its display (not for Strix Halo, which people serve from)."""
-    return pci_id in _BESIDE_A_PROCESSOR
+    return pci_id in _known()[1]
 
 
 def cannot_compute(pci_id: str) -> bool:

@@ -1,4 +1,4 @@
-"""Intel GPUs: discrete Arc, Flex and Max cards, from PCI ids and the i915 or xe driver's sysfs files."""
+"""Intel GPUs: discrete Arc, Flex and Max, from PCI ids and the i915 or xe driver's sysfs files."""
 
 from __future__ import annotations
 

@@ -124,18 +124,18 @@ class _Answer:
     driver: str = ""
 
 
-def from_nvml(nvml: Any, cards: tuple[PciDevice, ...], notes: list[str]) -> tuple[Device, ...]:
+def from_nvml(nvml: Any, functions: tuple[PciDevice, ...], notes: list[str]) -> tuple[Device, ...]:
     """List what NVML shows, whole GPUs each followed by its MIG slices.
 
     Args:
         nvml: the module pynvml of nvidia-ml-py.
-        cards: the NVIDIA functions on PCI, to say which of them NVML does not show.
+        functions: the NVIDIA functions on PCI, to say which of them NVML does not show.
         notes: gets one sentence for each thing worth knowing.
 
     Raises:
         nvml.NVMLError: no driver, no permission, library and driver of different versions.
     """
-    return tuple(_read_nvml(nvml, cards, notes).devices)
+    return tuple(_read_nvml(nvml, functions, notes).devices)
 
 
 def _read_nvml(nvml: Any, cards: tuple[PciDevice, ...], notes: list[str]) -> _Answer:
@@ -293,7 +293,7 @@ def _link_state(nvml: Any, handle: Any, link: int) -> Any:
 
 
 def _ask(nvml: Any, question: Callable[[], Any]) -> Any:
-    """An answer that some cards and library versions do not give (consumer cards have no ECC mode), or None."""
+    """An answer that some GPUs and library versions do not give (consumer GPUs have no ECC mode), or None."""
     try:
         return question()
     except (nvml.NVMLError, AttributeError):

@@ -11,7 +11,7 @@ _TORCH_KINDS = {"nvidia": "cuda", "amd": "cuda", "intel": "xpu", "cpu": "cpu"}
 """torch's device type by vendor; torch has none of its own for Google's."""
 
 _INTEL_GPUS = {"max": "xe-hpc", "arc": "xe-hpg", "flex": "xe-hpg"}
-"""Architecture by a word of the marketing name, where torch gives no other; newer Arc cards (B-series) are told apart below."""
+"""Architecture by a word of the marketing name, where torch gives no other; newer Arc GPUs (B-series) are told apart below."""
 
 
 def torch_kind(device: Device) -> str | None:

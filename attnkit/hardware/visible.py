@@ -105,9 +105,7 @@ def _cuda(usable: list[Device], result: Visibility) -> list[Device] | None:
     value = result.variables.get("CUDA_VISIBLE_DEVICES")
     if value is None:
         if numbered is None:
-            result.notes.append(
-                "the GPUs are unlike, so CUDA's own numbering (fastest first) is not known; PCI_BUS_ID settles it"
-            )
+            result.notes.append("the GPUs differ, so CUDA's own numbering (fastest first) is not known; PCI_BUS_ID settles it")
             return None
         return _one_instance([part for whole in numbered for part in by_address[whole.pci_address] or [whole]], result)
     entries = [entry.strip() for entry in value.split(",")]
@@ -124,7 +122,7 @@ def _cuda(usable: list[Device], result: Visibility) -> list[Device] | None:
         names = ", ".join(dict.fromkeys(device.name for device in wholes))
         result.ambiguous = (
             f"CUDA_VISIBLE_DEVICES={value} names devices by CUDA's own numbering, fastest first, which is not known here for "
-            f"unlike GPUs ({names}): set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name them by UUID (nvidia-smi -L)"
+            f"different GPUs ({names}): set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name them by UUID (nvidia-smi -L)"
         )
         return None
     chosen: list[Device] = []

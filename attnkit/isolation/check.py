@@ -20,7 +20,7 @@ from attnkit.isolation.messages import Request
 from attnkit.isolation.parent import inject_isolated, run_isolated
 from attnkit.jsonio import now, to_json, to_plain, write_atomically
 from attnkit.select.choose import no_backend_text
-from attnkit.select.node import place
+from attnkit.select.node import find_node
 from attnkit.select.plan import Plan, make_plan
 from attnkit.selftest import FAULTS
 from attnkit.selftest.results import FaultResult, Level, Outcome, Verdict, check_level, roll_up
@@ -38,14 +38,14 @@ class CheckOptions:
         backend: a name, or "all": with a model everything that selection accepts for it, else everything that runs here.
             "vllm:NAME" is vLLM's own implementation, driven through vLLM's interface.
         level: None takes the profile's.
-        prove: inject every fault and see which case catches it.
+        inject_faults: inject every fault and see which case catches it.
         seed: of the case that is drawn anew, as a verdict has it; None draws one.
         json_file: where to write the report; "-" is stdout; None prints tables.
     """
 
     backend: str = "all"
     level: str | None = None
-    prove: bool = False
+    inject_faults: bool = False
     node: str | None = None
     model: str | None = None
     fault: str | None = None
@@ -57,13 +57,13 @@ class CheckOptions:
 def run_checks(
     options: CheckOptions,
     show_verdicts: Callable[[tuple[Verdict, ...]], None],
-    show_proofs: Callable[[str, tuple[FaultResult, ...]], None],
+    show_fault_results: Callable[[str, tuple[FaultResult, ...]], None],
 ) -> int:
     """Run them and return the exit code: 1 where a case failed or a fault went unseen, 4 where something could not be judged.
 
     Args:
         options: what was asked.
-        show_verdicts, show_proofs: called with a backend's results as they come, where no JSON file was asked for.
+        show_verdicts, show_fault_results: called with a backend's results as they come, where no JSON file was asked for.
 
     Raises:
         UsageError: an unknown backend, level or fault.
@@ -73,23 +73,24 @@ def run_checks(
     explicit = None if engine or options.backend.casefold() == "all" else canonical(options.backend)
     if options.fault is not None and options.fault not in FAULTS:
         raise unknown_name("fault", options.fault, FAULTS)
-    where = place(root=options.root, node=options.node)
+    where = find_node(root=options.root, node=options.node)
     if not where.here:
         raise UsageError(f"--node {options.node}: {where.why}")
     asked = check_level(options.level)
     plan = make_plan(where, model=options.model, explicit=explicit if options.model else None)
     level = asked or plan.settings.level
-    specs = plan.need.specs if options.model else ()
+    specs = plan.requirements.specs if options.model else ()
     if engine:
         name = PREFIX + options.backend[len(PREFIX) :].upper()
         candidates: tuple[Accepted, ...] = (Accepted(name, "", "vLLM's own implementation"),)
     else:
         candidates = _candidates(plan, explicit) if options.model else _runnable(where.device, explicit)
-    if options.prove:
-        return _inject_faults(candidates, plan, specs, level, options, show_proofs)
+    if options.inject_faults:
+        return _inject_faults(candidates, plan, specs, level, options, show_fault_results)
     verdicts: list[Verdict] = []
     for candidate in candidates:
-        found = run_isolated(_request(candidate, plan, specs, level, options.fault, options.seed), timeout=TIMEOUT_SECONDS)
+        request = _request(candidate, plan, specs, level, options.fault, options.seed)
+        found = run_isolated(request, timeout=TIMEOUT_SECONDS, env=plan.settings.engine_env)
         verdicts.extend(found)
         if options.json_file is None:
             show_verdicts(found)
@@ -104,7 +105,7 @@ def exit_code(outcomes: Iterable[Outcome]) -> int:
 
 def _candidates(plan: Plan, explicit: str | None) -> tuple[Accepted, ...]:
     if not plan.decision.accepted:
-        raise NoBackendError(no_backend_text(plan.decision.rejected, plan.place.device.name, explicit))
+        raise NoBackendError(no_backend_text(plan.decision.rejected, plan.node.device.name, explicit))
     return plan.decision.accepted
 
 
@@ -138,7 +139,7 @@ def _request(
     fault: str | None = None,
     seed: int | None = None,
 ) -> Request:
-    return Request(candidate.backend, candidate.provider or None, plan.place.device, specs, level, fault, seed=seed)
+    return Request(candidate.backend, candidate.provider or None, plan.node.device, specs, level, fault, seed=seed)
 
 
 def _inject_faults(
@@ -147,30 +148,31 @@ def _inject_faults(
     specs: tuple[AttentionSpec, ...],
     level: Level,
     options: CheckOptions,
-    show_proofs: Callable[[str, tuple[FaultResult, ...]], None],
+    show_fault_results: Callable[[str, tuple[FaultResult, ...]], None],
 ) -> int:
     by_backend: dict[str, tuple[FaultResult, ...]] = {}
     for candidate in candidates:
-        results = inject_isolated(_request(candidate, plan, specs, level), timeout=TIMEOUT_SECONDS)
+        request = _request(candidate, plan, specs, level)
+        results = inject_isolated(request, timeout=TIMEOUT_SECONDS, env=plan.settings.engine_env)
         by_backend[candidate.backend] = results
         if options.json_file is None:
-            show_proofs(candidate.backend, results)
+            show_fault_results(candidate.backend, results)
     _write(options.json_file, {**_head("prove", plan), "proofs": to_plain(by_backend)})
     caught = all(results and all(result.caught for result in results) for results in by_backend.values())
     return EXIT_OK if caught else EXIT_CHECK_FAILED
 
 
 def _head(kind: str, plan: Plan) -> dict[str, Any]:
-    detection = plan.place.detection
+    detection = plan.node.detection
     return {
         "kind": kind,
         "attnkit_version": __version__,
         "created": now(),
         "host": {"hostname": platform.node(), **(detection.host if detection else {})},
         "command": ["attnkit", *sys.argv[1:]],
-        "device": to_plain(plan.place.device),
+        "device": to_plain(plan.node.device),
         "versions": {name: found for name, found in installed_versions().items() if found is not None},
-        "need": to_plain(plan.need),
+        "need": to_plain(plan.requirements),
     }
 
 

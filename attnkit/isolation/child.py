@@ -14,10 +14,12 @@ from attnkit.backends.base import Backend
 from attnkit.backends.torch_device import torch_devices
 from attnkit.errors import AttnkitError
 from attnkit.hardware.device import Device
+from attnkit.isolation.lifeline import end_with_parent
 from attnkit.isolation.messages import REQUEST, Request
 from attnkit.jsonio import to_plain
 from attnkit.selftest.results import CaseResult, Verdict
 from attnkit.spec import AttentionSpec
+from attnkit.wording import spec_text
 
 
 def _watches_triton(device: Device) -> bool:
@@ -26,21 +28,21 @@ def _watches_triton(device: Device) -> bool:
 
 
 def _count_kernels(request: Request, send: Callable[[str, Any], None]) -> None:
-    """Test with Triton's kernels taken from the bake that $ATTNKIT_KERNELS names, if any; everything compiled is counted."""
+    """Test with Triton's kernels taken from the directory $ATTNKIT_KERNELS, if it is set; count everything compiled."""
     if not _watches_triton(request.device):
         _work(request, send)
         send("kernels", {"baked": 0, "jit_compiles": _compiled_graphs()})
         return
-    from attnkit.kernels.aot.use import unused, use, watch
+    from attnkit.kernels.aot.use import count_kernels, use_precompiled, why_unused
 
-    bake = os.environ.get("ATTNKIT_KERNELS")
-    if bake:
-        use(bake)
-    with watch() as count:
+    directory = os.environ.get("ATTNKIT_KERNELS")
+    if directory:
+        use_precompiled(directory)
+    with count_kernels() as count:
         _work(request, send)
-    why = unused(bake, count.jit_compiles) if bake and count.compiled and not count.baked else ""
+    why = why_unused(directory, count.jit_compiles) if directory and count.compiled and not count.precompiled else ""
     jit_compiles = count.jit_compiles + _compiled_graphs()
-    send("kernels", {"baked": count.baked, "jit_compiles": jit_compiles, "unused": why})
+    send("kernels", {"baked": count.precompiled, "jit_compiles": jit_compiles, "unused": why})
 
 
 def _compiled_graphs() -> int:
@@ -72,6 +74,7 @@ def _work(request: Request, send: Callable[[str, Any], None]) -> None:
         device = replace(request.device, index=index) if len(names) > 1 else request.device
         for spec in request.specs or (None,):
             verdict = _judge(request, device, spec, name, lambda case: send("case", case))
+            verdict = replace(verdict, layer=spec_text(spec) if spec is not None else "")
             send("verdict", replace(verdict, device=f"{verdict.device} [{name}]") if len(names) > 1 else verdict)
 
 
@@ -123,6 +126,7 @@ def _main(descriptor: int) -> None:
             pipe.write(json.dumps({kind: to_plain(value)}) + "\n")
             pipe.flush()
 
+        end_with_parent()
         try:
             request = REQUEST.validate_json(sys.stdin.buffer.read())
             if request.planted_answer is not None:

@@ -14,7 +14,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -33,6 +33,7 @@ def run_isolated(
     timeout: float,
     on_case: Callable[[CaseResult], None] | None = None,
     on_kernels: Callable[[int, int, str], None] | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> tuple[Verdict, ...]:
     """Test one candidate in a child process.
 
@@ -41,7 +42,8 @@ def run_isolated(
         timeout: seconds it may take.
         on_case: called after each case.
         on_kernels: called at the end with how many Triton kernels were precompiled, how many were compiled just in time, and
-            why the bake was of no use, where there is one and it was not.
+            why no precompiled kernel was used, where there is a kernel directory.
+        env: variables that the engine will have (the profile's); those of this process win.
 
     Returns:
         A verdict per spec and device. A crash is a fail, a run over `timeout` seconds too, with the last case that was begun
@@ -54,7 +56,7 @@ def run_isolated(
     cases: list[CaseResult] = []
     started = time.monotonic()
     problem: tuple[Outcome, str] | None = None
-    for message in _messages(request, timeout):
+    for message in _messages(request, timeout, env):
         if "case" in message:
             cases.append(CASE.validate_python(message["case"]))
             if on_case:
@@ -91,15 +93,15 @@ def run_isolated(
     return tuple(verdicts)
 
 
-def inject_isolated(request: Request, *, timeout: float) -> tuple[FaultResult, ...]:
-    """Inject every fault, in a child process.
+def inject_isolated(request: Request, *, timeout: float, env: Mapping[str, str] | None = None) -> tuple[FaultResult, ...]:
+    """Inject every fault, in a child process; arguments as of `run_isolated`.
 
     Raises:
         UsageError: the request is wrong.
         AttnkitError: the child crashed or took longer than `timeout` seconds.
     """
     results: list[FaultResult] = []
-    for message in _messages(replace(request, inject_faults=True), timeout):
+    for message in _messages(replace(request, inject_faults=True), timeout, env):
         if "fault" in message:
             results.append(FAULT_RESULT.validate_python(message["fault"]))
         elif "usage" in message:
@@ -109,7 +111,7 @@ def inject_isolated(request: Request, *, timeout: float) -> tuple[FaultResult, .
     return tuple(results)
 
 
-def _messages(request: Request, timeout: float) -> Iterator[dict[str, Any]]:
+def _messages(request: Request, timeout: float, env: Mapping[str, str] | None) -> Iterator[dict[str, Any]]:
     """The child's messages as they come, then at most one {"problem": outcome, "reason": text} of our own."""
     read_end, write_end = os.pipe()
     child = subprocess.Popen(
@@ -117,6 +119,7 @@ def _messages(request: Request, timeout: float) -> Iterator[dict[str, Any]]:
         stdin=subprocess.PIPE,
         stdout=2,  # library chatter must not mix with our events
         pass_fds=(write_end,),
+        env={**(env or {}), **os.environ},
     )
     os.close(write_end)
     try:

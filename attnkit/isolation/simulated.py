@@ -1,6 +1,6 @@
 """A simulated device: what a self-test comes to on a machine that has no such device, to rehearse a fleet without one.
 
-`attnkit boot --planted-answer ANSWER` (ATTNKIT_PLANTED_ANSWER) is a debug switch. Everything of the boot is real (detection,
+`attnkit boot --simulated-device ANSWER` (ATTNKIT_SIMULATED_DEVICE) is a debug switch. All of the boot is real (detection,
 selection, the child process, fallback, report, engine) except that no kernel runs: the child gives the stated answer. Nothing
 of it can be taken for a verdict: the boot's own is never "pass" but "planted", the backend's is "skipped", every event and the
 report carry `planted_answer`, libraries count as "assumed" to be installed, and a rollout refuses such a report unless its
@@ -51,7 +51,9 @@ def parse(text: str) -> SimulatedAnswer:
     """
     answer, _, names = text.partition(":")
     if answer not in ANSWERS:
-        raise UsageError(f"unknown planted answer {answer!r}. Known: {', '.join(ANSWERS)}, each also as ANSWER:BACKEND,BACKEND")
+        raise UsageError(
+            f"unknown simulated device {answer!r}. Known: {', '.join(ANSWERS)}, each also as ANSWER:BACKEND,BACKEND"
+        )
     return SimulatedAnswer(answer, tuple(canonical(name.strip()) for name in names.split(",") if name.strip()))
 
 
@@ -66,7 +68,7 @@ def run_simulated(
         time.sleep(3600)
     outcome: Outcome = "fail" if answer == "wrong" else "skipped"
     case = CaseResult(
-        case=CASE, guards=GUARDS, outcome=outcome, reason=f"no kernel ran: the device's answer was planted as {answer!r}"
+        case=CASE, guards=GUARDS, outcome=outcome, reason=f"no kernel ran: the device was simulated as {answer!r}"
     )
     send("case", case)
     verdict = Verdict(
@@ -76,6 +78,6 @@ def run_simulated(
         level=level,
         outcome=outcome,
         cases=(case,),
-        unseen=("everything: the device's answer was planted",),
+        unseen=("everything: the device was simulated",),
     )
     send("verdict", verdict)

@@ -1,8 +1,8 @@
-"""Triton's cache with a read-only bake in front: `TRITON_CACHE_MANAGER=attnkit.kernels.aot_cache:BakedCacheManager`.
+"""Triton's cache, a read-only kernel directory in front: `TRITON_CACHE_MANAGER=attnkit.kernels.aot_cache:BakedCacheManager`.
 
 A key that was compiled ahead (a directory under $ATTNKIT_KERNELS) is read from there, wherever that directory lies now:
 Triton's own group files hold absolute paths, and only their names are used here. Everything else goes to the ordinary cache,
-so that a node with an unknown architecture still compiles, and the bake may be on a read-only file system.
+so that a node with an unknown architecture still compiles, and the kernel directory may be on a read-only file system.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from triton.runtime.cache import FileCacheManager
 
-BAKE_VARIABLE = "ATTNKIT_KERNELS"
+KERNELS_VARIABLE = "ATTNKIT_KERNELS"
 MANAGER = f"{__name__}:BakedCacheManager"
 
 
@@ -22,32 +22,32 @@ class BakedCacheManager(FileCacheManager):  # type: ignore[misc]
     """Triton's file cache, reading what was compiled ahead first."""
 
     def __init__(self, key: str, override: bool = False, dump: bool = False) -> None:
-        root = os.environ.get(BAKE_VARIABLE)
-        self.baked = Path(root, key) if root and not override and not dump and Path(root, key).is_dir() else None
-        if self.baked is None:
+        root = os.environ.get(KERNELS_VARIABLE)
+        self.precompiled = Path(root, key) if root and not override and not dump and Path(root, key).is_dir() else None
+        if self.precompiled is None:
             super().__init__(key, override=override, dump=dump)
         else:
-            self.key, self.lock_path, self.cache_dir = key, None, str(self.baked)
+            self.key, self.lock_path, self.cache_dir = key, None, str(self.precompiled)
 
     def get_group(self, filename: str) -> dict[str, str] | None:
         """Paths of a compiled kernel's files by name, None where it is not there."""
-        if self.baked is None:
+        if self.precompiled is None:
             return super().get_group(filename)  # type: ignore[no-any-return]
-        group = self.baked / f"__grp__{filename}"
+        group = self.precompiled / f"__grp__{filename}"
         if not group.is_file():
             return None
         names: dict[str, str] = json.loads(group.read_text()).get("child_paths", {})
-        return {name: str(self.baked / name) for name in names if (self.baked / name).is_file()}
+        return {name: str(self.precompiled / name) for name in names if (self.precompiled / name).is_file()}
 
     def put(self, data: Any, filename: str, binary: bool = True) -> str:
-        """Store a file; a key whose bake turned out incomplete moves to the ordinary cache first."""
-        if self.baked is not None:
-            self.baked = None
+        """Store a file; a key whose precompiled files turned out incomplete moves to the ordinary cache first."""
+        if self.precompiled is not None:
+            self.precompiled = None
             super().__init__(self.key)
         return super().put(data, filename, binary)  # type: ignore[no-any-return]
 
 
-def baked_path(path: str) -> bool:
-    """True where a file of a cache hit lies in the bake."""
-    root = os.environ.get(BAKE_VARIABLE)
+def is_precompiled(path: str) -> bool:
+    """True where a file of a cache hit lies in the kernel directory."""
+    root = os.environ.get(KERNELS_VARIABLE)
     return bool(root) and Path(root or "").resolve() in Path(path).resolve().parents

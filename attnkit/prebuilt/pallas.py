@@ -11,7 +11,7 @@ from attnkit.kernels.aot.manifest import Variant
 from attnkit.kernels.pallas import ahead
 from attnkit.prebuilt.kernel_set import Outcome, built, verified
 from attnkit.prebuilt.needs import LEVEL, needs
-from attnkit.select.node import place
+from attnkit.select.node import find_node
 from attnkit.selftest.cases import cases
 from attnkit.selftest.tensors import build as build_call
 from attnkit.spec import PagedAttention
@@ -21,7 +21,7 @@ def signatures(targets: Sequence[str]) -> tuple[ahead.Signature, ...]:
     """Of every call that the self-test of a boot on these targets makes."""
     found: dict[ahead.Signature, None] = {}
     for target in targets:
-        device = place(arch=target).device
+        device = find_node(arch=target).device
         for need in needs(target):
             if CAPABILITY.reject(need, device):
                 continue

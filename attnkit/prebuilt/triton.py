@@ -1,7 +1,7 @@
 """Triton's kernels of an image, as a `KernelSet`: those of serving, and every one that the self-test of a boot launches.
 
 A boot without a model tests what the node's profile, and each workload, says is usual. For these needs the cases are built on
-the CPU and planned by the planners that run them on the card, so that a node of a known architecture compiles nothing.
+the CPU and planned by the planners that run them on the GPU, so that a node of a known architecture compiles nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from attnkit.kernels.aot.manifest import Variant, load
 from attnkit.kernels.aot.variants import DEFAULT_GEOMETRIES, BootCalls
 from attnkit.prebuilt.kernel_set import Outcome, built, line_of, verified
 from attnkit.prebuilt.needs import LEVEL, needs
-from attnkit.select.node import place
+from attnkit.select.node import find_node
 from attnkit.selftest.cases import Case, cases
 from attnkit.selftest.results import Level
 from attnkit.selftest.tensors import build as build_call
@@ -64,7 +64,7 @@ class TritonKernels:
 
 def _calls(target: str, *, level: Level) -> Iterator[tuple[str, Call]]:
     """Every call of the self-test with the code that runs it."""
-    device = place(arch=target).device
+    device = find_node(arch=target).device
     for backend in all_backends():
         capability = own(backend, device)
         if capability is None:

@@ -103,10 +103,34 @@ def load_workload(name: str) -> WorkloadProfile:
 
 
 def all_nodes() -> tuple[NodeProfile, ...]:
-    """Every node type's profile, sorted by name."""
-    found = {name: profile for name, (_, profile) in _families().items()}
-    found |= {name: _load_node(path) for name, path in _files("nodes").items()}
-    return tuple(found[name] for name in sorted(found))
+    """Every node type's profile, sorted by name.
+
+    Raises:
+        UsageError: a file is wrong.
+    """
+    profiles, problems = read_nodes()
+    if problems:
+        raise problems[0]
+    return profiles
+
+
+def read_nodes() -> tuple[tuple[NodeProfile, ...], tuple[UsageError, ...]]:
+    """Every node type's profile that can be read, sorted by name, and what is wrong with the other files: a mistake in one
+    node type's file does not hide the rest."""
+    found: dict[str, NodeProfile] = {}
+    problems: list[UsageError] = []
+    for folder in reversed(profile_dirs()):
+        try:
+            found |= {profile.name: profile for _, profile in _families_in(folder)}
+        except UsageError as error:
+            problems.append(error)
+    for name, path in _files("nodes").items():
+        found.pop(name, None)  # a file of its own replaces the family's, also where it cannot be read
+        try:
+            found[name] = _load_node(path)
+        except UsageError as error:
+            problems.append(error)
+    return tuple(found[name] for name in sorted(found)), tuple(problems)
 
 
 @cache
@@ -118,10 +142,13 @@ def _families() -> dict[str, tuple[Path, NodeProfile]]:
     """The node types of every `families.yaml`, each with that file; the first folder that has a name has it."""
     found: dict[str, tuple[Path, NodeProfile]] = {}
     for folder in reversed(profile_dirs()):
-        path = folder / f"{_FAMILIES}.yaml"
-        if path.is_file():
-            found |= {profile.name: (path, profile) for profile in _load_families(path)}
+        found |= {profile.name: (path, profile) for path, profile in _families_in(folder)}
     return found
+
+
+def _families_in(folder: Path) -> list[tuple[Path, NodeProfile]]:
+    path = folder / f"{_FAMILIES}.yaml"
+    return [(path, profile) for profile in _load_families(path)] if path.is_file() else []
 
 
 @cache

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from attnkit.errors import UsageError
 from attnkit.hardware.device import HIDDEN, INTEGRATED, MIG, MIG_SLICE, Detection, Device
 from attnkit.hardware.visible import CHOOSE
-from attnkit.profiles.files import all_nodes, load_node
+from attnkit.profiles.files import load_node, read_nodes
 from attnkit.profiles.schema import Match
 from attnkit.wording import memory_text
 
@@ -44,7 +44,7 @@ class NodeMatch:
         device: the device it was matched on.
         why: one sentence.
         candidates: every node type with this vendor's devices, the most specific match first.
-        mixed: True where unlike devices could each serve, and nothing says which are to.
+        mixed: True where different devices could each serve, and nothing says which are to.
     """
 
     node: str | None
@@ -58,7 +58,7 @@ def match_node(detection: Detection, vendors: Collection[str] | None = None) -> 
     """The most specific node type for a machine: PCI id before name before architecture, accelerators before the CPU.
 
     An accelerator that no profile describes, or that cannot be used, is a clear no: nothing is guessed, and its CPU does not
-    serve in its place. Devices that a variable hides (CUDA_VISIBLE_DEVICES …) do not count. Among unlike devices nothing is
+    serve in its place. Devices that a variable hides (CUDA_VISIBLE_DEVICES …) do not count. Among different devices nothing is
     chosen; the variables choose, or the profiles, where they describe one kind alone or prefer one over the others.
 
     Args:
@@ -139,7 +139,7 @@ def _one_kind(detection: Detection, matches: list[tuple[Device, NodeMatch]]) -> 
         left = [device for device, match in matches if (device, match) not in group]
         chosen = group[0][1]
         of_it = [device for device, _ in group]
-        why = chosen.why + (f"; unlike ones of this type are here: {_alike(of_it)}" if _alike(of_it) else "")
+        why = chosen.why + (f"; different ones of this type are here: {_alike(of_it)}" if _alike(of_it) else "")
         why += f"; left out: {_count(left)}" if left and chosen.node is not None else ""
         return replace(chosen, why=why)
     listed = ", ".join(
@@ -155,7 +155,7 @@ def _one_kind(detection: Detection, matches: list[tuple[Device, NodeMatch]]) -> 
     return NodeMatch(
         None,
         first,
-        f"unlike devices are here: {listed}; nothing says which are to serve: {advice}",
+        f"different devices are here: {listed}; nothing says which are to serve: {advice}",
         match.candidates,
         mixed=True,
     )
@@ -216,7 +216,7 @@ def _match(device: Device) -> NodeMatch:
     weighed = sorted(
         (
             (*_weigh(p.match, device), len(p.match.any_feature) or 99, p.name)
-            for p in all_nodes()
+            for p in read_nodes()[0]
             if p.match.vendor == device.vendor
         ),
         key=lambda w: (-w[0], w[2], w[3]),

@@ -86,7 +86,7 @@ class Match(_Strict):
         pci_ids: vendor:device, lower case.
         name: regular expression, searched in the device's name without regard to case.
         any_feature: at least one of these device features must be there (CPUs: flags).
-        preferred_over: node types whose devices are left out where a machine has both; unlike devices are refused otherwise.
+        preferred_over: node types whose devices are left out where a machine has both; different devices are refused otherwise.
     """
 
     vendor: Vendor

@@ -1,6 +1,7 @@
 """Reading a small YAML file into a pydantic model, with errors that point at the line and name what is allowed.
 
-Duplicate keys are refused, which YAML libraries silently let the last one win.
+Refused: a key twice (YAML libraries silently let the last one win), tags beyond JSON's kinds of values, and what would take
+unbounded time or memory (size, depth, aliases that multiply).
 """
 
 from __future__ import annotations
@@ -13,10 +14,17 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from attnkit.errors import UsageError, did_you_mean
+from attnkit.jsonio import MAX_INTEGER, read_text, shorten
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 M = TypeVar("M", bound=BaseModel)
+
+
+MAX_BYTES = 2**20
+MAX_DEPTH = 32
+MAX_NODES = 50_000
+_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null", "merge")}
 
 
 def read_model(path: Path, model: type[M], context: dict[str, Any] | None = None) -> M:
@@ -35,17 +43,15 @@ def read_model(path: Path, model: type[M], context: dict[str, Any] | None = None
 
 
 def _compose(path: Path) -> Any:
+    text = read_text(path, MAX_BYTES)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from None
-    try:
+        _check_depth(path, text)
         node = yaml.compose(text, Loader=_LOADER)
     except yaml.YAMLError as error:
         raise UsageError(_syntax(path, error)) from None
     if not isinstance(node, yaml.MappingNode):
         raise UsageError(f"{path}:1: is not a mapping of fields to values")
-    _refuse_duplicates(path, node)
+    _check_nodes(path, node)
     return node
 
 
@@ -55,19 +61,58 @@ def _syntax(path: Path, error: yaml.YAMLError) -> str:
     return f"{path}:{mark.line + 1}: not YAML: {problem}" if mark else f"{path}: not YAML: {problem}"
 
 
-def _refuse_duplicates(path: Path, node: yaml.Node) -> None:
-    if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_duplicates(path, item)
-    if not isinstance(node, yaml.MappingNode):
+def _check_depth(path: Path, text: str) -> None:
+    """Before anything recursive sees the text: events come one after the other."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            raise UsageError(f"{path}:{line}: nested deeper than {MAX_DEPTH} levels")
+
+
+def _check_nodes(path: Path, root: yaml.Node) -> None:
+    """Every node as often as aliases repeat it; one inside itself is as deep as it gets."""
+    stack, count = [(root, 1)], 0
+    while stack:
+        node, depth = stack.pop()
+        where = f"{path}:{node.start_mark.line + 1}"
+        count += 1
+        if count > MAX_NODES or depth > MAX_DEPTH:
+            raise UsageError(f"{where}: its aliases come to more than {MAX_NODES} values, or {MAX_DEPTH} levels")
+        if isinstance(node, yaml.MappingNode):
+            _refuse_duplicates(path, node)
+            stack += [(part, depth + 1) for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            stack += [(part, depth + 1) for part in node.value]
+        else:
+            _check_scalar(where, node)
+        if node.tag not in _TAGS:
+            kind = node.tag.removeprefix("tag:yaml.org,2002:")
+            raise UsageError(f"{where}: {kind} is not read; quote the value to make it text")
+
+
+def _check_scalar(where: str, node: yaml.Node) -> None:
+    kind = node.tag.rpartition(":")[2]
+    if node.tag not in _TAGS or kind == "merge":
         return
+    try:
+        value = yaml.constructor.SafeConstructor().construct_document(node)
+    except (yaml.YAMLError, ValueError, LookupError, ArithmeticError):
+        raise UsageError(f"{where}: {shorten(node.value)!r} is no {kind}") from None
+    if isinstance(value, int) and abs(value) >= MAX_INTEGER:
+        raise UsageError(f"{where}: {shorten(node.value)} has more than 64 bits")
+
+
+def _refuse_duplicates(path: Path, node: yaml.MappingNode) -> None:
     seen: dict[str, int] = {}
-    for key, value in node.value:
+    for key, _ in node.value:
         line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            raise UsageError(f"{path}:{line}: a field's name must be text")
         if key.value in seen:
             raise UsageError(f"{path}:{line}: field {key.value!r} is given twice; first in line {seen[key.value]}")
         seen[key.value] = line
-        _refuse_duplicates(path, value)
 
 
 def _describe(path: Path, root: yaml.Node, model: type[BaseModel], error: Any) -> str:
@@ -79,7 +124,7 @@ def _describe(path: Path, root: yaml.Node, model: type[BaseModel], error: Any) -
         return f"{where}unknown field {field!r}.{did_you_mean(str(location[-1]), allowed)} Allowed: {', '.join(allowed)}"
     if kind == "missing":
         return f"{where}field {field!r} is missing; it is required"
-    got = f"{error['input']!r}"
+    got = shorten(f"{error['input']!r}", 200)
     if kind == "literal_error":
         allowed = [part.strip("'") for part in error["ctx"]["expected"].replace(" or ", ", ").split(", ")]
         return (

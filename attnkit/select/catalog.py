@@ -11,7 +11,7 @@ from attnkit.backends.registry import PluginFinding, all_backends, plugin_findin
 from attnkit.backends.versions import Installed
 from attnkit.hardware.device import Device
 from attnkit.select.evidence import Evidence, best_word, evidence_for
-from attnkit.select.node import inspect_box
+from attnkit.select.node import inspect_machine
 from attnkit.spec import AttentionSpec
 
 
@@ -21,7 +21,7 @@ class ProviderRow:
 
     Args:
         version: of its first requirement, None where that is not installed or nothing is required.
-        usable: on the box's device with what is installed, whatever the model needs.
+        usable: on this machine's device with what is installed, whatever the model needs.
         reasons: why not.
     """
 
@@ -34,7 +34,7 @@ class ProviderRow:
 
 @dataclass(frozen=True)
 class BackendRow:
-    """A backend here; `evidence` is the word for the box's own architecture, `proven` lists every target's."""
+    """A backend here; `evidence` is the word for this machine's architecture, `proven` lists every target's."""
 
     name: str
     aliases: tuple[str, ...]
@@ -48,8 +48,8 @@ class BackendRow:
 
 
 def catalog(root: Path | str = "/") -> tuple[BackendRow, ...]:
-    """One row a backend for the box whose sys and proc lie under `root`: in the registry's order, then the plugins not used."""
-    device = inspect_box(root).match.device
+    """One row a backend, for the machine under `root`: in the registry's order, then the plugins not used."""
+    device = inspect_machine(root).match.device
     installed = installed_versions()
     unused = (_unused(finding) for finding in plugin_findings())
     return (*(_row(backend, device, installed) for backend in all_backends()), *unused)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
-from attnkit.errors import UsageError, unknown_name
+from attnkit.errors import UsageError, did_you_mean, unknown_name
+from attnkit.jsonio import parse_json, read_text, shorten
 from attnkit.spec import DTYPES, AttentionSpec, Dtype, Feature, Op
 
 _TEXT = ("text_config", "llm_config", "language_config")
@@ -17,6 +17,26 @@ _HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
 _HIDDEN = ("hidden_size", "n_embd", "d_model", "embed_dim")
 _DTYPE = ("dtype", "torch_dtype")
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "sliding_window": (int,),
+    "use_sliding_window": (bool,),
+    "layer_types": (list,),
+    "model_type": (str,),
+    "torch_dtype": (str,),
+    "dtype": (str,),
+    "attn_logit_softcapping": (int, float),
+    "alibi": (bool,),
+    "dual_chunk_attention_config": (dict,),
+    "vision_config": (dict,),
+    **dict.fromkeys(_TEXT, (dict,)),
+}
+"""What optional fields hold where they hold anything: one of another kind would be read as something else."""
+_KIND_WORDS = {int: "a whole number", float: "a number", bool: "true or false", list: "a list", dict: "an object", str: "text"}
+_LAYER_KINDS = ("full_attention", "sliding_attention")
+MOST = 2**24
+"""The most that a count or a size can be."""
+MOST_LAYERS = 10_000
 
 _NOT_ATTENTION = ("mamba", "linear_attention", "conv", "recurrent")
 """Kinds in `layer_types` that hold no softmax attention."""
@@ -58,10 +78,7 @@ def need_from_config(model: str, *, dtype: str | None = None, block_size: int = 
         UsageError: no such file or preset, not JSON (file and line), a field missing or wrong (file and field).
     """
     source, text = _read(model)
-    try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{source}:{error.lineno}: not JSON: {error.msg}") from None
+    config = parse_json(text, source)
     if not isinstance(config, dict):
         raise UsageError(f"{source}: is not a JSON object")
     return _Reader(source, config, dtype, block_size).need()
@@ -69,9 +86,13 @@ def need_from_config(model: str, *, dtype: str | None = None, block_size: int = 
 
 def _read(model: str) -> tuple[str, str]:
     path = Path(model)
-    if path.is_dir():
-        path = path / "config.json"
-    if not path.is_file():
+    try:
+        if path.is_dir():
+            path = path / "config.json"
+        there = path.exists()
+    except (OSError, ValueError) as error:  # a name that is too long, or with a zero byte in it
+        raise UsageError(f"model {shorten(model)!r}: {getattr(error, 'strerror', None) or error}") from None
+    if not there:
         wanted = model.strip().casefold()
         if wanted in presets():
             return f"preset {wanted}", resources.files("attnkit").joinpath(f"data/models/{wanted}.json").read_text("utf-8")
@@ -79,10 +100,7 @@ def _read(model: str) -> tuple[str, str]:
             known = ", ".join(presets())
             raise UsageError(f"{path}: no such file. A model is a config.json, a folder with one, or a preset: {known}")
         raise unknown_name("model preset", model, presets())
-    try:
-        return str(path), path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from None
+    return str(path), read_text(path)
 
 
 class _Reader:
@@ -95,7 +113,17 @@ class _Reader:
         self.where = next((f"{k}." for k in _TEXT if config.get(k) is self.text), "")
         self.block_size = block_size
         self.notes: list[str] = []
+        self._check_kinds(config, "")
+        self._check_kinds(self.text, self.where)
         self.dtype = self._dtype(dtype)
+
+    def _check_kinds(self, part: Mapping[str, Any], where: str) -> None:
+        for name, kinds in _KINDS.items():
+            value = part.get(name)
+            if value is None or (isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))):
+                continue
+            words = " or ".join(_KIND_WORDS[kind] for kind in kinds)
+            raise UsageError(f"{self.source}: field '{where}{name}' is {shorten(repr(value))}; it must be {words}")
 
     def need(self) -> ModelNeed:
         """The whole need."""
@@ -119,7 +147,9 @@ class _Reader:
             self.notes.append("the config states no dtype; bfloat16 is assumed")
         return cast(Dtype, stated or "bfloat16")
 
-    def _positive(self, names: tuple[str, ...], part: Mapping[str, Any], where: str, default: int | None = None) -> int:
+    def _positive(
+        self, names: tuple[str, ...], part: Mapping[str, Any], where: str, default: int | None = None, most: int = MOST
+    ) -> int:
         """A positive integer under the first of `names` that is there."""
         name = next((n for n in names if part.get(n) is not None), None)
         if name is None:
@@ -129,8 +159,11 @@ class _Reader:
                 f"{self.source}: field '{where}{names[0]}' is missing: without it the attention's shape is unknown"
             )
         value = part[name]
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UsageError(f"{self.source}: field '{where}{name}' is {value!r}; it must be a positive whole number")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            raise UsageError(
+                f"{self.source}: field '{where}{name}' is {shorten(repr(value))}; it must be a positive whole number"
+                + (f" up to {most}" if isinstance(value, int) and value > most else "")
+            )
         return value
 
     def _base(self, part: Mapping[str, Any], where: str) -> AttentionSpec:
@@ -198,20 +231,26 @@ class _Reader:
         """For every attention layer, whether it slides."""
         window = self.text.get("sliding_window")
         slides = isinstance(window, int) and window > 0 and self.text.get("use_sliding_window", True)
-        count = self._positive(("num_hidden_layers", "n_layer"), self.text, self.where, default=1)
+        count = self._positive(("num_hidden_layers", "n_layer"), self.text, self.where, default=1, most=MOST_LAYERS)
         types = self.text.get("layer_types")
         model_type = str(self.text.get("model_type", ""))
         if isinstance(types, list) and types:
             for kind in types:
                 if not str(kind).startswith(_NOT_ATTENTION):
-                    if kind not in ("full_attention", "sliding_attention"):
-                        self.notes.append(f"layers of type {kind} are judged as full attention")
+                    if kind not in _LAYER_KINDS:
+                        known = ", ".join((*_LAYER_KINDS, *(f"{name}…" for name in _NOT_ATTENTION)))
+                        raise UsageError(
+                            f"{self.source}: field '{self.where}layer_types' has {shorten(repr(kind))}."
+                            f"{did_you_mean(str(kind), _LAYER_KINDS)} Known: {known}"
+                        )
                     yield kind == "sliding_attention"
         elif not slides:
             yield False
         elif model_type == "phi4flash":
             # Attention in every second layer; it slides in the first half, and is full from the middle on.
-            yield from (layer < count // 2 for layer in range(1, count, self.text.get("mb_per_layer", 2)))
+            yield from (
+                layer < count // 2 for layer in range(1, count, self._positive(("mb_per_layer",), self.text, self.where, 2))
+            )
         elif model_type == "gemma2":
             yield from (layer % 2 == 0 for layer in range(count))
         elif model_type.startswith("gemma3"):

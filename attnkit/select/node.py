@@ -13,7 +13,7 @@ from attnkit.errors import UsageError
 from attnkit.hardware import detect
 from attnkit.hardware.device import Detection, Device, ProbeResult, pretend
 from attnkit.jsonio import to_plain
-from attnkit.profiles.files import all_nodes, family_names, load_node
+from attnkit.profiles.files import all_nodes, family_names, load_node, read_nodes
 from attnkit.profiles.match import NodeMatch, hidden, in_order, match_node, serving, specificity
 from attnkit.profiles.schema import NodeProfile
 
@@ -22,8 +22,8 @@ PLATFORM_VARIABLE = "ATTNKIT_PLATFORM"
 
 
 @dataclass(frozen=True)
-class Box:
-    """A box as found, and the node type it makes."""
+class Machine:
+    """A machine as found, and the node type that matches it."""
 
     detection: Detection
     match: NodeMatch
@@ -40,15 +40,15 @@ class Box:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the attention is to run.
+class Node:
+    """The machine, real or asked about, that attention is to run on.
 
     Args:
         device: the device selection looks at.
         profile: the node profile, None where none matches.
-        source: "detected" (matched by what is in the box), "given" (--node) or "device" (--device).
+        source: "detected" (matched by what is in the machine), "given" (--node) or "device" (--device).
         why: one sentence on how the profile was found.
-        detection: what is in the box, None where another box is asked about.
+        detection: what is in this machine, None where another is asked about.
         here: True where the device is in this machine.
     """
 
@@ -60,46 +60,49 @@ class Place:
     here: bool
 
 
-def inspect_box(root: Path | str = "/") -> Box:
+def inspect_machine(root: Path | str = "/") -> Machine:
     """What is in the machine whose sys and proc lie under `root`.
 
     In an image (`ATTNKIT_PLATFORM`) the node type is that of the devices that the image is made for, where there are any.
-    Backend plugins that are not used are errors among the probes.
+    Backend plugins that are not used, and profiles that cannot be read, are errors among the probes.
     """
     detection = detect(root)
     unused = (ProbeResult("backend-plugins", error=str(finding)) for finding in plugin_findings())
-    detection = replace(detection, probes=(*detection.probes, *unused))
+    profiles, problems = read_nodes()
+    unread = (ProbeResult("profiles", error=str(problem)) for problem in problems)
+    detection = replace(detection, probes=(*detection.probes, *unused, *unread))
     platform = os.environ.get(PLATFORM_VARIABLE)
-    vendors = {profile.match.vendor for profile in all_nodes() if profile.platform == platform} if platform else None
-    return Box(detection, match_node(detection, vendors or None))
+    vendors = {profile.match.vendor for profile in profiles if profile.platform == platform} if platform else None
+    return Machine(detection, match_node(detection, vendors or None))
 
 
-def place(*, root: Path | str = "/", node: str | None = None, arch: str | None = None) -> Place:
+def find_node(*, root: Path | str = "/", node: str | None = None, arch: str | None = None) -> Node:
     """Find the device and the profile.
 
     Args:
-        root: another / to read sys and proc from.
-        node: a node type; None: what the box is detected as.
+        root: an alternative root for /sys and /proc.
+        node: a node type; None: what the machine is detected as.
         arch: an architecture (sm_75, gfx942 …): ask about such a device instead of this machine.
 
     Raises:
-        UsageError: unknown node type or architecture, or the two do not fit each other; unlike devices of which nothing says
+        UsageError: unknown node type or architecture, or the two do not fit each other; different devices of which nothing says
             which are to serve.
     """
     if arch is not None:
         return _elsewhere(arch, node)
-    box = inspect_box(root)
+    machine = inspect_machine(root)
     if node is None:
-        if box.match.mixed:
-            raise UsageError(box.match.why)
-        profile = load_node(box.match.node) if box.match.node else None
-        return Place(box.match.device, profile, "detected", box.match.why, box.detection, here=True)
+        all_nodes()  # the one that cannot be read may be this machine's
+        if machine.match.mixed:
+            raise UsageError(machine.match.why)
+        profile = load_node(machine.match.node) if machine.match.node else None
+        return Node(machine.match.device, profile, "detected", machine.match.why, machine.detection, here=True)
     profile = load_node(node)
-    device = _of_type(box.detection, profile)
+    device = _of_type(machine.detection, profile)
     if device is not None:
-        return Place(device, profile, "given", f"node type {profile.name} was given", box.detection, here=True)
+        return Node(device, profile, "given", f"node type {profile.name} was given", machine.detection, here=True)
     pretended = replace(pretend(_first_arch(profile), profile.title), features=tuple(profile.match.any_feature[:1]))
-    return Place(
+    return Node(
         pretended, profile, "given", f"node type {profile.name} was given; this machine has no such device", None, here=False
     )
 
@@ -119,21 +122,21 @@ def _of_type(detection: Detection, profile: NodeProfile) -> Device | None:
     return seen or (hidden(detection, able[0], able) if able else next(iter(fitting), None))
 
 
-def _elsewhere(arch: str, node: str | None) -> Place:
+def _elsewhere(arch: str, node: str | None) -> Node:
     if node is not None:
         profile = load_node(node)
         device = pretend(arch, profile.title)
         if not fits(profile, device):
             raise UsageError(f"node type {node} has {' or '.join(profile.match.arch)}, not {arch}")
-        return Place(device, profile, "given", f"node type {node} and device {arch} were given", None, here=False)
+        return Node(device, profile, "given", f"node type {node} and device {arch} were given", None, here=False)
     device = pretend(arch, arch)
     # A node type with a file of its own stands for its architecture before those of a family.
     fitting = sorted((profile for profile in all_nodes() if fits(profile, device)), key=lambda p: p.name in family_names())
     if not fitting:
-        return Place(device, None, "device", f"no node type has a {arch} device", None, here=False)
+        return Node(device, None, "device", f"no node type has a {arch} device", None, here=False)
     chosen, *rest = fitting
     others = f"; also {', '.join(p.name for p in rest)} (--node picks one)" if rest else ""
-    return Place(
+    return Node(
         replace(device, name=chosen.title),
         chosen,
         "device",

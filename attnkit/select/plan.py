@@ -1,4 +1,4 @@
-"""From a box, a profile, a model and a workload to a decision: what `attnkit select` and `attnkit boot` share.
+"""From a node, a profile, a model and a workload to a decision: what `attnkit select` and `attnkit boot` share.
 
 Imports neither torch nor any vendor library.
 """
@@ -17,7 +17,7 @@ from attnkit.jsonio import to_plain
 from attnkit.profiles.files import load_workload
 from attnkit.profiles.settings import Settings, effective
 from attnkit.select.choose import Decision, combine, select
-from attnkit.select.node import Place
+from attnkit.select.node import Node
 from attnkit.spec import DTYPES, KV_CACHE_DTYPES, AttentionSpec, Dtype
 
 HERE = "this environment"
@@ -36,20 +36,20 @@ class Requirements:
 class Plan:
     """A decision with everything it was made from."""
 
-    place: Place
+    node: Node
     settings: Settings
-    need: Requirements
+    requirements: Requirements
     decision: Decision
     installed_source: str
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, as `attnkit select --json` prints them."""
         return {
-            "node_type": self.place.profile.name if self.place.profile else None,
-            "node_type_source": self.place.source,
-            "why": self.place.why,
-            "platform": self.place.profile.platform if self.place.profile else None,
-            "need": to_plain(self.need),
+            "node_type": self.node.profile.name if self.node.profile else None,
+            "node_type_source": self.node.source,
+            "why": self.node.why,
+            "platform": self.node.profile.platform if self.node.profile else None,
+            "need": to_plain(self.requirements),
             "installed": self.installed_source,
             "chosen": to_plain(self.decision.chosen),
             "decision": to_plain(self.decision),
@@ -57,7 +57,7 @@ class Plan:
 
 
 def make_plan(
-    where: Place,
+    node: Node,
     *,
     model: str | None = None,
     workload: str | None = None,
@@ -68,29 +68,29 @@ def make_plan(
     """Decide.
 
     Args:
-        where: device and profile.
+        node: device and profile.
         model: config.json, model directory or preset; None takes the profile's usual requirements.
         workload: name of a workload profile.
         explicit: a backend that must be taken.
-        assume_installed: treat every library that the platform's image bakes as installed; always so for another box.
+        assume_installed: treat every library that the platform's image holds as installed; always so for another machine.
         overrides: dtype, kv_cache_dtype and block_size that the engine's command sets.
 
     Raises:
         UsageError: an unknown name, a model config that cannot be read.
     """
     workload_profile = load_workload(workload) if workload is not None else None
-    settings = effective(where.profile, workload_profile)
-    need = _requirements(where.device, settings, model, overrides or {})
+    settings = effective(node.profile, workload_profile)
+    requirements = _requirements(node.device, settings, model, overrides or {})
     installed: Installed
-    if assume_installed or not where.here:
-        installed = assumed_installed(where.device)
-        image = f"platform {where.profile.platform} image" if where.profile else f"an image for {where.device.arch}"
+    if assume_installed or not node.here:
+        installed = assumed_installed(node.device)
+        image = f"platform {node.profile.platform} image" if node.profile else f"an image for {node.device.arch}"
         source = f"assumed from {image}"
     else:
         installed, source = installed_versions(), HERE
     decisions = [
         select(
-            where.device,
+            node.device,
             spec,
             installed,
             order=settings.order,
@@ -98,11 +98,11 @@ def make_plan(
             explicit=explicit,
             workload=workload,
         )
-        for spec in need.specs
+        for spec in requirements.specs
     ]
     decision = combine(decisions)
     unused = tuple(map(str, plugin_findings()))
-    return Plan(where, settings, need, replace(decision, warnings=(*decision.warnings, *unused)), source)
+    return Plan(node, settings, requirements, replace(decision, warnings=(*decision.warnings, *unused)), source)
 
 
 def _requirements(device: Device, settings: Settings, model: str | None, overrides: dict[str, Any]) -> Requirements:

@@ -32,6 +32,7 @@ class Case:
         tree: parent of each node, -1 for the root; tree attention only.
         chunk: (chunk_size, local_size), stretched: with the length factor; dual chunk attention only.
         weighted: with a weight in the norm; differential attention only.
+        apart: rows of the value cache lie farther apart than those of the key cache; a provider may want both alike.
         far: the cache has more than 2**31 elements, and the blocks in use lie at its end.
         edge: a batch that a provider may refuse (`UnsupportedError`): more queries than keys, unlike numbers of new tokens. It
             is then skipped, with the reason.
@@ -64,6 +65,7 @@ class Case:
     chunk: tuple[int, int] = (64, 16)
     stretched: bool = True
     weighted: bool = True
+    apart: bool = False
     far: bool = False
     edge: bool = False
     seed: int = 0
@@ -76,11 +78,11 @@ class Case:
     def phase(self) -> Phase:
         """As `PagedAttention.phase` will find it."""
         new, total = zip(*self.seqs, strict=True)
+        if self.op == "tree":
+            return "mixed"
         if self.op == "varlen" or (max(new) > 1 and set(new) == set(total) == {max(total)}):
             return "prefill"
-        if self.op == "mla_decode" or (max(new) <= 1 and self.op != "tree"):
-            return "decode"
-        return "mixed"
+        return "decode" if self.op == "mla_decode" or max(new) <= 1 else "mixed"
 
     def spec(self) -> AttentionSpec:
         """The need of this case; equals `call.spec()` of what `tensors.build` makes (a test holds it to that)."""

@@ -35,7 +35,7 @@ def cases(level: Level, capability: Capability, device: Device, need: AttentionS
                 continue
             candidates = [*_quick(geometry)]
             if level != "quick":
-                candidates += standard(geometry, capability, device)
+                candidates += standard(geometry, capability, device, few=need is not None)
             if level == "extended":
                 candidates += _extended(geometry)
             found += [
@@ -149,7 +149,7 @@ def _quick(g: Case) -> Iterator[Case]:
         yield case("decode-balanced", "the softmax scale", (1, 97), (1, 127), content="balanced")
         return
     yield case("prefill", "prefill, causal, several sequences", (37, 37), (37, 37))
-    yield case("prefill-ragged", "sequences of unlike length in one batch", (33, 33), (1, 1), (18, 18))
+    yield case("prefill-ragged", "sequences of different lengths in one batch", (33, 33), (1, 1), (18, 18))
     yield case("decode", "decode over a permuted block table, lengths about a block's end", *borders, content="sharp")
     yield case("decode-split", "a context that is cut into splits", (1, 300), content="sharp")
     yield case("decode-padded", keyless, (1, 0), (1, 33), (1, 0))

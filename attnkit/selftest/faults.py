@@ -419,4 +419,4 @@ FAULTS: Mapping[str, Fault] = {
         "lambda of differential attention is off by 0.1", lambda c: isinstance(c, DifferentialAttention), _wrong_lambda
     ),
 }
-"""Every fault by name. `attnkit selftest --prove` injects them all; ATTNKIT_FAULT injects one in a boot."""
+"""Every fault by name. `attnkit selftest --inject-faults` injects them all; ATTNKIT_FAULT injects one in a boot."""

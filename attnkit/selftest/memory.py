@@ -88,13 +88,13 @@ def _bytes(tensor: Tensor) -> Tensor:
 def poisoned() -> Iterator[None]:
     """Inside, what torch allocates without a value holds NaN (of integers: the largest), on every device."""
     settings = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    filled = torch.utils.deterministic.fill_uninitialized_memory
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # operations that have no deterministic form say so
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+        torch.utils.deterministic.fill_uninitialized_memory = True
         try:
             yield
         finally:
-            torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+            torch.utils.deterministic.fill_uninitialized_memory = filled
             torch.use_deterministic_algorithms(settings[0], warn_only=settings[1])

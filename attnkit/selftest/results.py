@@ -93,6 +93,7 @@ class Verdict:
         fault: name of the fault where one was injected, else None.
         speed: what was measured against the speed floor; empty at the quick level and where a fault is injected. Each is among
             the cases too.
+        layer: the kind of attention layer that was asked for, in words; "" where no model said.
         seed: of the case that was drawn anew; `attnkit selftest --seed` draws it again. None where none was drawn.
     """
 
@@ -106,6 +107,7 @@ class Verdict:
     seconds: float = 0.0
     fault: str | None = None
     speed: tuple[Speed, ...] = ()
+    layer: str = ""
     seed: int | None = None
 
 

@@ -117,7 +117,7 @@ def run_selftest(
             outcome = "fail"
     seconds = time.monotonic() - started
     return Verdict(
-        backend.name, name, _words(device), level, outcome, tuple(results), UNSEEN[level], seconds, fault, speed, seed
+        backend.name, name, _words(device), level, outcome, tuple(results), UNSEEN[level], seconds, fault, speed, seed=seed
     )
 
 
@@ -359,11 +359,11 @@ def _same(one: AttentionOutput, other: AttentionOutput) -> bool:
     import torch
 
     same_lse = one.lse is None or other.lse is None or torch.equal(one.lse, other.lse)
-    return same_lse and torch.equal(one.out, other.out)
+    return bool(same_lse and torch.equal(one.out, other.out))
 
 
 def _soak(backend: Backend, provider: Provider, question: _Question, where: str) -> Iterator[str]:
-    """The same question again and again while the device multiplies matrices for somebody else. Yields a complaint."""
+    """The same question again and again under background GEMM load. Yields a complaint."""
     runs, complaint = question.case.soak, ""
     if runs:
         with _busy(where):

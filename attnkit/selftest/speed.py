@@ -1,4 +1,4 @@
-"""The speed floor of the standard level: is the backend anywhere near what this very device just showed it can do?
+"""The speed floor of the standard level: is the backend anywhere near what this device just showed it can do?
 
 In the same run the device's own read bandwidth (torch's sum over a large tensor) and its matrix rate (torch's matrix product
 in the tested dtype) are measured; then one decode and one prefill of the backend. Decode is held against the bandwidth by the

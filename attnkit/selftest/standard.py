@@ -33,19 +33,25 @@ MASKS: tuple[Mapping[str, Any], ...] = (
     {"causal": True, "window": NO_WINDOW},
     {"causal": True, "window": (WINDOW, 0)},
     {"causal": False, "window": NO_WINDOW},
-    {"causal": False, "window": (9, 5)},
-    {"causal": False, "window": (-1, 5)},
+    {"causal": False, "window": (0, 5)},
+    {"causal": False, "window": (-1, 0)},
     {"causal": False, "window": (WINDOW, -1)},
 )
 FEW_WIDTHS = 6
+FEW = {"width": 3, "heads": 4, "block": 3, "mask": 4, "tree": 4, "chunk": 2}
+"""Values of a factor, a model's own among them: where a model is known, each value costs kernels that are compiled ahead."""
 FEATURES_OF: Mapping[Op, tuple[str, ...]] = {"mla_decode": ("lse",), "dual_chunk": ("lse",), "differential": ()}
 """Features, beside masks and softcap, of operations that do not have them all."""
 
 
-def standard(g: Case, capability: Capability, device: Device) -> Iterator[Case]:
-    """The cases of the standard level beyond the quick ones, with the heads and sizes of `g` where they are not varied."""
+def standard(g: Case, capability: Capability, device: Device, *, few: bool) -> Iterator[Case]:
+    """The cases of the standard level beyond the quick ones, with the heads and sizes of `g` where they are not varied.
+
+    Args:
+        few: not more values of a factor than `FEW` says; `g` is then what a model needs.
+    """
     yield from _singular(g)
-    yield from _covering(g, capability, device)
+    yield from _covering(g, capability, device, few=few)
 
 
 def drawn_tree(nodes: int) -> tuple[int, ...]:
@@ -74,6 +80,7 @@ def _singular(g: Case) -> Iterator[Case]:
         yield case(
             "alibi-far", "ALiBi's distances", *distant, alibi=True, alibi_by=1 / 64, causal=True, window=NO_WINDOW, **few
         )
+        yield case("keyless", "a batch without any key", (1, 0), (2, 0), edge=True)
     if g.op == "varlen":
         yield case("surplus", "more queries than keys", (9, 3), (70, 20), (1, 0), (33, 64), edge=True)
         return
@@ -94,11 +101,12 @@ def _singular(g: Case) -> Iterator[Case]:
         yield case("decode-split-lse", "the log-sum-exp of a context that is cut into splits", (1, 1500), (1, 700), lse=True)
     if g.op == "mla_decode":
         yield case("few-new-ragged", "unlike numbers of new tokens", (1, 70), (3, 40), (0, 0), (2, 2), edge=True)
+    yield case("apart", "values that lie otherwise than keys", (1, 70), (19, 60), apart=True, edge=True)
     if g.dtype != "float32":
         yield case("far", "offsets past 2**31 elements", (1, 70), (1, 129), (3, 40), far=True, edge=g.op == "mla_decode", **few)
 
 
-def _covering(g: Case, capability: Capability, device: Device) -> Iterator[Case]:
+def _covering(g: Case, capability: Capability, device: Device, *, few: bool) -> Iterator[Case]:
     """The rows of the covering array of what `capability` claims, each a case."""
 
     def serves(**changes: Any) -> bool:
@@ -144,6 +152,8 @@ def _covering(g: Case, capability: Capability, device: Device) -> Iterator[Case]
         name, words = f"cover-{number:02}-{shape}", ", ".join(_words(case))
         return replace(case, name=name, guards=f"{shape}, {words}" if words else shape, seqs=SHAPES[g.op][shape](case))
 
+    if few:
+        factors = {name: values[: FEW.get(name)] for name, values in factors.items()}
     rows = covering(factors, lambda row: not capability.reject(case_of(row).spec(), device))
     for number, row in enumerate(rows):
         yield case_of(row, number)

@@ -73,6 +73,8 @@ def build(case: Case, device: str = "cpu") -> Call:
     assert case.block_size is not None
     table, small, scales = _paged(case, [(k, v) for _, k, v in parts], draw)
     caches = [_at_the_end(cache, device) if case.far else cache.to(device) for cache in small]
+    if case.apart:
+        caches[1] = _wider(caches[1])
     if case.far:
         table = table + (caches[0].shape[0] - small[0].shape[0])
     lens = torch.tensor(total, dtype=torch.int32, device=device)
@@ -180,7 +182,7 @@ def _contents(case: Case, new: int, total: int, scale: float, draw: torch.Genera
         k = (side * width * signs).expand_as(k).clone()
         v = side.expand(total, case.kv_heads, case.head_dim_v).clone()
         if case.op == "differential":
-            # The norm hides a common factor: the second softmax is level, and the two kinds of keys carry unlike directions.
+            # The norm hides a common factor: the second softmax is level, and the two kinds of keys carry different directions.
             q[:, 1::2] = 0.0
             two = [torch.sign(normal(case.kv_heads, case.head_dim_v)) for _ in range(2)]
             v = torch.where(high[:, None, None], two[0], two[1])
@@ -223,6 +225,14 @@ def _at_the_end(cache: Tensor, device: str) -> Tensor:
     large = torch.empty(before + cache.shape[0], *cache.shape[1:], dtype=cache.dtype, device=device)
     large[before:] = cache.to(device)
     return large
+
+
+def _wider(cache: Tensor) -> Tensor:
+    """`cache` [blocks, size, heads, width] as a view of one with a head more, which is NaN."""
+    wide = torch.full((*cache.shape[:2], cache.shape[2] + 1, cache.shape[3]), math.nan, device=cache.device).to(cache.dtype)
+    part = wide[:, :, :-1]
+    part.view(torch.uint8).copy_(cache.view(torch.uint8))
+    return part
 
 
 def _nan_output(case: Case, tokens: int, device: str) -> Tensor:

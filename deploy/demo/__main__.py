@@ -233,9 +233,9 @@ def rehearse(fault: str) -> int:
     before = {node.name: read_node(node) for node in nodes}
     if not all(state["release"] for state in before.values()):
         raise DemoError("no release is recorded on the nodes; run make demo first")
-    planted = json.dumps({"attnkit_env": {**ENVIRONMENT, "ATTNKIT_FAULT": fault}})  # the inventory stays the good one
+    faulty = json.dumps({"attnkit_env": {**ENVIRONMENT, "ATTNKIT_FAULT": fault}})  # the inventory stays the good one
     progress.step(f"a rollout with the fault {fault!r} injected in every node's self-test: it must stop at the canary")
-    code, text = play("rollout.yml", inventory(nodes, image, ENVIRONMENT), "fault.log", "-e", planted)
+    code, text = play("rollout.yml", inventory(nodes, image, ENVIRONMENT), "fault.log", "-e", faulty)
     progress.step("what the fleet runs now")
     after = {node.name: read_node(node) for node in nodes}
     canary, others = nodes[0].name, [node.name for node in nodes[1:]]

@@ -1,7 +1,7 @@
 """A fleet on one computer: nodes and a registry, as containers with their own Docker, on their own network.
 
 Everything of a fleet is named by its prefix (attnkit-demo-*); `down` removes exactly that. Keys, certificates
-and inventory are made on the spot under its folder in .cache.
+and inventory are generated under its folder in .cache.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ images/platforms.yaml, the probe from images/Dockerfile, images and command from
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import re
 import sys
@@ -69,7 +70,7 @@ def pci_ids_by_type() -> dict[str, list[tuple[str, str, str | None]]]:
 
 
 def rules() -> dict[str, Any]:
-    """The NodeFeatureRule that gives nodes their type and platform: accelerators first, then the CPUs of boxes without one."""
+    """The NodeFeatureRule that gives nodes their type and platform: accelerators first, then CPU-only machines."""
     listed = []
     for node, cards in pci_ids_by_type().items():
         groups: dict[tuple[str, str | None], list[str]] = {}
@@ -246,6 +247,17 @@ class _Dumper(yaml.SafeDumper):
         super().increase_indent(flow, False)
 
 
+_TYPED = re.compile(r"[-+]?[.]?[0-9].*|[-+]?[.](inf|nan)|~|null|true|false|yes|no|on|off|y|n|=|<<", re.IGNORECASE)
+"""Texts that some reader of YAML takes for something else: 1e07 is a number for YAML 1.2 and for Go, and a text for PyYAML."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if _TYPED.fullmatch(text) else None)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
 def dump(document: dict[str, Any]) -> str:
     """One manifest."""
     text = yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=120, default_flow_style=False)
@@ -258,6 +270,34 @@ def manifests(variables: dict[str, Any], platforms: list[str]) -> dict[str, str]
     return files | {f"{platform}.yaml": dump(daemon_set(platform, variables)) for platform in platforms}
 
 
+def read_variables(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The group variables of an inventory, and what is wrong with them, a line each with file, line and variable."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        found, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        return {}, [f"{path}: {error}"]
+    if not isinstance(found, dict) or node is None:
+        return {}, [f"{path}: must be a mapping of variables, as group_vars/attnkit.yml of an inventory is"]
+
+    def where(place: tuple[str, ...]) -> str:
+        inner, line = node, 0
+        for part in place:
+            if isinstance(inner, yaml.MappingNode):
+                key, inner = next((pair for pair in inner.value if pair[0].value == part), (inner, inner))
+                line = key.start_mark.line + 1
+            elif isinstance(inner, yaml.SequenceNode) and part.isdecimal() and int(part) < len(inner.value):
+                inner = inner.value[int(part)]
+                line = inner.start_mark.line + 1
+        return f"{path}:{line}"
+
+    # The same model as the playbooks'; the collection is found where Ansible finds it.
+    sys.path.append(str(ROOT / "deploy"))
+    variables = importlib.import_module("ansible_collections.attnkit.fleet.plugins.module_utils.variables")
+    plain = {name: value for name, value in found.items() if "{{" not in str(value)}  # templates are Ansible's to evaluate
+    return found, [str(problem) for problem in variables.check(plain, where)]
+
+
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -267,7 +307,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=HERE, help="where to write (default: beside this program)")
     parser.add_argument("--check", action="store_true", help="write nothing; end with 1 if a file is stale")
     options = parser.parse_args()
-    variables = yaml.safe_load(options.variables.read_text(encoding="utf-8"))
+    variables, problems = read_variables(options.variables)
+    if problems:
+        print("\n".join(problems), file=sys.stderr)
+        return 2
     # An inventory of your own needs no image for platforms that you do not have.
     known = yaml.safe_load((ROOT / "images" / "platforms.yaml").read_text(encoding="utf-8"))
     platforms = [p for p in known if options.variables == EXAMPLE or p in variables.get("attnkit_images", {})]

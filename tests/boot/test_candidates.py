@@ -10,7 +10,7 @@ import pytest
 from attnkit.boot.candidates import Candidates, candidates
 from attnkit.engines.vllm import command as vllm_command
 from attnkit.errors import NoBackendError
-from attnkit.select.node import place
+from attnkit.select.node import find_node
 from attnkit.select.plan import make_plan
 
 Ask = Callable[..., Candidates]
@@ -22,7 +22,7 @@ def ask(installed: Callable[[str], None]) -> Ask:
 
     def run(arch: str, version: str, *, explicit: str | None = None, **more: Any) -> Candidates:
         installed(version)
-        plan = make_plan(place(arch=arch), explicit=explicit)
+        plan = make_plan(find_node(arch=arch), explicit=explicit)
         return candidates(plan, vllm_command.recognise(["vllm", "serve", "m"]), more.pop("environment", {}), **more)
 
     return run
@@ -59,7 +59,7 @@ def test_what_the_engine_silently_replaces_is_refused_with_the_way_there(ask: As
 
 
 def test_an_engine_that_is_not_known_leaves_ours() -> None:
-    plan = make_plan(place(arch="sm_90"))
+    plan = make_plan(find_node(arch="sm_90"))
     found = candidates(plan, None, {})
     assert [c.test for c in found.kept] == [a.backend for a in plan.decision.accepted]
     assert all(c.expected is None for c in found.kept)

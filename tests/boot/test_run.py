@@ -135,7 +135,7 @@ def test_an_explicit_backend_that_cannot_serve_is_exit_code_3_with_reasons(start
 def test_the_engine_dies_before_it_serves(start: Start, engine: Engine) -> None:
     command, url = engine("--healthy-when", "never", "--die-when", "/", "3")
     boot = start(*SIMULATED, "--health-url", url, "--", *command)
-    assert boot.wait() == 3
+    assert boot.wait() == 5
     assert boot.state() == "failed"
     event = boot.event("engine.exit")
     assert (event["code"], event["requested"]) == (3, False)
@@ -219,6 +219,7 @@ def test_a_second_signal_kills_an_engine_that_does_not_listen(start: Start, engi
     boot.until("ready")
     boot.process.send_signal(signal.SIGTERM)
     _until((tmp_path / "got-SIGTERM").exists)
+    _until(lambda: boot.state() == "stopping")
     assert boot.process.poll() is None
     boot.process.send_signal(signal.SIGTERM)
     assert boot.wait() == 137

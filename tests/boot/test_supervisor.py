@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from attnkit.boot.supervisor import KEPT_LINES, Supervisor
+from attnkit.boot.supervisor import KEPT_LINES, MAX_LINE, Supervisor
 from attnkit.errors import UsageError
 
 
@@ -97,3 +97,56 @@ def _signal_self(supervisor: Supervisor, when: Path, times: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=send, daemon=True).start()
+
+
+def test_a_line_without_an_end_is_cut_and_bytes_that_are_no_text_are_replaced() -> None:
+    code = (
+        "import os\nfor _ in range(300): os.write(1, b'x' * 65536)\n"
+        "os.write(1, b'\\nnext caf\\xe9\\n')\nos.write(1, b'no newline at the end')"
+    )
+    supervisor, got = _run(code)
+    assert got == 0
+    assert [line[:30] for line in supervisor.last_lines] == ["x" * 30, "next caf\ufffd", "no newline at the end"]
+    assert len(supervisor.last_lines[0]) == MAX_LINE + len("… (cut)")
+
+
+@pytest.mark.parametrize("target", ["full", "nobody"])
+def test_a_stderr_that_takes_nothing_never_blocks_the_child(target: str) -> None:
+    """A full disk, and a reader that does not read."""
+    saved = os.dup(2)
+    reader, writer = os.pipe()
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full if target == "full" else writer, 2)
+    try:
+        supervisor, got = _run("for i in range(20000): print('a line of some length to fill the pipe', i)")
+    finally:
+        os.dup2(saved, 2)
+        os.close(reader)
+        for descriptor in (saved, writer, full):
+            os.close(descriptor)
+    assert got == 0
+    assert supervisor.last_lines[-1].endswith("19999")
+
+
+def test_what_is_masked_is_masked_on_the_way(capfd: pytest.CaptureFixture[str]) -> None:
+    supervisor = Supervisor(
+        [sys.executable, "-c", "print('key abc')"], os.environ, clean=lambda text: text.replace("abc", "***")
+    )
+    supervisor.start()
+    supervisor.wait()
+    assert supervisor.last_lines == ("key ***",)
+    assert "key ***" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("own_session", [False, True])
+def test_workers_end_with_the_child(tmp_path: Path, own_session: bool) -> None:
+    """Killed, the child cannot end its workers; one in a session of its own comes to us as an orphan."""
+    code = (
+        "import os, signal, subprocess, sys\n"
+        f"worker = subprocess.Popen(['sleep', '600'], start_new_session={own_session})\n"
+        f"open({str(tmp_path / 'worker')!r}, 'w').write(str(worker.pid))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    _, got = _run(code)
+    assert got == 128 + signal.SIGKILL
+    assert not Path("/proc", (tmp_path / "worker").read_text()).exists()

@@ -49,5 +49,5 @@ def test_unlike_devices_end_the_boot_with_2(start: Start, tmp_path: Path) -> Non
     cards = {"0000:17:00.0": ("10de:1eb8", "030200", "nvidia"), "0000:65:00.0": ("10de:2330", "030200", "nvidia")}
     boot = start("--root", tree(tmp_path / "machine", cards))
     assert boot.wait() == 2
-    assert "unlike devices are here" in boot.event("error")["message"]
+    assert "different devices are here" in boot.event("error")["message"]
     assert boot.state() == "failed"

@@ -41,8 +41,28 @@ def test_what_would_be_rolled_back() -> None:
         "c": {},
     }
     rows = rollback_rows(hostvars, ["a", "b", "c"])
-    assert rows[0] == {"node": "a", "type": "h100", "runs": "new", "before": "old", "why": ""}
+    seen = {"node": "a", "type": "h100", "runs": "new", "before": "old"}
+    assert rows[0] == {**seen, "why": "", "moves": True, "objects": False}
     assert [row["why"] for row in rows[1:]] == ["no previous release is recorded", "no answer"]
+    assert all(row["objects"] and not row["moves"] for row in rows[1:])
+
+
+def test_a_rollback_again_takes_no_node_forward() -> None:
+    """The first one stopped half way: what it did stays, the rest follows."""
+    new, old = {"node_type": "h100", "image": "r/x@sha256:11"}, {"node_type": "h100", "image": "r/x@sha256:00"}
+    hostvars = {
+        "back": {"attnkit_recorded": {"release": old, "previous": new, "left": new["image"]}},
+        "waits": {"attnkit_recorded": {"release": new, "previous": old}},
+        "first": {"attnkit_recorded": {"release": old, "previous": None}},
+    }
+    again = rollback_rows(hostvars, ["back", "waits"])
+    assert [(row["moves"], row["objects"]) for row in again] == [(False, False), (True, False)]
+    named = rollback_rows(hostvars, ["back", "waits", "first"], "sha256:00")
+    assert [(row["moves"], row["objects"]) for row in named] == [(False, False), (True, False), (False, False)]
+    wrong = rollback_rows(hostvars, ["back", "waits"], "sha256:77")
+    assert all(row["objects"] for row in wrong)
+    forward = rollback_rows(hostvars, ["back"], "sha256:11")
+    assert forward[0]["moves"], "only where it is asked for by name"
 
 
 class Trial:
@@ -156,6 +176,8 @@ def test_hooks_secrets_and_rollback(trial: Trial) -> None:
     assert back.returncode == 0, back.stdout[-4000:]
     record = trial.record()
     assert (record["release"]["env"], record["previous"]["env"].get("A")) == (ENVIRONMENT, "1")
+    again = trial.play("rollback", "-e", "attnkit_only_type=cpu")
+    assert again.returncode == 0 and trial.record() == record, again.stdout[-4000:]
     assert trial.on("docker", "exec", "trial", "printenv", "HF_TOKEN") == SECRET
 
     for done in (first, failed, back):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from functools import cache
@@ -190,3 +191,38 @@ def test_the_command(tmp_path: Path) -> None:
     (tmp_path / "out" / "rocm.yaml").write_text("", encoding="utf-8")
     stale = run("--check")
     assert stale.returncode == 1 and "rocm.yaml is stale" in stale.stderr
+
+
+YAML_1_2_NUMBER = re.compile(
+    r"[-+]?(0o[0-7]+|0x[0-9a-fA-F]+|([.][0-9]+|[0-9]+([.][0-9]*)?)([eE][-+]?[0-9]+)?|[.](inf|Inf|INF)|[.](nan|NaN|NAN))"
+)
+"""Of the core schema (yaml.org/spec/1.2.2, 10.3.2), which kubectl's reader follows here."""
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_reader_of_yaml_reads_the_same(path: Path) -> None:
+    """PCI ids such as 1e07 are texts for PyYAML and the number 1e+07 for everybody else, unless they are quoted."""
+    text = path.read_text(encoding="utf-8")
+    for token in yaml.scan(text):
+        if isinstance(token, yaml.ScalarToken) and token.plain and YAML_1_2_NUMBER.fullmatch(token.value):
+            assert isinstance(yaml.safe_load(token.value), (int, float)), (
+                f"{path.name}:{token.start_mark.line + 1}: {token.value}"
+            )
+        if isinstance(token, yaml.ScalarToken) and token.plain:
+            assert token.value.lower() not in ("y", "n", "yes", "no", "on", "off"), token.start_mark
+
+
+def test_mistakes_in_the_variables_are_named_with_their_line(tmp_path: Path) -> None:
+    given = tmp_path / "my.yml"
+    given.write_text('attnkit_command: "vllm serve x"\nattnkit_images:\n  cp: r/x:latest\nattnkit_prot: 1\n', encoding="utf-8")
+    command = [sys.executable, "-m", "deploy.kubernetes.generate", "--variables", str(given), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    for part in (
+        f"{given}:1: attnkit_command: must be a list",
+        f"{given}:3: attnkit_images.cp: no such platform",
+        f"{given}:3: attnkit_images.cp: must be an image with its digest",
+        f"{given}:4: attnkit_prot: there is no such variable; did you mean attnkit_port?",
+    ):
+        assert part in done.stderr, done.stderr
+    assert not (tmp_path / "out").exists()

@@ -14,7 +14,7 @@ import pytest
 from attnkit.errors import AttnkitError
 from attnkit.hardware.device import Device
 from attnkit.hardware.visible import VARIABLES
-from attnkit.select.node import inspect_box, place
+from attnkit.select.node import find_node, inspect_machine
 from attnkit.select.plan import make_plan
 
 TREES = Path(__file__).resolve().parents[1] / "data" / "trees"
@@ -99,10 +99,10 @@ class Machine:
         """What detection and selection say, with every library of the platform's image taken for installed."""
         for name, value in environment.items():
             self.monkeypatch.setenv(name, value)
-        box = inspect_box(self.root)
+        box = inspect_machine(self.root)
         devices = box.detection.devices
         try:
-            where = place(root=self.root, node=node)
+            where = find_node(root=self.root, node=node)
             plan = make_plan(where, assume_installed=True)
         except AttnkitError as error:
             return Answer(box.match.node, box.match.why, devices, None, None, error.exit_code, str(error))

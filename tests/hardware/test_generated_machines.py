@@ -10,7 +10,7 @@ import pytest
 
 from attnkit.cli import tables
 from attnkit.hardware.device import INTEGRATED
-from attnkit.select.node import inspect_box
+from attnkit.select.node import inspect_machine
 
 COUNT = 150
 CARDS = (
@@ -94,12 +94,12 @@ def test_a_machine_gets_a_node_or_a_reason(machines: Callable[[], Any], seed: in
     for device in answer.devices:
         assert device.usable == (device.obstacle is None)
         assert device.usable or device.ordinal is None
-    tables.show_box(inspect_box(machine.root), ())
+    tables.show_machine(inspect_machine(machine.root), ())
     assert "node type" in capsys.readouterr().out
 
 
 def test_they_are_of_every_kind(machines: Callable[[], Any]) -> None:
-    """The draw reaches nodes, refusals for unlike devices and refusals with a reason; else the test above shows little."""
+    """The draw reaches nodes, refusals for different devices and refusals with a reason; else the test above shows little."""
     codes = []
     for seed in range(COUNT):
         machine = machines()

@@ -32,11 +32,11 @@ def test_every_node_type_of_a_family_is_recognised(make_trees: ModuleType, tmp_p
 
 @pytest.mark.parametrize("name", sorted(profiles.node_names()))
 def test_select_answers_for_every_node_type(name: str, machine: Any) -> None:
-    from attnkit.select.node import place
+    from attnkit.select.node import find_node
     from attnkit.select.plan import make_plan
 
     profile = profiles.load_node(name)
-    for where in (place(root=machine.root, node=name), *(place(arch=arch) for arch in profile.match.arch)):
+    for where in (find_node(root=machine.root, node=name), *(find_node(arch=arch) for arch in profile.match.arch)):
         assert make_plan(where, assume_installed=True).decision.chosen is not None, (name, where)
 
 
@@ -47,7 +47,7 @@ def test_unlike_cards_are_refused_whichever_has_the_lowest_address(machines: Cal
     for first, second in ((T4, H100), (H100, T4)):
         answer = machines().nvidia("0000:17:00.0", first).nvidia("0000:65:00.0", second).ask()
         assert (answer.node, answer.code, answer.chosen) == (None, 2, None)
-        for word in ("unlike devices", "H100", "Tesla T4", "CUDA_VISIBLE_DEVICES", "--node h100", "--node t4"):
+        for word in ("different devices", "H100", "Tesla T4", "CUDA_VISIBLE_DEVICES", "--node h100", "--node t4"):
             assert word in answer.said, answer.said
 
 
@@ -455,7 +455,7 @@ def test_the_commands_exit_codes(machines: Callable[[], Any]) -> None:
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     mixed = machines().nvidia("0000:17:00.0", T4).nvidia("0000:65:00.0", H100)
     done = attnkit("select", "--root", str(mixed.root), **environment)
-    assert done.returncode == 2 and "unlike devices are here" in done.stderr
+    assert done.returncode == 2 and "different devices are here" in done.stderr
     gaudi = machines().card("0000:33:00.0", "1da3:1020", "120000")
     done = attnkit("select", "--root", str(gaudi.root), **environment)
     assert done.returncode == 3 and "Gaudi" in done.stdout
@@ -466,12 +466,12 @@ def test_the_commands_exit_codes(machines: Callable[[], Any]) -> None:
 
 def test_detect_is_read_like_nvidia_smi(machine: Any, capsys: pytest.CaptureFixture[str]) -> None:
     from attnkit.cli import tables
-    from attnkit.select.node import inspect_box
+    from attnkit.select.node import inspect_machine
 
     eight(machine).nvidia("0000:20:00.0", H100, "GPU-????????", minor=8)
     for n in range(4, 8):
         machine.files({f"sys/bus/pci/devices/0000:{0x10 + n:02x}:00.0/numa_node": "1\n"})
-    tables.show_box(inspect_box(machine.root), ())
+    tables.show_machine(inspect_machine(machine.root), ())
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("8 × NVIDIA H100 80GB HBM3 (sm_90) · 0-7 · driver 580.95.05")
     assert "0: 0-3, 1: 4-7" in " ".join(lines[:2])

@@ -1,4 +1,4 @@
-"""A planted device answer rehearses a fleet, and can never be taken for a verdict."""
+"""A simulated device rehearses a fleet, and can never be taken for a verdict."""
 
 from __future__ import annotations
 
@@ -42,4 +42,4 @@ def test_where_every_answer_is_bad_the_boot_fails(start: Start, answer: str) -> 
 def test_an_unknown_answer_is_wrong_usage(start: Start) -> None:
     boot = start("--simulated-device", "maybe")
     assert boot.wait() == 2
-    assert "unknown planted answer 'maybe'. Known: right, wrong, crash, hang" in boot.err
+    assert "unknown simulated device 'maybe'. Known: right, wrong, crash, hang" in boot.err

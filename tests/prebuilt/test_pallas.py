@@ -1,4 +1,4 @@
-"""A TPU image's bake: modules lowered without a TPU, counted, refused where one is not whole, found again by the backend."""
+"""A TPU image's kernels: modules lowered without a TPU, counted, refused where one is damaged, found by the backend."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from attnkit.kernels.aot.manifest import KernelsError
 from attnkit.kernels.pallas import ahead
 from attnkit.prebuilt import needs
 from attnkit.prebuilt import pallas as prebuilt_pallas
-from attnkit.select.node import place
+from attnkit.select.node import find_node
 from attnkit.selftest.cases import cases
 from attnkit.selftest.tensors import build as build_call
 from attnkit.spec import PagedAttention
@@ -39,7 +39,7 @@ def wanted() -> tuple[ahead.Signature, ...]:
 
 
 @pytest.fixture(scope="module")
-def baked(tmp_path_factory: pytest.TempPathFactory, wanted: tuple[ahead.Signature, ...]) -> Path:
+def built(tmp_path_factory: pytest.TempPathFactory, wanted: tuple[ahead.Signature, ...]) -> Path:
     """Modules of these."""
     directory = tmp_path_factory.mktemp("image") / "kernels"
     ahead.build(wanted, TARGETS, directory, level=needs.LEVEL)
@@ -47,9 +47,9 @@ def baked(tmp_path_factory: pytest.TempPathFactory, wanted: tuple[ahead.Signatur
 
 
 @pytest.fixture
-def copy(baked: Path, tmp_path: Path) -> Path:
+def copy(built: Path, tmp_path: Path) -> Path:
     """A copy to break."""
-    return Path(shutil.copytree(baked, tmp_path / "kernels"))
+    return Path(shutil.copytree(built, tmp_path / "kernels"))
 
 
 def test_a_tpu_that_no_node_type_has_is_refused() -> None:
@@ -61,16 +61,16 @@ def test_a_tpu_that_no_node_type_has_is_refused() -> None:
         prebuilt.for_targets(["tpu-v5e", "sm_90"])
 
 
-def test_a_whole_bake_is_counted_by_target(baked: Path, wanted: tuple[ahead.Signature, ...]) -> None:
-    found = ahead.verify(baked, TARGETS, wanted, needs.LEVEL)
+def test_a_complete_kernel_directory_is_counted_by_target(built: Path, wanted: tuple[ahead.Signature, ...]) -> None:
+    found = ahead.verify(built, TARGETS, wanted, needs.LEVEL)
     assert found.counts() == dict.fromkeys(TARGETS, len(wanted))
     assert all(module.kernels == 1 for module in found.kernels)
-    assert ahead.is_here(baked)
+    assert ahead.is_here(built)
 
 
-def test_the_same_signatures_give_the_same_bytes(baked: Path, wanted: tuple[ahead.Signature, ...], tmp_path: Path) -> None:
+def test_the_same_signatures_give_the_same_bytes(built: Path, wanted: tuple[ahead.Signature, ...], tmp_path: Path) -> None:
     again = ahead.build(wanted, TARGETS, tmp_path / "again", level=needs.LEVEL)
-    assert again == ahead.read(baked)
+    assert again == ahead.read(built)
 
 
 @pytest.mark.parametrize("damage", ["removed", "emptied", "altered", "listed without a kernel"])
@@ -92,12 +92,12 @@ def test_a_module_that_is_not_whole_fails_the_build(copy: Path, wanted: tuple[ah
         ahead.verify(copy, TARGETS, wanted, needs.LEVEL)
 
 
-def test_a_call_that_is_not_covered_fails_the_build(baked: Path, wanted: tuple[ahead.Signature, ...]) -> None:
+def test_a_call_that_is_not_covered_fails_the_build(built: Path, wanted: tuple[ahead.Signature, ...]) -> None:
     other = replace(wanted[0], max_query_len=wanted[0].max_query_len + 1)
     with pytest.raises(KernelsError, match=rf"{other.name} is missing from the kernel directory"):
-        ahead.verify(baked, TARGETS, (*wanted, other), needs.LEVEL)
+        ahead.verify(built, TARGETS, (*wanted, other), needs.LEVEL)
     with pytest.raises(KernelsError, match=r"target tpu-v4 was not built"):
-        ahead.verify(baked, ["tpu-v4"], wanted, needs.LEVEL)
+        ahead.verify(built, ["tpu-v4"], wanted, needs.LEVEL)
 
 
 def test_another_jax_fails_the_build_and_is_not_loaded(
@@ -111,26 +111,26 @@ def test_another_jax_fails_the_build_and_is_not_loaded(
     assert ahead.load(wanted[0]) is None
 
 
-def test_the_command_refuses_what_a_boot_would_miss(baked: Path) -> None:
-    """This bake has four of the calls that a boot makes."""
-    command = [sys.executable, "-m", "attnkit.cli", "kernels", "verify", "--dir", str(baked), "--target", "tpu-v5e"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=baked)
+def test_the_command_refuses_what_a_boot_would_miss(built: Path) -> None:
+    """This directory has four of the calls that a boot makes."""
+    command = [sys.executable, "-m", "attnkit.cli", "kernels", "verify", "--dir", str(built), "--target", "tpu-v5e"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=built)
     assert done.returncode == 1
     assert "is missing from the kernel directory" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_tpus_and_gpus_are_not_baked_together() -> None:
+def test_tpus_and_gpus_are_not_compiled_together() -> None:
     command = [sys.executable, "-m", "attnkit.cli", "kernels", "build", "--dir", "x", "--target", "tpu-v5e,sm_90"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "TPU and GPU targets cannot share one kernel directory: tpu-v5e, sm_90" in done.stderr
 
 
-def test_the_backend_finds_the_module_of_its_call(baked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_backend_finds_the_module_of_its_call(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it would on a TPU: by the call's shapes; what it finds is our kernel, lowered for TPUs and for nothing else."""
-    monkeypatch.setenv(ahead.VARIABLE, str(baked))
-    device = place(arch="tpu-v5e").device
+    monkeypatch.setenv(ahead.VARIABLE, str(built))
+    device = find_node(arch="tpu-v5e").device
     case = cases(needs.LEVEL, CAPABILITY, device, needs.needs("tpu-v5e")[0])[0]
     call = build_call(case)
     assert isinstance(call, PagedAttention)
@@ -146,9 +146,9 @@ def test_the_backend_finds_the_module_of_its_call(baked: Path, monkeypatch: pyte
 
 
 def test_a_call_of_other_shapes_has_no_module(
-    baked: Path, wanted: tuple[ahead.Signature, ...], monkeypatch: pytest.MonkeyPatch
+    built: Path, wanted: tuple[ahead.Signature, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(ahead.VARIABLE, str(baked))
+    monkeypatch.setenv(ahead.VARIABLE, str(built))
     assert ahead.load(replace(wanted[0], softcap=wanted[0].softcap + 1.0)) is None
     monkeypatch.delenv(ahead.VARIABLE)
     assert ahead.load(wanted[0]) is None

@@ -1,6 +1,6 @@
-"""A bake that is not whole fails the build; one that is whole holds what a boot on that architecture launches.
+"""An incomplete kernel directory fails the build; a complete one holds what a boot on that architecture launches.
 
-The bakes are small ones of the same code that images/Dockerfile runs (`attnkit kernels build` and `verify`).
+The directories are small ones of the same code that images/Dockerfile runs (`attnkit kernels build` and `verify`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from attnkit.kernels.aot import variants
 from attnkit.kernels.aot.build import build
 from attnkit.kernels.aot.manifest import load
 from attnkit.kernels.aot.plan import list_kernels
-from attnkit.kernels.aot.use import watch
+from attnkit.kernels.aot.use import count_kernels
 from attnkit.prebuilt import triton as prebuilt_triton
 
 TARGETS = ("sm_75", "sm_90")
@@ -36,7 +36,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def baked(tmp_path_factory: pytest.TempPathFactory, kept: Path) -> Path:
+def built(tmp_path_factory: pytest.TempPathFactory, kept: Path) -> Path:
     """Every kernel of a quick self-test, compiled by two processes."""
     directory = tmp_path_factory.mktemp("image") / "kernels"
     build(TARGETS, directory, geometries=(), boot=prebuilt_triton.boot_calls(LEVEL), jobs=2, cache=kept)
@@ -44,9 +44,9 @@ def baked(tmp_path_factory: pytest.TempPathFactory, kept: Path) -> Path:
 
 
 @pytest.fixture
-def copy(baked: Path, tmp_path: Path) -> Path:
+def copy(built: Path, tmp_path: Path) -> Path:
     """A copy to break."""
-    return Path(shutil.copytree(baked, tmp_path / "kernels"))
+    return Path(shutil.copytree(built, tmp_path / "kernels"))
 
 
 def _verify(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -63,11 +63,11 @@ def _edit(directory: Path, change: Callable[[dict], None]) -> None:  # type: ign
 
 
 def _whole(directory: Path) -> None:
-    """Make the bake one of given kernels only, so that `verify` asks for no more than it lists."""
+    """Make the directory one of given kernels only, so that `verify` asks for no more than it lists."""
     _edit(directory, lambda data: data.update(level=""))
 
 
-def test_a_whole_bake_is_counted_by_target(copy: Path) -> None:
+def test_a_complete_kernel_directory_is_counted_by_target(copy: Path) -> None:
     _whole(copy)
     done = _verify(copy, "--target", ",".join(TARGETS), "--json")
     assert done.returncode == 0, done.stderr
@@ -91,7 +91,7 @@ def test_one_kernel_less_fails_the_build(copy: Path, damage: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_bake_that_was_made_for_less_fails_the_build(copy: Path) -> None:
+def test_a_kernel_directory_made_for_less_fails_the_build(copy: Path) -> None:
     """Everything it lists is there, but not all that a boot launches."""
     _edit(copy, lambda data: data.update(level=prebuilt_triton.LEVEL))
     done = _verify(copy, "--target", "sm_90")
@@ -107,12 +107,12 @@ def test_a_target_too_few_fails_the_build(copy: Path) -> None:
     assert "target sm_80 was not built" in done.stderr
 
 
-def test_a_second_build_compiles_nothing_and_comes_to_the_same_files(baked: Path, kept: Path, tmp_path: Path) -> None:
-    with watch() as count:
+def test_a_second_build_compiles_nothing_and_comes_to_the_same_files(built: Path, kept: Path, tmp_path: Path) -> None:
+    with count_kernels() as count:
         build(TARGETS, tmp_path / "again", geometries=(), boot=prebuilt_triton.boot_calls(LEVEL), cache=kept)
     assert count.jit_compiles == 0
     assert count.cached > 0
-    files = {path.relative_to(baked): path.read_bytes() for path in baked.rglob("*") if path.is_file()}
+    files = {path.relative_to(built): path.read_bytes() for path in built.rglob("*") if path.is_file()}
     again = {
         path.relative_to(tmp_path / "again"): path.read_bytes() for path in (tmp_path / "again").rglob("*") if path.is_file()
     }
@@ -120,24 +120,24 @@ def test_a_second_build_compiles_nothing_and_comes_to_the_same_files(baked: Path
     assert [name for name, data in files.items() if data != again[name]] == []
 
 
-def test_a_kept_kernel_that_was_altered_is_compiled_anew(baked: Path, kept: Path, tmp_path: Path) -> None:
-    kernel = load(baked).kernels[0]
+def test_a_kept_kernel_that_was_altered_is_compiled_again(built: Path, kept: Path, tmp_path: Path) -> None:
+    kernel = load(built).kernels[0]
     folder = Path(shutil.copytree(kept, tmp_path / "kept"))
     (folder / kernel.key / kernel.binary).write_bytes(b"not a kernel")
     build(["sm_75"], tmp_path / "again", geometries=(), boot=prebuilt_triton.boot_calls(LEVEL), cache=folder, launchers=False)
-    assert (tmp_path / "again" / kernel.key / kernel.binary).read_bytes() == (baked / kernel.key / kernel.binary).read_bytes()
+    assert (tmp_path / "again" / kernel.key / kernel.binary).read_bytes() == (built / kernel.key / kernel.binary).read_bytes()
 
 
-def test_nothing_of_the_building_machine_is_in_it(baked: Path, kept: Path) -> None:
-    named = [path.name for path in baked.rglob("*.json") if str(kept) in path.read_text() or str(baked) in path.read_text()]
+def test_nothing_of_the_building_machine_is_in_it(built: Path, kept: Path) -> None:
+    named = [path.name for path in built.rglob("*.json") if str(kept) in path.read_text() or str(built) in path.read_text()]
     assert named == []
-    assert not list(baked.rglob("*.source"))
+    assert not list(built.rglob("*.source"))
 
 
 LOAD = """
 import sys
-from attnkit.kernels.aot.use import use
-use(sys.argv[1])
+from attnkit.kernels.aot.use import use_precompiled
+use_precompiled(sys.argv[1])
 from triton.backends.nvidia import driver
 from triton.runtime import build
 found = []
@@ -147,7 +147,7 @@ driver.CudaUtils()
 
 
 def test_tritons_c_module_is_found_on_a_node_without_a_compiler(tmp_path: Path) -> None:
-    """Triton's own search comes to the baked module, though no driver was where it was built and no compiler is here."""
+    """Triton's own search comes to the precompiled module, though no driver was where it was built and no compiler is here."""
     call = next(variants.calls(variants.geometry("group4-d64"), "float16"))
     environment = {k: v for k, v in os.environ.items() if k not in ("ATTNKIT_KERNELS", "TRITON_CACHE_MANAGER", "CC")}
     environment |= {"TRITON_LIBCUDA_PATH": str(tmp_path / "driver"), "TRITON_CACHE_DIR": str(tmp_path / "cache")}
@@ -173,7 +173,7 @@ from attnkit.backends import torch_device
 from attnkit.backends.registry import get
 from attnkit.hardware.device import Device
 from attnkit.kernels.aot import variants
-from attnkit.kernels.aot.use import use, watch
+from attnkit.kernels.aot.use import count_kernels, use_precompiled
 from attnkit.kernels.triton import launch
 from attnkit.kernels.triton.targets import compiling_for
 from attnkit.selftest.tensors import build
@@ -196,13 +196,14 @@ launch.Launch.run = run
 backend = get(backend_name)
 capability = next(p.capability for p in backend.providers if p.name == "attnkit")
 if directory:
-    use(directory)
-with watch() as count, compiling_for(arch) if directory else nullcontext():
+    use_precompiled(directory)
+with count_kernels() as count, compiling_for(arch) if directory else nullcontext():
     for need in needs(arch):
         if not capability.reject(need, device):
             for case in cases(level, capability, device, need):
                 backend.run(build(case), "attnkit")
-json.dump({"asked": sorted(asked), "baked": count.baked, "cached": count.cached, "jit": count.jit_compiles}, sys.stdout)
+found = {"precompiled": count.precompiled, "cached": count.cached, "jit": count.jit_compiles}
+json.dump({"asked": sorted(asked), **found}, sys.stdout)
 """
 
 
@@ -228,13 +229,13 @@ def _ask(backend: str, arch: str, units: int, level: str, directory: str, cache:
     [("TRITON_ATTN", "sm_90", 132), ("TRITON_MLA", "sm_90", 132), ("TURING_ATTN", "sm_75", 68), ("TRITON_ATTN", "sm_75", 40)],
 )
 def test_a_boot_finds_every_kernel_under_tritons_own_key(
-    baked: Path, tmp_path: Path, backend: str, arch: str, units: int
+    built: Path, tmp_path: Path, backend: str, arch: str, units: int
 ) -> None:
-    """An H100, an RTX 2080 Ti, a T4: nothing is compiled, every kernel comes from the bake; without it all are compiled."""
-    found = _ask(backend, arch, units, LEVEL, str(baked), tmp_path / "with")
+    """An H100, an RTX 2080 Ti, a T4: every kernel comes from the directory, nothing is compiled; without it all are."""
+    found = _ask(backend, arch, units, LEVEL, str(built), tmp_path / "with")
     assert (found["jit"], found["cached"]) == (0, 0)
-    assert found["baked"] == len(found["asked"])  # type: ignore[arg-type]
-    assert found["baked"]
+    assert found["precompiled"] == len(found["asked"])  # type: ignore[arg-type]
+    assert found["precompiled"]
 
 
 @pytest.mark.parametrize(

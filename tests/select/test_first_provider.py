@@ -6,7 +6,7 @@ import pytest
 
 from attnkit.backends import installed
 from attnkit.backends.registry import get
-from attnkit.select.node import place
+from attnkit.select.node import find_node
 
 
 @pytest.fixture
@@ -26,17 +26,17 @@ def everything(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_it_is_made_for_the_architecture(backend: str, arch: str, provider: str) -> None:
-    found = installed.first_provider(get(backend), place(arch=arch).device)
+    found = installed.first_provider(get(backend), find_node(arch=arch).device)
     assert found is not None and found.name == provider
 
 
 def test_nothing_installed_still_names_the_one_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installed, "lookup", dict.fromkeys)
-    found = installed.first_provider(get("FLASH_ATTN"), place(arch="sm_80").device)
+    found = installed.first_provider(get("FLASH_ATTN"), find_node(arch="sm_80").device)
     assert found is not None and found.name == "vllm_flash_attn-fa2"
 
 
 def test_only_providers_with_the_operation_count() -> None:
-    device = place(arch="x86_64").device
+    device = find_node(arch="x86_64").device
     assert installed.first_provider(get("TORCH_SDPA"), device, "tree").name == "torch"  # type: ignore[union-attr]
-    assert installed.first_provider(get("PALLAS"), place(arch="sm_90").device) is None
+    assert installed.first_provider(get("PALLAS"), find_node(arch="sm_90").device) is None

@@ -10,7 +10,7 @@ from tools.docs.markdown import page, table
 
 WORDS = {
     "measured": "the standard self-test passed on that hardware",
-    "emulated": "it passed in an interpreter, or that architecture's code passed on another card",
+    "emulated": "it passed in an interpreter, or that architecture's code passed on another GPU",
     "compiled": "machine code was produced for that target and its matrix instructions were counted",
     "contract": "our call was checked against the provider's real package",
     "none": "nothing of the kind",

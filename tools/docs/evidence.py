@@ -98,7 +98,7 @@ def _contract(document: dict[str, Any], report: str) -> list[Evidence]:
 
 
 def _nothing(document: dict[str, Any], report: str) -> list[Evidence]:
-    """Benchmarks, proofs and demo runs are evidence for docs, not for a backend being right."""
+    """Benchmarks, fault injections and demo runs are evidence for docs, not for a backend being right."""
     return []
 
 
@@ -113,4 +113,5 @@ _READERS = {
     "demo": _nothing,
     "image": _nothing,
     "fleet": _nothing,
+    "mutation": _nothing,
 }

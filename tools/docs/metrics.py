@@ -76,7 +76,7 @@ def markdown() -> str:
         "",
         "## Metrics",
         "",
-        "The boot writes Prometheus text beside its report (`report.prom`), for node_exporter's textfile collector.",
+        "The boot writes Prometheus text next to its report (`report.prom`), for node_exporter's textfile collector.",
         f"`python -m attnkit.publish` ([source]({SOURCE}/attnkit/publish.py)) serves the same text on `/metrics`, with",
         "the state of now.",
         "All metrics are gauges.",

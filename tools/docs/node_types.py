@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attnkit.profiles import NodeProfile, WorkloadProfile, all_nodes, load_workload, workload_names
 from attnkit.select import evidence
-from attnkit.select.node import place
+from attnkit.select.node import find_node
 from attnkit.select.plan import make_plan
 from tools.docs.markdown import cell, page, table
 
@@ -40,7 +40,7 @@ def markdown() -> str:
 
 
 def _node_row(node: NodeProfile) -> tuple[str, ...]:
-    where = place(node=node.name)
+    where = find_node(node=node.name)
     chosen = make_plan(where, assume_installed=True).decision.chosen
     if chosen is None:
         raise ValueError(f"node type {node.name}: no backend of its chain can serve a usual decoder")

@@ -140,12 +140,9 @@ def markdown(reports: Path = REPORTS) -> str:
     lines = [
         "# Performance",
         "",
-        "Our kernels compared with other implementations. A ratio is the time of the fastest peer divided by ours,",
-        "measured in",
-        "one process on the same inputs: above 1, ours is faster. A time counts only after the result was checked",
-        "against the",
-        f"float64 reference; [attnkit/bench/run.py]({SOURCE}/attnkit/bench/run.py) shows how it is measured. A peer",
-        "that uses",
+        "Our kernels compared with other implementations. A ratio is the time of the fastest peer divided by ours, measured in",
+        "one process on the same inputs: above 1, ours is faster. A time counts only after the result was checked against the",
+        f"float64 reference; [attnkit/bench/run.py]({SOURCE}/attnkit/bench/run.py) shows how it is measured. A peer that uses",
         "another memory layout is listed and does not count. What was tried and why it is as it is:",
         "[notes](performance-notes.md). This page is generated from `docs/reports/bench` and `docs/reports/bench-cpu`.",
         "",
@@ -169,7 +166,7 @@ def _reports(paths: Sequence[Path]) -> list[str]:
     lines = [
         "## Reports",
         "",
-        "| report | date | card | driver | torch, Triton | peers | ceilings: read, copy, matmul, launch | complete |",
+        "| report | date | GPU | driver | torch, Triton | peers | ceilings: read, copy, matmul, launch | complete |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for path in paths:
@@ -236,8 +233,7 @@ def _workloads(timed: dict[str, Timed]) -> list[str]:
     lines = [
         "## Workload by workload",
         "",
-        "| workload | ours µs | TFLOP/s | GB/s | of read | best peer | its µs | ratio | ratio to vLLM's Triton | error",
-        "| report |",
+        "| workload | ours µs | TFLOP/s | GB/s | of read | best peer | its µs | ratio | to vLLM's Triton | error | report |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for t in _ordered(timed):

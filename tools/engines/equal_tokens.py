@@ -5,9 +5,9 @@
 On a GPU vLLM's backend is named, too: --own TRITON_ATTN; ours goes in the place of CUSTOM. There vLLM's Triton kernels multiply
 float32 in TF32, which alone changes tokens: they are asked for IEEE (TRITON_F32_DEFAULT) unless --tf32 is given.
 
-Models are made on the spot: random weights, wide enough that the next token depends on what is attended to (with the usual
+Models are generated: random weights, wide enough that the next token depends on what is attended to (with the usual
 small weights a random model repeats one token whatever its attention does; `distinct` in the result says how many differ).
-float32, greedy, prompts of unlike lengths half of which share a prefix, prefix caching on, prefill in chunks, all prompts at
+float32, greedy, prompts of different lengths half of which share a prefix, prefix caching on, prefill in chunks, all prompts at
 once. (For MLA models vLLM on a CPU without AMX switches both off by itself.) Each engine runs in a process of its own, vLLM's
 and ours in turn, `--rounds` times; in each it answers fresh prompts `--repeats` times. Which backend ran is read from its log.
 """
@@ -134,7 +134,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two engines on one model. The speeds mean something only beside one another, and little where `load_before` is high.
+    """Two engines on one model. The speeds mean something only in comparison, and little where `load_before` is high.
 
     Args:
         prompts: different prompts in all. tokens: generated for each. equal: prompts with the very same tokens in every round.

@@ -41,7 +41,7 @@ from attnkit.kernels.aot.compile import compile_one
 from attnkit.kernels.aot.variants import planned, variant_name, writes
 from attnkit.kernels.triton.launch import Launch
 from attnkit.kernels.triton.targets import TARGETS
-from attnkit.select.node import place
+from attnkit.select.node import find_node
 from attnkit.selftest.cases import Case
 from attnkit.selftest.tensors import build
 from attnkit.spec import Op
@@ -95,7 +95,7 @@ def launches(case: Case, code: str) -> dict[str, Launch]:
 
 def survey(target: str) -> Iterator[dict[str, Any]]:
     """One row a backend, case and kernel of a target; what two of them share is compiled once."""
-    device = place(arch=target).device
+    device = find_node(arch=target).device
     made: dict[tuple[str, str], dict[str, Any]] = {}
     for backend in all_backends():
         capability = own(backend, device)

@@ -1,6 +1,6 @@
-"""Other tile sizes than those of configs.py, timed like everything else: `python -m tools.kernels.sweep --out DIR [--group …]`.
+"""Other tile sizes than those of tile_sizes.py, timed: `python -m tools.kernels.sweep --out DIR [--group …]`.
 
-The best rows are what belongs into kernels/triton/configs.py for the card; each tile is a row named after it.
+The best rows are what belongs in kernels/triton/tile_sizes.py for the GPU; each tile is a row named after it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SPLITS = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Variant(Triton):
-    """Our Triton kernels with one choice of configs.py replaced."""
+    """Our Triton kernels with one choice of tile_sizes.py replaced."""
 
     def __init__(self, name: str, groups: tuple[str, ...], options: Mapping[str, Any]) -> None:
         self.name, self.groups = f"{OURS} {name}", groups  # type: ignore[misc]
@@ -74,7 +74,7 @@ def _tiles(option: str, groups: tuple[str, ...], tiles: Sequence[Tile]) -> list[
 
 
 def variants() -> list[Peer]:
-    """The choice of configs.py first, then every other."""
+    """The choice of tile_sizes.py first, then every other."""
     return [
         Triton(),
         *_tiles("prefill_tile", ("prefill", "paged", "mixed"), PREFILL_TILES),

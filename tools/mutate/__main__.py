@@ -25,7 +25,7 @@ REPORT = Path(__file__).resolve().parents[2] / "docs" / "reports" / "mutation.js
 
 
 def main(arguments: list[str]) -> int:
-    """The command; 1 where the unchanged code is noticed, too."""
+    """The command."""
     from tools.mutate.families import FAMILIES
 
     parser = argparse.ArgumentParser(prog="python -m tools.mutate", description=__doc__.split("\n")[0] if __doc__ else "")
@@ -49,17 +49,16 @@ def main(arguments: list[str]) -> int:
     kept = _read(given.results) if given.results.exists() and not given.fresh else []
     known = {(row["family"], row["name"]) for row in kept}
     waiting = [item for item in trial.every(chosen) if (item[0], item[2].name) not in known][: given.limit]
-    sound: list[Any] = [(name, family, None) for name, family in chosen.items() if (name, "unchanged") not in known]
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         keep = Path(os.environ.get("MUTATION_QUESTIONS") or folder)
         keep.mkdir(exist_ok=True)
-        for row in _all(sound + waiting, given, keep):
+        for row in _all(waiting, given, keep):
             kept.append(row)
             print(_line(row), flush=True)
             _write(given.results, kept)
     for line in summary(kept):
         print(line)
-    return 1 if any(row["name"] == "unchanged" and row["standard"] for row in kept) else 0
+    return 0
 
 
 def _all(items: list[Any], given: argparse.Namespace, keep: Path) -> Iterator[dict[str, Any]]:
@@ -94,8 +93,7 @@ def _all(items: list[Any], given: argparse.Namespace, keep: Path) -> Iterator[di
             yield json.loads(text)
             continue
         how = "no end" if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL else "crash"
-        label = mutant.name if mutant else "unchanged"
-        lost = trial.Result(name, label, mutant.rule if mutant else "", how, how, seconds=round(time.monotonic() - since, 1))
+        lost = trial.Result(name, mutant.name, mutant.rule, how, how, seconds=round(time.monotonic() - since, 1))
         yield asdict(lost)
 
 
@@ -116,25 +114,24 @@ def _child(name: str, family: Any, mutant: Any, keep: Path, seconds: float, pipe
 
 def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
     """By family: mutants that count, noticed by quick and standard; then by case; then survivors with the reason."""
-    from tools.mutate.survivors import REASONS
+    from tools.mutate.survivors import reason
 
-    found = [row for row in rows if row["name"] != "unchanged"]
-    for family in dict.fromkeys(row["family"] for row in found):
-        mine = [row for row in found if row["family"] == family]
-        count = [row for row in mine if row["standard"] or row["name"] not in REASONS]
+    for family in dict.fromkeys(row["family"] for row in rows):
+        mine = [row for row in rows if row["family"] == family]
+        count = [row for row in mine if row["standard"] or not reason(row["name"])]
         quick, standard = (sum(bool(row[level]) for row in count) for level in ("quick", "standard"))
         of = max(1, len(count))
         yield f"{family}: {len(count)} mutants, quick {quick} ({quick / of:.0%}), standard {standard} ({standard / of:.0%})"
     by_case: dict[str, int] = {}
-    for row in found:
+    for row in rows:
         if row["standard"]:
             by_case[row["standard"]] = by_case.get(row["standard"], 0) + 1
     for case, number in sorted(by_case.items(), key=lambda item: -item[1]):
         yield f"  {number:4} {case}"
-    for row in found:
+    for row in rows:
         if not row["standard"]:
-            reason = REASONS.get(row["name"], "missed")
-            yield f"  survived {row['family']}: {row['name']} ({reason}; {row['asked']} of {row['of']} standard cases)"
+            why = reason(row["name"]) or "missed"
+            yield f"  survived {row['family']}: {row['name']} ({why}; {row['asked']} of {row['of']} standard cases)"
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from attnkit.spec import AttentionSpec
+from attnkit.spec import AttentionSpec, Op
 
 
 def _need(**changes: object) -> AttentionSpec:
@@ -24,9 +24,7 @@ _MODELS = (
 and window; ALiBi's Bloom; a float8 cache. Heads of a rank, so that an interpreter can answer."""
 
 
-def _of(op: str, *needs: AttentionSpec) -> tuple[AttentionSpec, ...]:
-    from dataclasses import replace
-
+def _of(op: Op, *needs: AttentionSpec) -> tuple[AttentionSpec, ...]:
     return tuple(replace(need, op=op, block_size=None if op == "varlen" else need.block_size) for need in needs)
 
 

@@ -96,8 +96,10 @@ def _python(path: str, source: str, functions: tuple[str, ...]) -> Iterator[Muta
             yield at(node, "factor dropped", ast.get_source_segment(source, node.left) or "")
         elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.Invert):
             yield at(node, "negation dropped", ast.get_source_segment(source, node.operand) or "")
-        elif isinstance(node, ast.Constant) and type(node.value) in (int, float) and not isinstance(node.value, bool):
-            yield at(node, "constant", str(node.value + 1) if isinstance(node.value, int) else str(node.value * 1.02 or 1.0))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, int) and not isinstance(node.value, bool):
+            yield at(node, "constant", str(node.value + 1))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, float):
+            yield at(node, "constant", str(node.value * 1.02 or 1.0))
         elif isinstance(node, ast.Attribute) and node.attr in _SWAPPED:
             end = starts[(node.end_lineno or 1) - 1] + (node.end_col_offset or 0)
             yield at(node, "maximum or minimum", _SWAPPED[node.attr], end - len(node.attr), node.attr)

@@ -61,33 +61,37 @@ class Result:
     seconds: float = 0.0
 
 
-def try_out(name: str, family: Family, mutant: Mutant | None, keep: Path, seconds: float) -> Result:
+def try_out(name: str, family: Family, mutant: Mutant, keep: Path, seconds: float) -> Result:
     """Ask until a case notices; in this very process, which is not to be used for anything else afterwards.
 
     Args:
-        mutant: None asks the unchanged code, of which nothing may be noticed.
         keep: where questions with their answers are kept between processes.
         seconds: no further standard case after so long.
     """
-    started = time.monotonic()
-    result = Result(name, mutant.name if mutant else "unchanged", mutant.rule if mutant else "")
+    started = begun = time.monotonic()
+    result = Result(name, mutant.name, mutant.rule)
     try:
         backend, provider = _load(family, mutant)
     except Exception as error:
         result.quick = result.standard = f"does not load: {type(error).__name__}"
         return result
-    quick, standard = questions(family, provider, mutant.before + mutant.path if mutant else "")
+    quick, standard = questions(family, provider, mutant.before + mutant.path)
     result.of = len(standard)
+
+    def notices(case: Case) -> bool:
+        return _notices(backend, provider, case, keep) and _sound(family, case, keep)
+
     for case in quick:
-        if _notices(backend, provider, case, keep):
+        if notices(case):
             result.quick = result.standard = _name(case)
             break
     else:
+        begun = time.monotonic()
         for case in standard:
-            if time.monotonic() - started > seconds:
+            if time.monotonic() - begun > seconds:
                 break
             result.asked += 1
-            if _notices(backend, provider, case, keep):
+            if notices(case):
                 result.standard = _name(case)
                 break
     result.seconds = round(time.monotonic() - started, 1)
@@ -124,11 +128,31 @@ def _notices(backend: Backend, provider: Provider, case: Case, keep: Path) -> bo
     return isinstance(question, str) or runner._examine(backend, provider, question, "cpu").outcome == "fail"
 
 
+def _sound(family: Family, case: Case, keep: Path) -> bool:
+    """Whether the unchanged code passes the case, asked in a process of its own: what always fails notices nothing."""
+    mark = keep / f"{family.provider}-{family.backend}-{len(family.patches)}-{_name(case)}.{_digest(case)}"
+    if not mark.exists():
+        child = os.fork()
+        if child == 0:
+            sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Instead)]
+            try:
+                os._exit(_notices(*_load(family, None), case, keep))
+            except BaseException:
+                os._exit(3)
+        _, status = os.waitpid(child, 0)
+        mark.write_text(str(os.waitstatus_to_exitcode(status)))
+    return mark.read_text() == "0"
+
+
+def _digest(case: Case) -> str:
+    return hashlib.sha256(repr(sorted(asdict(case).items())).encode()).hexdigest()[:24]
+
+
 def _question(case: Case, keep: Path) -> Any:
     """The question with its right answer, kept in a file; those of a cache past 2**31 elements are made each time."""
     if case.far:
         return runner._ask(case, "cpu")
-    file = keep / hashlib.sha256(repr(sorted(asdict(case).items())).encode()).hexdigest()[:24]
+    file = keep / _digest(case)
     if file.exists():
         return torch.load(file, weights_only=False)
     question = runner._ask(case, "cpu")

@@ -5,7 +5,6 @@ Nothing of vLLM or torch is imported; its version is read from its files.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -22,6 +21,7 @@ from attnkit.engines.vllm.plugin import SLOTS
 from attnkit.engines.vllm.plugin import VARIABLE as PLUGIN_VARIABLE
 from attnkit.errors import UsageError
 from attnkit.hardware.device import Device
+from attnkit.jsonio import parse_json, shorten
 
 SERVER_MODULES = ("vllm.entrypoints.openai.api_server", "vllm.entrypoints.cli.main")
 BACKEND_VARIABLE = "VLLM_ATTENTION_BACKEND"
@@ -61,9 +61,7 @@ class VllmCommand:
         if cache != "auto":
             found["kv_cache_dtype"] = {"fp8": "fp8_e4m3"}.get(cache, cache)
         if size is not None:
-            if not size.isdigit():
-                raise UsageError(f"--block-size must be a whole number, not {size!r}")
-            found["block_size"] = int(size)
+            found["block_size"] = whole_number("--block-size", size, most=2**20)
         return found
 
     @property
@@ -72,7 +70,8 @@ class VllmCommand:
         host = self.option("--host") or "127.0.0.1"
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         scheme = "https" if self.option("--ssl-certfile") else "http"
-        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.option('--port') or '8000'}/health"
+        port = whole_number("--port", self.option("--port") or "8000", most=65535)
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/health"
 
     @property
     def local_model(self) -> Path | None:
@@ -125,6 +124,17 @@ def _serve(parts: tuple[str, ...], start: int) -> VllmCommand:
     return VllmCommand(parts, parts[:start], options, rest[0] if positional else option_value(options, "--model"), serve=True)
 
 
+def whole_number(option: str, text: str, most: int) -> int:
+    """The value of an option that takes 1 to `most`.
+
+    Raises:
+        UsageError: it is none; `str.isdigit` alone takes "²", and `int` takes "1_6".
+    """
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= most):
+        raise UsageError(f"{option} must be a whole number from 1 to {most}, not {shorten(text)!r}")
+    return int(text)
+
+
 def option_value(options: Sequence[str], *names: str) -> str | None:
     """The last value of `--name VALUE` or `--name=VALUE`; vLLM takes dashes and underscores alike."""
     wanted = {_spelling(name) for name in names}
@@ -157,12 +167,12 @@ def backend_given(command: VllmCommand, environment: Mapping[str, str]) -> tuple
             found.append((value, name))
     config = command.option("--attention-config", "-ac")
     if config:
-        try:
-            value = json.loads(config).get("backend")
-        except (json.JSONDecodeError, AttributeError):
-            raise UsageError(f"--attention-config is not a JSON object: {config!r}") from None
+        document = parse_json(config, "--attention-config")
+        value = document.get("backend") if isinstance(document, dict) else None
+        if not isinstance(document, dict) or not isinstance(value, str | None):
+            raise UsageError(f"--attention-config is not a JSON object with a backend's name: {shorten(config)!r}")
         if value:
-            found.append((str(value), "--attention-config"))
+            found.append((value, "--attention-config"))
     variable = environment.get(BACKEND_VARIABLE)
     if variable:
         found.append((variable, BACKEND_VARIABLE))
@@ -235,7 +245,7 @@ def prepare(
     flag: tuple[str, ...] = ()
     own: str | None = None
     if version is None:
-        notes.append(f"vLLM is not installed beside attnkit, so its version is unknown and {backend} was not handed over")
+        notes.append(f"vLLM is not installed next to attnkit, so its version is unknown and {backend} was not handed over")
     else:
         platform = platform_of(device)
         plugin = {**(env or {}), **given}.get(PLUGIN_VARIABLE, "").strip() and platform in SLOTS

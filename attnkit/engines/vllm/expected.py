@@ -1,4 +1,4 @@
-"""What boot asks of a vLLM that is about to serve: which implementation to prove, and which name its log must say.
+"""What boot asks of a vLLM that is about to serve: which implementation to validate, and which name its log must say.
 
 Imports nothing of vLLM or torch.
 """

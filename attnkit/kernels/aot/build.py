@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attnkit.errors import UsageError
-from attnkit.kernels.aot.files import MANIFEST, Baked, facts
+from attnkit.kernels.aot.files import MANIFEST, Precompiled, facts
 from attnkit.spec import Call
 
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ def build(
     launchers: bool = True,
     jobs: int = 1,
     cache: str | Path | None = None,
-    on_kernel: Callable[[Baked], None] | None = None,
+    on_kernel: Callable[[Precompiled], None] | None = None,
 ) -> Manifest:
     """Compile every variant for every target into `out_dir`, and verify the result.
 
     Args:
         targets, geometries, calls, boot: as for `list_kernels`.
-        out_dir: an empty or absent directory, or an earlier bake, which is replaced. It may be moved afterwards.
+        out_dir: an empty or absent directory, or an earlier kernel directory, which is replaced. It may be moved afterwards.
         launchers: compile Triton's C launchers too (CUDA targets); needs a C compiler.
         jobs: processes that compile.
         cache: a directory that keeps what was compiled; a later build takes from it what has the same key and is unaltered.
@@ -53,7 +53,7 @@ def build(
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
         raise UsageError(f"{out} is not empty and is not a kernel directory (no {MANIFEST})")
     request = BuildRequest.of_arguments(geometries, calls, boot)
-    baked, modules = compile.compile_all(
+    kernels, modules = compile.compile_all(
         tuple(targets),
         request,
         out,
@@ -66,7 +66,7 @@ def build(
         triton=triton_version,
         targets=tuple(targets),
         geometries=request.geometries,
-        kernels=tuple(baked),
+        kernels=tuple(kernels),
         launchers={str(path.relative_to(out)): facts(path) for path in modules},
         level=boot.level if boot is not None else "",
     )

@@ -1,4 +1,4 @@
-"""Compiling what a bake is to hold: by one process or several, each taking every n-th kernel."""
+"""Compiling what a kernel directory is to hold: by one process or several, each taking every n-th kernel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnkit.kernels.aot.files import MANIFEST, Baked, copy_kernel, drop_altered, folder_facts, record_cache
+from attnkit.kernels.aot.files import MANIFEST, Precompiled, copy_kernel, drop_altered, folder_facts, record_cache
 
 if TYPE_CHECKING:
     from attnkit.kernels.aot.plan import BuildRequest
@@ -28,8 +28,8 @@ def compile_all(
     launchers: bool,
     jobs: int,
     cache_dir: Path | None,
-    on_kernel: Callable[[Baked], None] | None,
-) -> tuple[list[Baked], list[Path]]:
+    on_kernel: Callable[[Precompiled], None] | None,
+) -> tuple[list[Precompiled], list[Path]]:
     """Compile into `out`, which holds nothing else afterwards; see `aot.build`.
 
     Returns:
@@ -50,15 +50,15 @@ def compile_all(
                     shards = list(pool.map(compile_nth, range(jobs)))
         finally:
             record_cache(cache_dir)
-    baked = [kernel for _, kernel in sorted((item for shard in shards for item in shard), key=lambda item: item[0])]
+    kernels = [kernel for _, kernel in sorted((item for shard in shards for item in shard), key=lambda item: item[0])]
     if jobs != 1 and on_kernel is not None:
-        for kernel in baked:
+        for kernel in kernels:
             on_kernel(kernel)
-    return baked, sorted(out.glob("*/*.so"))
+    return kernels, sorted(out.glob("*/*.so"))
 
 
 def _clear(out: Path) -> None:
-    """Remove an earlier bake: what its manifest names, and nothing else."""
+    """Remove an earlier build: what its manifest names, and nothing else."""
     out.mkdir(parents=True, exist_ok=True)
     if (out / MANIFEST).is_file():
         earlier = json.loads((out / MANIFEST).read_text())
@@ -78,8 +78,8 @@ def compile_shard(
     launchers: bool,
     shards: int,
     shard: int,
-    on_kernel: Callable[[Baked], None] | None = None,
-) -> list[tuple[int, Baked]]:
+    on_kernel: Callable[[Precompiled], None] | None = None,
+) -> list[tuple[int, Precompiled]]:
     """Compile every `shards`-th kernel from the `shard`-th on, and the C launchers of these.
 
     AMD's launchers name the node's ROCm library and are not compiled.
@@ -87,9 +87,9 @@ def compile_shard(
     Returns:
         The kernels with their indices in the order of planning.
     """
-    from attnkit.kernels.aot.launcher import bake_launchers
+    from attnkit.kernels.aot.launcher import build_launchers
 
-    done: list[tuple[int, Baked]] = []
+    done: list[tuple[int, Precompiled]] = []
     native: dict[str, Any] = {}
     index = 0
     with _compiling_into(cache_dir):
@@ -100,13 +100,13 @@ def compile_shard(
                         kernel = compile_one(code, launch)
                         if kernel.metadata.target.backend == "cuda":
                             native[str(kernel.src.signature)] = kernel
-                        done.append((index, _baked(code, name, launch.kernel.fn.__name__, kernel, out)))
+                        done.append((index, _precompiled(code, name, launch.kernel.fn.__name__, kernel, out)))
                         if on_kernel is not None:
                             on_kernel(done[-1][1])
                     index += 1
     if launchers and native:
         with _compiling_into(out):
-            bake_launchers(native.values(), out)
+            build_launchers(native.values(), out)
     return done
 
 
@@ -144,7 +144,7 @@ def compile_one(code: str, launch: Any) -> Any:
             hook.disable()
 
 
-def _baked(code: str, name: str, kernel: str, compiled: Any, out: Path) -> Baked:
+def _precompiled(code: str, name: str, kernel: str, compiled: Any, out: Path) -> Precompiled:
     folder = copy_kernel(next(Path(p) for p in compiled.metadata_group.values()).parent, out)
     binary = next(p.name for p in folder.iterdir() if p.suffix in (".cubin", ".hsaco"))
-    return Baked(code, name, kernel, folder.name, binary, folder_facts(folder))
+    return Precompiled(code, name, kernel, folder.name, binary, folder_facts(folder))

@@ -1,4 +1,4 @@
-"""The files of a bake: what is known of each, and taking a compiled kernel out of Triton's cache."""
+"""The files of a kernel directory: what is known of each, and taking a compiled kernel out of Triton's cache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KNOWN = "known.json"
 
 
 @dataclass(frozen=True)
-class Baked:
+class Precompiled:
     """One compiled variant.
 
     Args:
@@ -45,7 +45,7 @@ def folder_facts(folder: Path) -> dict[str, tuple[int, str]]:
 
 
 def copy_kernel(folder: Path, out: Path) -> Path:
-    """Copy a kernel's folder into the bake `out`.
+    """Copy a kernel's folder into the kernel directory `out`.
 
     The copy of its source stays behind: it is half of the size, and nothing that loads a kernel reads it. Group files lose
     their absolute paths, which `aot_cache` does not read.

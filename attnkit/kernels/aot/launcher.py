@@ -22,7 +22,7 @@ from typing import Any
 from attnkit.errors import AttnkitError
 
 
-def bake_launchers(kernels: Iterable[Any], cache: Path) -> list[Path]:
+def build_launchers(kernels: Iterable[Any], cache: Path) -> list[Path]:
     """Compile the launchers of CUDA kernels, and Triton's driver module, into `cache` (Triton's active cache directory).
 
     Args:

@@ -1,9 +1,9 @@
 """Kernels compiled ahead of time: build, count, verify, use.
 
-A bake is a directory in the layout of Triton's cache plus `manifest.json`. It is built without a GPU, by asking Triton to
+A kernel directory is in the layout of Triton's cache plus `manifest.json`. It is built without a GPU, by asking Triton to
 compile exactly the launches a node will make (`variants`), and is found again because the keys are Triton's own: same
-Triton build, same kernel source, same target and options (for sm_75 also the hook of `turing`). `use` puts it in front of
-Triton's cache, `watch` counts what was still compiled. How a shard of the kernels is compiled: `compile`.
+Triton build, same kernel source, same target and options (for sm_75 also the hook of `turing`). `use_precompiled` puts it in
+front of Triton's cache, `count_kernels` counts what was still compiled. How a shard of the kernels is compiled: `compile`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pathlib import Path
 
 import attnkit
 from attnkit.errors import AttnkitError, UsageError
-from attnkit.kernels.aot.files import MANIFEST, Baked
+from attnkit.kernels.aot.files import MANIFEST, Precompiled
 
 SCHEMA = 2
 
 
 class KernelsError(AttnkitError):
-    """A bake is not what its manifest and the planners say it must be; the message lists every problem."""
+    """A kernel directory is not what its manifest and the planners say it must be; the message lists every problem."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bake holds.
+    """What a kernel directory holds.
 
     Args:
         triton, attnkit, python, machine: what it was built with and for (`python` is the suffix of extension modules).
@@ -54,7 +54,7 @@ class Manifest:
     triton: str
     targets: tuple[str, ...]
     geometries: tuple[str, ...]
-    kernels: tuple[Baked, ...]
+    kernels: tuple[Precompiled, ...]
     launchers: dict[str, tuple[int, str]]
     attnkit: str = attnkit.__version__
     python: str = sysconfig.get_config_var("EXT_SUFFIX") or ""
@@ -67,13 +67,13 @@ class Manifest:
         return dict(Counter(kernel.target for kernel in self.kernels))
 
 
-def load(bake: str | Path) -> Manifest:
-    """The manifest of a bake.
+def load(directory: str | Path) -> Manifest:
+    """The manifest of a kernel directory.
 
     Raises:
         UsageError: none there, or of a schema this version does not read.
     """
-    path = Path(bake) / MANIFEST
+    path = Path(directory) / MANIFEST
     try:
         data = json.loads(path.read_text())
     except FileNotFoundError:
@@ -83,7 +83,7 @@ def load(bake: str | Path) -> Manifest:
     if data.get("schema") != SCHEMA:
         raise UsageError(f"{path}: field schema is {data.get('schema')!r}; this attnkit reads {SCHEMA}")
     data["kernels"] = tuple(
-        Baked(**{**k, "files": {n: (size, digest) for n, (size, digest) in k["files"].items()}}) for k in data["kernels"]
+        Precompiled(**{**k, "files": {n: (size, digest) for n, (size, digest) in k["files"].items()}}) for k in data["kernels"]
     )
     data["launchers"] = {n: (size, digest) for n, (size, digest) in data["launchers"].items()}
     return Manifest(**{**data, "targets": tuple(data["targets"]), "geometries": tuple(data["geometries"])})

@@ -21,7 +21,7 @@ def list_kernels(
     calls: Iterable[Call] | None = None,
     boot: BootCalls | None = None,
 ) -> tuple[Variant, ...]:
-    """Every variant that must be in a bake for `targets`.
+    """Every variant that must be in a kernel directory for `targets`.
 
     Args:
         targets: sm_75, sm_80 … gfx942 …

@@ -12,28 +12,28 @@ from typing import Any
 from attnkit.kernels.aot.manifest import Manifest, load
 
 
-def use(bake: str | Path) -> Manifest:
-    """Put a bake in front of Triton's cache, for this process and those it starts.
+def use_precompiled(directory: str | Path) -> Manifest:
+    """Put a kernel directory in front of Triton's cache, for this process and those it starts.
 
     Raises:
-        UsageError: no bake there.
+        UsageError: no kernel directory there.
     """
     from triton import knobs
 
-    from attnkit.kernels.aot_cache import BAKE_VARIABLE, MANAGER, BakedCacheManager
+    from attnkit.kernels.aot_cache import KERNELS_VARIABLE, MANAGER, BakedCacheManager
 
-    manifest = load(bake)
-    os.environ[BAKE_VARIABLE] = str(Path(bake).resolve())
+    manifest = load(directory)
+    os.environ[KERNELS_VARIABLE] = str(Path(directory).resolve())
     os.environ["TRITON_CACHE_MANAGER"] = MANAGER
     knobs.cache.manager_class = BakedCacheManager
     return manifest
 
 
-def unused(bake: str | Path, compiled: int) -> str:
+def why_unused(directory: str | Path, compiled: int) -> str:
     """Why no precompiled kernel was used, and `compiled` ones were compiled just in time."""
     from triton import __version__ as triton_version
 
-    made = load(bake)
+    made = load(directory)
     here = Manifest(triton_version, (), (), (), {})
     differs = [
         f"{name} {there} instead of {mine}"
@@ -46,35 +46,37 @@ def unused(bake: str | Path, compiled: int) -> str:
         if there != mine
     ]
     why = "; it was made with " + ", ".join(differs) if differs else "; it is for " + ", ".join(made.targets)
-    return f"none of the {compiled} kernels that the self-test needed is in {bake}{why}; they were compiled just in time"
+    return f"none of the {compiled} kernels that the self-test needed is in {directory}{why}; they were compiled just in time"
 
 
 @dataclass
-class Count:
-    """Where the kernels came from while `watch` was on.
+class KernelCount:
+    """Where the kernels came from inside `count_kernels`.
 
     Args:
-        baked: from the bake. cached: from Triton's ordinary cache. compiled: names of those compiled just in time.
+        precompiled: from the kernel directory.
+        cached: from Triton's ordinary cache.
+        compiled: names of those compiled just in time.
     """
 
-    baked: int = 0
+    precompiled: int = 0
     cached: int = 0
     compiled: list[str] = field(default_factory=list)
 
     @property
     def jit_compiles(self) -> int:
-        """How many were compiled just in time; 0 on a node whose image was baked for it."""
+        """How many were compiled just in time; 0 on a node whose image was built for it."""
         return len(self.compiled)
 
 
 @contextmanager
-def watch() -> Iterator[Count]:
+def count_kernels() -> Iterator[KernelCount]:
     """Count every kernel Triton loads or compiles inside, ours and others'; a listener that is there keeps being called."""
     from triton import knobs
 
-    from attnkit.kernels.aot_cache import baked_path
+    from attnkit.kernels.aot_cache import is_precompiled
 
-    count = Count()
+    count = KernelCount()
     before = knobs.compilation.listener
 
     def listener(**event: Any) -> None:
@@ -82,8 +84,8 @@ def watch() -> Iterator[Count]:
             before(**event)
         if not event["cache_hit"]:
             count.compiled.append(str(event["metadata"].get("name", "?")))
-        elif any(baked_path(str(p)) for p in event["metadata_group"].values()):
-            count.baked += 1
+        elif any(is_precompiled(str(p)) for p in event["metadata_group"].values()):
+            count.precompiled += 1
         else:
             count.cached += 1
 

@@ -72,10 +72,10 @@ GEOMETRIES: tuple[Geometry, ...] = (
     Geometry("mla-128", 128, 1, 576, latent=512),
     Geometry("mla-16", 16, 1, 576, latent=512),
 )
-"""Head layouts of the model families served most; an image may bake fewer or, from a model's config, others."""
+"""Head layouts of the model families served most; an image may hold fewer or, from a model's config, others."""
 
 DEFAULT_GEOMETRIES: tuple[str, ...] = ("group4-d128", "group8-d128", "group7-d128", "group4-d64")
-"""What is baked where nobody says more: Llama 3, Mistral, Qwen3 (4), their 70B class (8), Qwen2.5-7B (7), Llama 3.2 1B (64)."""
+"""What is compiled by default: Llama 3, Mistral, Qwen3 (4), their 70B class (8), Qwen2.5-7B (7), Llama 3.2 1B (64)."""
 
 
 def geometry(name: str) -> Geometry:
@@ -87,7 +87,7 @@ def geometry(name: str) -> Geometry:
 
 
 def dtypes(arch: str) -> tuple[Dtype, ...]:
-    """The dtypes worth baking for an architecture: sm_75 has no bfloat16."""
+    """The dtypes worth compiling for an architecture: sm_75 has no bfloat16."""
     return ("float16",) if arch == "sm_75" else ("bfloat16", "float16")
 
 
@@ -181,7 +181,7 @@ def _plans(call: Call, arch: str) -> Iterator[tuple[Callable[[int], list[Launch]
 
 
 UNITS = range(14, 257)
-"""Multiprocessors (compute units) that a device may have: from the smallest Turing card to beyond the largest of today."""
+"""Multiprocessors (compute units) that a device may have: from the smallest Turing GPU to beyond the largest of today."""
 
 
 @dataclass(frozen=True)

@@ -17,24 +17,24 @@ from attnkit.kernels.aot.plan import list_kernels
 
 
 def verify(
-    bake: str | Path,
+    directory: str | Path,
     targets: Sequence[str] | None = None,
     *,
     calls: Iterable[Call] | None = None,
     boot: BootCalls | None = None,
     planned: bool = True,
 ) -> Manifest:
-    """Hold a bake against its manifest, and the manifest against what the planners want now.
+    """Compare a kernel directory with its manifest, and the manifest with what the planners want now.
 
     Args:
         targets: targets that must be covered; None takes those of the manifest.
-        calls, boot: what it was built from, beside its geometries.
-        planned: also plan every variant anew (imports torch and Triton) and require each; needs geometries, `calls` or `boot`.
+        calls, boot: what it was built from, apart from its geometries.
+        planned: also plan every variant again (imports torch and Triton) and require each; needs geometries, `calls` or `boot`.
 
     Raises:
         KernelsError: a kernel is missing, empty or altered, a target is not covered, or Triton or Python differ.
     """
-    root = Path(bake)
+    root = Path(directory)
     manifest = load(root)
     wanted = tuple(manifest.targets if targets is None else targets)
     problems = [f"target {t} was not built" for t in wanted if t not in manifest.targets]

@@ -55,7 +55,7 @@ def compiler() -> str:
 
 
 def build(directory: Path | None = None) -> Path:
-    """Compile into `directory` (None: the user's cache) and load the result once; its path. One already there is made anew.
+    """Compile into `directory` (None: the user's cache) and load the result once; its path. One already there is replaced.
 
     Raises:
         UsageError: no compiler, or a machine that the kernels are not written for.

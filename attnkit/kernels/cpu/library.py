@@ -23,7 +23,7 @@ REQUIREMENT = "attnkit-cpu-kernels"
 PROVIDER = "attnkit-cpu"
 """Their provider's name in backends; a library's file name begins with it."""
 
-BAKE_VARIABLE = "ATTNKIT_KERNELS"
+KERNELS_VARIABLE = "ATTNKIT_KERNELS"
 ISA_VARIABLE = "ATTNKIT_CPU_ISA"
 """Takes a lesser instruction set than the processor has: portable, avx2, avx512, avx512bf16."""
 
@@ -55,9 +55,9 @@ def user_cache() -> Path:
 
 
 def _folders() -> Iterator[Path]:
-    """Where a library may lie: the bake, beside the sources, the user's cache."""
-    if os.environ.get(BAKE_VARIABLE):
-        yield Path(os.environ[BAKE_VARIABLE])
+    """Where a library may lie: the kernel directory, next to the sources, the user's cache."""
+    if os.environ.get(KERNELS_VARIABLE):
+        yield Path(os.environ[KERNELS_VARIABLE])
     yield FOLDER
     yield user_cache()
 

@@ -60,7 +60,7 @@ class Signature:
 
 @dataclass(frozen=True)
 class Module:
-    """One module of a bake: its file, the facts of that, how many Mosaic kernels it calls, and its signature."""
+    """One module of a kernel directory: its file, the facts of that, how many Mosaic kernels it calls, and its signature."""
 
     name: str
     bytes: int
@@ -71,7 +71,7 @@ class Module:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bake holds: modules for `targets`, made by this version of JAX, of the boot's self-test at `level`."""
+    """What a kernel directory holds: modules for `targets`, made by this version of JAX, of the boot's self-test at `level`."""
 
     jax: str
     targets: tuple[str, ...]
@@ -132,13 +132,13 @@ def _without_callers() -> Iterator[None]:
 
 
 def is_here(directory: Path) -> bool:
-    """Whether a directory is a bake of such modules."""
+    """Whether a directory is a kernel directory of such modules."""
     path = directory / MANIFEST
     return path.is_file() and "jax" in json.loads(path.read_text(encoding="utf-8"))
 
 
 def read(directory: Path) -> Manifest:
-    """The manifest of a bake.
+    """The manifest of a kernel directory.
 
     Raises:
         UsageError: none there, or of a schema this version does not read.
@@ -159,7 +159,7 @@ def _signature(data: dict[str, Any]) -> Signature:
 
 
 def verify(directory: Path, targets: Sequence[str], wanted: Iterable[Signature], level: str) -> Manifest:
-    """Hold a bake against its manifest, and the manifest against what is wanted.
+    """Compare a kernel directory with its manifest, and the manifest with what is wanted.
 
     Raises:
         KernelsError: a module is missing, empty, altered or without its kernel, a target or a signature is not covered, or

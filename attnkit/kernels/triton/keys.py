@@ -2,8 +2,8 @@
 
 Triton (seen in 3.6.0 and 3.8.0) adds the values of global constants to a kernel's key, but takes those of a function it calls
 before that function was hashed for the first time (`DependenciesFinder._update_hash`): a kernel gets one key where an earlier
-kernel had a helper hashed, and another where none had. A bake would then be found only by processes that launch in the order in
-which it was built. Hashing every function after the ones it calls leaves one order.
+kernel had a helper hashed, and another where none had. A precompiled kernel would then be found only by processes that launch
+in the order in which it was built. Hashing every function after the ones it calls leaves one order.
 """
 
 from __future__ import annotations

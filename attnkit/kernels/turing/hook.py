@@ -9,7 +9,7 @@ Stock Triton compiles `tl.dot` for sm_75 to scalar multiply-adds. `enable()` ins
 3. refuses kernels that need more than 64 KB of shared memory, before anything is launched.
 
 It serves our kernels and everybody else's (an engine's Triton attention, fused mixture-of-experts, torch.compile).
-`emulate()` runs the very same sm_75 code on a newer card, for tests.
+`emulate()` runs the same sm_75 code on a newer GPU, for tests.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def _loop_stages(stages: int) -> tuple[str, str]:
 def _stage_through_registers(laid_out: Any) -> Any:
     """Load the next tile into registers while this one is computed, and store it to shared memory after.
 
-    Triton has a pass that does this for AMD's cards, many of which lack asynchronous copies as well; it works on the common
+    Triton has a pass that does this for AMD's GPUs, many of which lack asynchronous copies as well; it works on the common
     dialect, whatever the target is.
     """
     from triton._C.libtriton import amd, ir, passes

@@ -87,7 +87,7 @@ _LACKS = tuple(
 
 
 def legalise(ptx: str) -> str:
-    """Rewrite PTX to what sm_75 has, and prove that nothing else is left in it.
+    """Rewrite PTX to what sm_75 has, and check that nothing else is left in it.
 
     Args:
         ptx: a module for `.target sm_75`, its matrix instructions laid out for sm_80.

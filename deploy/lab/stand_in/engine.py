@@ -52,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    """Serve until SIGTERM, or until the planted death."""
+    """Serve until SIGTERM, or until the simulated death."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("platform")
     parser.add_argument("--port", type=int, required=True)

@@ -19,7 +19,7 @@ from attnkit.kernels.aot import variants
 from attnkit.kernels.aot.build import build
 from attnkit.kernels.aot.manifest import KernelsError, load
 from attnkit.kernels.aot.plan import list_kernels
-from attnkit.kernels.aot.use import unused
+from attnkit.kernels.aot.use import why_unused
 from attnkit.kernels.aot.verify import verify
 from attnkit.kernels.turing import hook
 
@@ -34,8 +34,8 @@ def one_call():
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A small bake, moved after it was built."""
-    there = tmp_path_factory.mktemp("build") / "bake"
+    """A small kernel directory, moved after it was built."""
+    there = tmp_path_factory.mktemp("build") / "kernels"
     manifest = build(TARGETS, there, calls=[one_call()])
     moved = tmp_path_factory.mktemp("installed") / "kernels"
     shutil.move(there, moved)
@@ -43,9 +43,9 @@ def built(tmp_path_factory):
 
 
 @pytest.fixture
-def bake(built, tmp_path):
+def directory(built, tmp_path):
     """A copy to break."""
-    return shutil.copytree(built[0], tmp_path / "bake")
+    return shutil.copytree(built[0], tmp_path / "kernels")
 
 
 def test_what_is_built_is_what_is_listed(built):
@@ -67,38 +67,42 @@ def test_code_is_for_its_target(built):
 
 
 def test_a_fresh_process_compiles_nothing(built, tmp_path):
-    """The moved, read-only bake serves a process with an empty cache of its own; without it everything is compiled."""
+    """The moved, read-only directory serves a process with an empty cache of its own; without it everything is compiled."""
     program = """
 import json, sys
 from attnkit.kernels.aot import variants
-from attnkit.kernels.aot.use import use, watch
+from attnkit.kernels.aot.use import count_kernels, use_precompiled
 from attnkit.kernels.triton.targets import compiling_for
 from attnkit.kernels.turing import hook
 from dataclasses import replace
-bake, target = sys.argv[1:]
-if bake:
-    use(bake)
+directory, target = sys.argv[1:]
+if directory:
+    use_precompiled(directory)
 if target == "sm_75":
     hook.enable()
 call = replace(next(variants.calls(variants.geometry("group4-d64"), "float16")), max_seq_len=64)
-with watch() as count, compiling_for(target):
+with count_kernels() as count, compiling_for(target):
     for launch in variants.variants(target, [call]).values():
         launch.warmup()
-json.dump({"baked": count.baked, "cached": count.cached, "jit": count.jit_compiles}, sys.stdout)
+json.dump({"precompiled": count.precompiled, "cached": count.cached, "jit": count.jit_compiles}, sys.stdout)
 """
     root, manifest = built
     before = {p: p.stat().st_mtime_ns for p in root.rglob("*")}
     for target in TARGETS:
         expected = len({k.key for k in manifest.kernels if k.target == target})
-        for bake in (str(root), "") if target == "sm_75" else (str(root),):
-            environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path / f"{target}{bool(bake)}")}
+        for directory in (str(root), "") if target == "sm_75" else (str(root),):
+            environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path / f"{target}{bool(directory)}")}
             done = subprocess.run(
-                [sys.executable, "-c", program, bake, target], env=environment, capture_output=True, text=True, check=False
+                [sys.executable, "-c", program, directory, target], env=environment, capture_output=True, text=True, check=False
             )
             assert done.returncode == 0, done.stderr[-2000:]
             found = json.loads(done.stdout)
-            assert found == ({"baked": expected, "cached": 0, "jit": 0} if bake else {"baked": 0, "cached": 0, "jit": expected})
-    assert before == {p: p.stat().st_mtime_ns for p in root.rglob("*")}, "the bake was written to"
+            assert found == (
+                {"precompiled": expected, "cached": 0, "jit": 0}
+                if directory
+                else {"precompiled": 0, "cached": 0, "jit": expected}
+            )
+    assert before == {p: p.stat().st_mtime_ns for p in root.rglob("*")}, "the directory was written to"
 
 
 @pytest.mark.parametrize(
@@ -109,11 +113,11 @@ json.dump({"baked": count.baked, "cached": count.cached, "jit": count.jit_compil
         ({"python": ".cpython-38.so"}, "; it was made with Python .cpython-38.so instead of "),
     ],
 )
-def test_a_bake_of_no_use_says_what_it_was_made_with(built, changed, words, monkeypatch):
+def test_an_unused_kernel_directory_says_what_it_was_made_with(built, changed, words, monkeypatch):
     made = replace(built[1], **changed)
     monkeypatch.setattr("attnkit.kernels.aot.use.load", lambda path: made)
-    text = unused("BAKE", 12)
-    assert text.startswith("none of the 12 kernels that the self-test needed is in BAKE" + words)
+    text = why_unused("DIR", 12)
+    assert text.startswith("none of the 12 kernels that the self-test needed is in DIR" + words)
 
 
 def test_an_unknown_target_falls_back_to_the_ordinary_cache(built, tmp_path, monkeypatch):
@@ -122,62 +126,62 @@ def test_an_unknown_target_falls_back_to_the_ordinary_cache(built, tmp_path, mon
 
     with knobs.cache.scope():
         knobs.cache.dir = str(tmp_path)
-        manager = BakedCacheManager("NOTBAKED")
+        manager = BakedCacheManager("NOTTHERE")
         stored = manager.put("text", "x.json", binary=False)
     assert Path(stored).read_text() == "text"
     assert tmp_path in Path(stored).parents
 
 
-def test_a_missing_kernel_is_noticed(bake):
-    kernel = load(bake).kernels[0]
-    shutil.rmtree(bake / kernel.key)
+def test_a_missing_kernel_is_noticed(directory):
+    kernel = load(directory).kernels[0]
+    shutil.rmtree(directory / kernel.key)
     with pytest.raises(KernelsError, match=rf"{kernel.target} {kernel.name}: .* is missing") as error:
-        verify(bake, planned=False)
+        verify(directory, planned=False)
     assert error.value.exit_code == 1
 
 
-def test_an_empty_kernel_is_noticed(bake):
-    kernel = load(bake).kernels[1]
-    (bake / kernel.key / kernel.binary).write_bytes(b"")
+def test_an_empty_kernel_is_noticed(directory):
+    kernel = load(directory).kernels[1]
+    (directory / kernel.key / kernel.binary).write_bytes(b"")
     with pytest.raises(KernelsError, match="is empty"):
-        verify(bake, planned=False)
+        verify(directory, planned=False)
 
 
-def test_an_altered_kernel_is_noticed(bake):
-    kernel = load(bake).kernels[2]
-    path = bake / kernel.key / kernel.binary
+def test_an_altered_kernel_is_noticed(directory):
+    kernel = load(directory).kernels[2]
+    path = directory / kernel.key / kernel.binary
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(KernelsError, match="was altered"):
-        verify(bake, planned=False)
+        verify(directory, planned=False)
 
 
-def test_a_missing_launcher_is_noticed(bake):
-    name = next(iter(load(bake).launchers))
-    (bake / name).unlink()
+def test_a_missing_launcher_is_noticed(directory):
+    name = next(iter(load(directory).launchers))
+    (directory / name).unlink()
     with pytest.raises(KernelsError, match=r"launcher: .* is missing"):
-        verify(bake, planned=False)
+        verify(directory, planned=False)
 
 
-def test_a_kernel_nobody_listed_is_missed(bake):
+def test_a_kernel_nobody_listed_is_missed(directory):
     """Dropping a kernel from the manifest as well does not help: the planners know what must be there."""
-    path = bake / "manifest.json"
+    path = directory / "manifest.json"
     data = json.loads(path.read_text())
     gone = data["kernels"].pop(0)
     path.write_text(json.dumps(data))
     with pytest.raises(KernelsError, match=rf"{gone['target']} {gone['name']} is missing from the kernel directory"):
-        verify(bake, calls=[one_call()])
+        verify(directory, calls=[one_call()])
 
 
-def test_a_target_that_was_not_built_is_noticed(bake):
+def test_a_target_that_was_not_built_is_noticed(directory):
     with pytest.raises(KernelsError, match="target sm_80 was not built"):
-        verify(bake, ["sm_75", "sm_80"], planned=False)
+        verify(directory, ["sm_75", "sm_80"], planned=False)
 
 
-def test_another_triton_is_noticed(bake):
-    path = bake / "manifest.json"
+def test_another_triton_is_noticed(directory):
+    path = directory / "manifest.json"
     path.write_text(path.read_text().replace('"triton": "', '"triton": "0.'))
     with pytest.raises(KernelsError, match="built with Triton 0"):
-        verify(bake, calls=[one_call()])
+        verify(directory, calls=[one_call()])
 
 
 def test_wrong_use_is_explained(tmp_path):

@@ -133,7 +133,7 @@ assert library.openmp() == pathlib.Path(torchs), library.openmp()
 
 
 @pytest.fixture(scope="module")
-def bake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the library, compiled by the command that images and users run."""
     if not any(shutil.which(name) for name in ("g++", "c++", "clang++")):
         pytest.skip("the CPU kernels are compiled here, which needs a C++ compiler: apt-get install g++")
@@ -146,31 +146,31 @@ def bake(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "avx512bf16"])
-def test_right_on_every_instruction_set(bake: Path, isa: str) -> None:
+def test_right_on_every_instruction_set(directory: Path, isa: str) -> None:
     from attnkit.kernels.cpu import library
 
-    sets = library.instruction_sets(bake / library.file_name())
+    sets = library.instruction_sets(directory / library.file_name())
     if not sets.get(isa):
         pytest.skip(f"this processor has no {isa}")
-    environment = {**os.environ, "ATTNKIT_KERNELS": str(bake), "ATTNKIT_CPU_ISA": isa}
+    environment = {**os.environ, "ATTNKIT_KERNELS": str(directory), "ATTNKIT_CPU_ISA": isa}
     done = subprocess.run([sys.executable, "-c", PROGRAM, isa], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
-def test_tiles_of_few_rows_with_every_feature(bake: Path, isa: str) -> None:
+def test_tiles_of_few_rows_with_every_feature(directory: Path, isa: str) -> None:
     from attnkit.kernels.cpu import library
 
-    if not library.instruction_sets(bake / library.file_name()).get(isa):
+    if not library.instruction_sets(directory / library.file_name()).get(isa):
         pytest.skip(f"this processor has no {isa}")
-    environment = {**os.environ, "ATTNKIT_KERNELS": str(bake), "ATTNKIT_CPU_ISA": isa}
+    environment = {**os.environ, "ATTNKIT_KERNELS": str(directory), "ATTNKIT_CPU_ISA": isa}
     done = subprocess.run([sys.executable, "-c", FEW_ROWS], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["90"]
 
 
-def _passes(bake: Path, program: str, *arguments: str) -> str:
-    environment = {**os.environ, "ATTNKIT_KERNELS": str(bake)}
+def _passes(directory: Path, program: str, *arguments: str) -> str:
+    environment = {**os.environ, "ATTNKIT_KERNELS": str(directory)}
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True, check=False
     )
@@ -178,17 +178,17 @@ def _passes(bake: Path, program: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_new_keys_and_values_are_written_where_they_belong_and_nowhere_else(bake: Path) -> None:
-    assert _passes(bake, STORE).split() == ["16"]
+def test_new_keys_and_values_are_written_where_they_belong_and_nowhere_else(directory: Path) -> None:
+    assert _passes(directory, STORE).split() == ["16"]
 
 
-def test_the_writer_of_the_cache_takes_them_and_agrees_with_torch(bake: Path) -> None:
-    assert len(_passes(bake, WRITE).split()) == 4
+def test_the_writer_of_the_cache_takes_them_and_agrees_with_torch(directory: Path) -> None:
+    assert len(_passes(directory, WRITE).split()) == 4
 
 
-def test_threads_are_torchs_though_another_copy_of_openmp_is_loaded(bake: Path, tmp_path: Path) -> None:
+def test_threads_are_torchs_though_another_copy_of_openmp_is_loaded(directory: Path, tmp_path: Path) -> None:
     """Two runtimes would keep two sets of threads spinning on the same cores: sentencepiece brings one into vLLM's process."""
-    _passes(bake, OPENMP, str(tmp_path))
+    _passes(directory, OPENMP, str(tmp_path))
 
 
 def _verify(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -197,17 +197,17 @@ def _verify(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("options", [(), ("--target", "cpu")])
-def test_a_bake_that_is_whole_is_counted(bake: Path, options: tuple[str, ...]) -> None:
+def test_a_complete_kernel_directory_is_counted(directory: Path, options: tuple[str, ...]) -> None:
     from attnkit.kernels.cpu import build
 
-    done = _verify(bake, *options)
+    done = _verify(directory, *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{len(build.wanted())} kernels for cpu verified OK\n"
 
 
 @pytest.mark.parametrize("harm", ["removed", "emptied", "of other sources"])
-def test_a_bake_that_is_not_whole_is_refused(bake: Path, tmp_path: Path, harm: str) -> None:
-    [library] = Path(shutil.copytree(bake, tmp_path / "kernels")).iterdir()
+def test_an_incomplete_kernel_directory_is_refused(directory: Path, tmp_path: Path, harm: str) -> None:
+    [library] = Path(shutil.copytree(directory, tmp_path / "kernels")).iterdir()
     if harm == "removed":
         library.unlink()
     elif harm == "emptied":

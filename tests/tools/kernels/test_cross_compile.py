@@ -14,7 +14,7 @@ from attnkit.backends.registry import all_backends
 from attnkit.backends.triton_common import own
 from attnkit.kernels.triton import targets
 from attnkit.select import evidence
-from attnkit.select.node import place
+from attnkit.select.node import find_node
 from tools.kernels import cross_compile
 
 REPORTS = sorted((Path(__file__).parents[3] / "docs" / "reports" / "cross-compile").glob("*.json"))
@@ -22,7 +22,7 @@ CLAIMED = {
     (backend.name, target)
     for target in targets.TARGETS
     for backend in all_backends()
-    if own(backend, place(arch=target).device) is not None
+    if own(backend, find_node(arch=target).device) is not None
 }
 
 
@@ -38,7 +38,7 @@ def test_every_claimed_target_is_asked_about_with_every_operation() -> None:
         *("DUAL_CHUNK_FLASH_ATTN", "DIFFERENTIAL_FLASH_ATTN"),
     }
     for backend in all_backends():
-        device = place(arch="gfx942").device
+        device = find_node(arch="gfx942").device
         capability = own(backend, device)
         if capability is not None:
             asked = {case.op for case in cross_compile.questions(capability, device)}

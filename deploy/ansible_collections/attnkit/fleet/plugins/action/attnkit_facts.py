@@ -12,6 +12,7 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+from ansible_collections.attnkit.fleet.plugins.plugin_utils.trust import refuse_injected_facts
 
 try:
     import attnkit
@@ -102,6 +103,7 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """The module's result with `ansible_facts.attnkit` in it."""
         result: dict[str, Any] = super().run(tmp, task_vars)
+        refuse_injected_facts()
         args = dict(self._task.args)
         args["payload"] = base64.b64encode(build_payload(Path(attnkit.__file__).parent)).decode()
         answer = self._execute_module(module_name="attnkit.fleet.attnkit_facts", module_args=args, task_vars=task_vars)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible.plugins.action import ActionBase
+from ansible_collections.attnkit.fleet.plugins.plugin_utils.trust import refuse_injected_facts
 
 
 def started(pid: int) -> str:
@@ -40,6 +41,7 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """The module's result."""
         result: dict[str, Any] = super().run(tmp, task_vars)
+        refuse_injected_facts()
         args = {**self._task.args, "run": this_run()}
         answer = self._execute_module(module_name="attnkit.fleet.attnkit_lock", module_args=args, task_vars=task_vars)
         if answer.get("failed") and has_ended(answer.get("holding_run")):

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ansible_collections.attnkit.fleet.plugins.module_utils.boot_report import moment
+from ansible_collections.attnkit.fleet.plugins.module_utils.wording import printable, short
 
 
 def fleet_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[str]:
@@ -14,7 +19,7 @@ def fleet_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> li
             return "-"
         if isinstance(value, bool):
             return "ok" if value else "NO"
-        return f"{value:.1f}" if isinstance(value, float) else str(value)
+        return f"{value:.1f}" if isinstance(value, float) else printable(value)
 
     cells = [[str(c) for c in columns], *([shown(row.get(c)) for c in columns] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
@@ -27,7 +32,20 @@ NO_OUTCOME: dict[str, Any] = {"ok": False, "reason": "no outcome (unreachable?)"
 
 def finding_rows(hostvars: Mapping[str, Mapping[str, Any]], hosts: Sequence[str]) -> list[dict[str, Any]]:
     """Every finding of every host, a host that gave none included."""
-    return [{"node": host, **found} for host in hosts for found in _of(hostvars, host, "attnkit_findings") or [NO_ANSWER]]
+    rows = [{"node": host, **found} for host in hosts for found in _of(hostvars, host, "attnkit_findings") or [NO_ANSWER]]
+    names: dict[str, list[str]] = {}
+    for host in hosts:
+        names.setdefault(_of(hostvars, host, "attnkit_machine") or f"unknown: {host}", []).append(host)
+    return rows + [
+        {
+            "node": alike[0],
+            "check": "machine",
+            "ok": False,
+            "detail": f"the same machine as {', '.join(alike[1:])}",
+        }
+        for alike in names.values()
+        if len(alike) > 1
+    ]
 
 
 def objections(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -43,12 +61,38 @@ def canaries(hostvars: Mapping[str, Mapping[str, Any]], hosts: Sequence[str]) ->
     return list(first.values())
 
 
+MAX_TEXT = 200
+MAX_REASON = 2000
+MAX_LINES = 20
+NUMBERS = ("boot_seconds", "tokens_per_s")
+
+
+def checked_summary(said: Any) -> dict[str, Any]:
+    """A node's summary of its report with every field of the kind that it must be, or null: a node may say anything."""
+    given = said if isinstance(said, Mapping) else {}
+    return {str(name): _checked(name, value) for name, value in given.items()}
+
+
+def _checked(name: str, value: Any) -> Any:
+    if name in NUMBERS:
+        usable = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return value if usable else None
+    if name == "fallbacks":
+        return [printable(line)[:MAX_TEXT] for line in value[:MAX_LINES]] if isinstance(value, list) else []
+    if name == "created":
+        try:
+            return value if moment(value).tzinfo == datetime.timezone.utc else None
+        except (TypeError, ValueError, AttributeError):
+            return None
+    return None if value is None else printable(value)[:MAX_TEXT]
+
+
 def outcome_rows(hostvars: Mapping[str, Mapping[str, Any]], hosts: Sequence[str]) -> list[dict[str, Any]]:
     """How every host ended; a host without an outcome did not serve."""
     rows = []
     for host in hosts:
         outcome = _of(hostvars, host, "attnkit_outcome") or NO_OUTCOME
-        summary = outcome.get("summary") or {}
+        summary = checked_summary(outcome.get("summary"))
         rows.append(
             {
                 "node": host,
@@ -62,7 +106,7 @@ def outcome_rows(hostvars: Mapping[str, Mapping[str, Any]], hosts: Sequence[str]
                 **{name: summary.get(name) for name in ("fallbacks", "planted_fault", "planted_answer")},
                 "image": outcome.get("image"),
                 "serves": bool(outcome["ok"]),
-                "reason": outcome["reason"],
+                "reason": printable(outcome["reason"])[:MAX_REASON],
                 "went_back": outcome.get("went_back") or "",
             }
         )
@@ -118,16 +162,39 @@ def redact(text: Any, secrets: Mapping[str, Any]) -> Any:
     return shown
 
 
-def rollback_rows(hostvars: Mapping[str, Mapping[str, Any]], hosts: Sequence[str]) -> list[dict[str, Any]]:
-    """What a rollback would do with every host."""
+def rollback_rows(hostvars: Mapping[str, Mapping[str, Any]], hosts: Sequence[str], to: str = "") -> list[dict[str, Any]]:
+    """What a rollback would do with every host: `moves`, or why not; `objects` if that stops the run.
+
+    Args:
+        hostvars: of the play.
+        hosts: the hosts.
+        to: the release to go to, its image or a part of that; empty for the one before. A host that has been rolled back
+            already, or that runs this release, stays: a rollback may be repeated, and never takes a node forward again.
+    """
     rows = []
     for host in hosts:
         recorded = _of(hostvars, host, "attnkit_recorded")
         now, before = ((recorded or {}).get(name) or {} for name in ("release", "previous"))
-        why = "no answer" if recorded is None else "" if before else "no previous release is recorded"
-        rows.append(
-            {"node": host, "type": now.get("node_type"), "runs": now.get("image"), "before": before.get("image"), "why": why}
-        )
+        image, previous, left = now.get("image"), before.get("image"), (recorded or {}).get("left")
+        if recorded is None:
+            objects, why = True, "no answer"
+        elif to and to in str(image):
+            objects, why = False, "runs it already"
+        elif not to and left:
+            objects, why = False, f"rolled back already, from {short(left)}"
+        elif not before:
+            objects, why = True, "no previous release is recorded"
+        elif to and to not in str(previous):
+            objects, why = True, f"neither this release nor the one before is {to}"
+        else:
+            objects, why = False, ""
+        seen = {
+            "node": host,
+            "type": now.get("node_type"),
+            "runs": image and short(image),
+            "before": previous and short(previous),
+        }
+        rows.append({**seen, "why": why, "moves": not why, "objects": objects})
     return rows
 
 

@@ -4,18 +4,53 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import re
-from pathlib import Path
+import stat
 from typing import Any
+
+MAX_BYTES = 16 * 1024 * 1024
+"""Of a file that the service writes. A report of a hundred devices has less than one."""
+SCHEMAS = (1, 2)
+"""The versions of the report that are read."""
 
 
 def read_json(path: str) -> dict[str, Any] | None:
-    """A report, record or readiness file; None if it is absent or incomplete."""
+    """A report, record or readiness file; None if it is absent, incomplete, too large or no regular file.
+
+    The service's user writes these files, and root reads them: a FIFO would keep the reader waiting, a link lead elsewhere.
+    """
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        with os.fdopen(opened, "rb") as file:
+            if not stat.S_ISREG(os.fstat(opened).st_mode):
+                return None
+            text = file.read(MAX_BYTES + 1)
+        document = json.loads(text) if len(text) <= MAX_BYTES else None
+    except (OSError, ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
+
+
+def written(report: dict[str, Any] | None) -> datetime.datetime | None:
+    """When a report was written, None if it does not say so in a way that can be read."""
+    try:
+        said = moment((report or {})["created"])
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        return None
+    return said if said.tzinfo else None
+
+
+def part(document: Any, name: str) -> dict[str, Any]:
+    """A field that must be a mapping; empty if it is anything else."""
+    found = document.get(name) if isinstance(document, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def listed(document: Any, name: str) -> list[dict[str, Any]]:
+    """A field that must be a list of mappings; whatever else is in it is left out."""
+    found = document.get(name) if isinstance(document, dict) else None
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
 def moment(text: str) -> datetime.datetime:
@@ -27,8 +62,8 @@ def moment(text: str) -> datetime.datetime:
 def failed_cases(report: dict[str, Any], most: int = 3) -> list[str]:
     """The first cases that did not pass, each with backend and reason."""
     lines = []
-    for verdict in report.get("selftest") or []:
-        for case in verdict.get("cases") or []:
+    for verdict in listed(report, "selftest"):
+        for case in listed(verdict, "cases"):
             if case.get("outcome") in ("fail", "inconclusive"):
                 lines.append(f"{verdict.get('backend')} {case.get('case')}: {case.get('reason')}")
     more = len(lines) - most
@@ -44,8 +79,9 @@ def objection(report: dict[str, Any], *, node_type: str | None, fault_ok: bool =
         fault_ok: accept a report that was made with an injected fault (never for a release).
         planted_ok: accept a report whose device was simulated (for rehearsals, never for a release).
     """
-    if report.get("schema_version") != 1:
-        return f"the report has schema_version {report.get('schema_version')!r}; this fleet reads 1"
+    if report.get("schema_version") not in SCHEMAS:
+        known = " and ".join(map(str, SCHEMAS))
+        return f"the report has schema_version {report.get('schema_version')!r}; this fleet reads {known}"
     verdict = report.get("verdict")
     planted = report.get("planted_fault")
     answer = report.get("planted_answer")
@@ -72,10 +108,9 @@ def objection(report: dict[str, Any], *, node_type: str | None, fault_ok: bool =
 def summary(report: dict[str, Any] | None) -> dict[str, Any]:
     """What a table shows of a report."""
     report = report or {}
-    engine = report.get("engine") or {}
-    completion = engine.get("completion") or {}
-    devices = (report.get("detection") or {}).get("devices") or [{}]
-    device = (report.get("decision") or {}).get("device") or devices[0]
+    completion = part(part(report, "engine"), "completion")
+    devices = listed(part(report, "detection"), "devices") or [{}]
+    device = part(part(report, "decision"), "device") or devices[0]
     alike = sum(other.get("arch") == device.get("arch") for other in devices)
     return {
         "node_type": report.get("node_type"),
@@ -83,12 +118,12 @@ def summary(report: dict[str, Any] | None) -> dict[str, Any]:
         "provider": report.get("provider"),
         "verdict": report.get("verdict"),
         "created": report.get("created"),
-        "boot_seconds": (report.get("boot_seconds") or {}).get("total"),
+        "boot_seconds": part(report, "boot_seconds").get("total"),
         "tokens_per_s": completion.get("tokens_per_s"),
-        "fallbacks": [f"{f.get('from')} -> {f.get('to')}: {f.get('reason')}" for f in report.get("fallbacks") or []],
+        "fallbacks": [f"{f.get('from')} -> {f.get('to')}: {f.get('reason')}" for f in listed(report, "fallbacks")],
         "planted_fault": report.get("planted_fault"),
         "planted_answer": report.get("planted_answer"),
-        "device": f"{alike} x {device['name']}" if alike > 1 else device.get("name"),
+        "device": f"{alike} x {device.get('name')}" if alike > 1 else device.get("name"),
         "driver": device.get("driver"),
         "attnkit": report.get("attnkit_version"),
     }

@@ -9,7 +9,7 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .boot_report import moment, objection
+from .boot_report import moment, objection, written
 from .wording import short, span
 
 CHECKS = ("service", "managed", "release", "image", "configuration", "report", "kernel", "driver", "hardware")
@@ -142,7 +142,9 @@ def check_report(
     should = "pass" + (f", younger than {span(max_age)}" if max_age else "")
     if report is None:
         return drift("report", False, should, "no boot report")
-    created = moment(str(report["created"]))
+    created = written(dict(report))
+    if created is None:
+        return drift("report", False, should, f"a report whose date cannot be read: {report.get('created')!r}")
     age = (now - created).total_seconds()
     found = [f"{report.get('verdict')}, {span(age)} old"]
     against = objection(dict(report), node_type=(recorded or {}).get("node_type"), planted_ok=planted_ok)

@@ -7,7 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .boot_report import moment, objection, read_json
+from .boot_report import moment, objection, read_json, written
+
+FUTURE = datetime.timedelta(seconds=60)
+"""By which a report may be ahead of the node's clock: one that was set back while the service booted."""
 
 
 class Probe:
@@ -52,9 +55,13 @@ def probe(
     if report is None and inspected.get("RestartCount", 0):
         # Docker has restarted the container: why it ended is in what the previous boot left.
         report = read_json(str(report_path.with_name("report.previous.json")))
-    written = moment(report["created"]) if report and report.get("created") else None
-    if written is None or written < created:
+    at = written(report)
+    if at is None or at < created:
         report = None
+    if at is not None and at > datetime.datetime.now(tz=datetime.timezone.utc) + FUTURE:
+        # The node's own clock wrote it: a service that was killed with a report dated ahead would be proven by it for ever.
+        reason = f"the boot report is dated in the future ({at:%Y-%m-%dT%H:%M:%SZ})"
+        return Probe(done=not state["Running"], ok=False, reason=reason, report=None)
     if image is not None and inspected["Config"]["Image"] != image:
         return Probe(done=True, ok=False, reason=f"runs {inspected['Config']['Image']}, not {image}", report=report)
     objects = objection(report, node_type=node_type, planted_ok=accept_planted) if report else None
@@ -63,9 +70,9 @@ def probe(
     if not running or (inspected.get("RestartCount", 0) and not is_ready):
         detail = objects or (report or {}).get("error") or state.get("Error") or "see the log"
         return Probe(done=True, ok=False, reason=f"{_how_it_ended(inspected, report)}: {detail}", report=report)
-    if objects and written is not None and written >= started:
+    if objects and at is not None and at >= started:
         return Probe(done=True, ok=False, reason=objects, report=report)
-    if report is None or written is None or written < started:
+    if report is None or at is None or at < started:
         return Probe(done=False, ok=False, reason="no boot report yet", report=report)
     if not is_ready:
         now = ready.get("state") if ready and _mtime(ready_path) >= started else "nothing"

@@ -18,3 +18,8 @@ def span(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
     return f"{max(seconds, 0):.0f} s"
+
+
+def printable(value: Any, keep: str = "") -> str:
+    """A text of a node's as it may go to a terminal: control characters are shown as escapes, those in `keep` left alone."""
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in str(value))

@@ -15,6 +15,9 @@ options:
     description: Name of the service's container. A port that it holds counts as free.
     type: str
     required: true
+  state_dir:
+    description: Folder with the release record, to compare the node's type with.
+    type: path
   port:
     description: Port on the node for the service.
     type: int
@@ -69,9 +72,20 @@ findings:
     - check: disk
       ok: true
       detail: 71.2 GiB free in /var/lib/docker, 7.5 GiB needed
+recorded_type:
+  description: The node type of the recorded release, null if none is recorded.
+  returned: always
+  type: str
+  sample: h100
+machine:
+  description: What tells this machine from every other, null if Docker does not answer. Two hosts with the same are one.
+  returned: always
+  type: str
+  sample: 1f0a3c5e7b9d2f4a6c8e0b1d3f5a7c9e
 """
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -85,12 +99,14 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils.arguments import SERVICE, Arguments
+from ..module_utils.boot_report import part, read_json
 from ..module_utils.docker_api import Docker, DockerError
 from ..module_utils.findings import finding, human_bytes
 from ..module_utils.image_labels import labels, registry_of, tls_context
 
 ARGUMENTS: Arguments = {
     **SERVICE,
+    "state_dir": {"type": "path"},
     "port": {"type": "int", "required": True},
     "bind_address": {"type": "str", "default": "0.0.0.0"},
     "image": {"type": "str"},
@@ -123,6 +139,27 @@ def check_docker(docker: Docker) -> tuple[dict[str, Any], str | None]:
     return finding("docker", True, f"{info['ServerVersion']}, {info['Driver']}"), info["DockerRootDir"]
 
 
+def recorded_type(state_dir: str | None) -> str | None:
+    """The node type that the record of the served release states."""
+    said = part(read_json(os.path.join(state_dir, "release.json")), "release").get("node_type") if state_dir else None
+    return said if isinstance(said, str) else None
+
+
+def identity(docker: Docker) -> str:
+    """What tells this machine from every other: its Docker's id, its machine id and its boot.
+
+    Each alone may be alike on two machines (cloned disks, containers that play nodes); all three together are one machine.
+    """
+    parts = [str(docker.get("/info").get("ID"))]
+    for path in ("/etc/machine-id", "/proc/sys/kernel/random/boot_id"):
+        try:
+            with open(path, encoding="ascii", errors="replace") as file:
+                parts.append(file.read(64).strip())
+        except OSError:
+            parts.append("")
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
+
+
 def check_disk(docker: Docker, root_dir: str, image: str | None, needed: int) -> dict[str, Any]:
     """Free space where Docker keeps images; an image that is already there needs none."""
     if image and docker.get(f"/images/{image}/json") is not None:
@@ -138,7 +175,7 @@ def check_port(docker: Docker, container: str, address: str, port: int) -> dict[
     running = bool(ours and ours["State"]["Running"])
     if running and any(str(port) == b["HostPort"] for binding in bindings for b in binding or ()):
         return finding("port", True, f"{port} is held by the service itself")
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address, port))
@@ -212,7 +249,9 @@ def main() -> None:
     docker = Docker(p["docker_socket"])
     docker_finding, root_dir = check_docker(docker)
     findings = [check_python(), docker_finding]
+    machine = None
     if root_dir is not None:
+        machine = identity(docker)
         findings += [
             check_disk(docker, root_dir, p["image"], p["image_bytes"]),
             check_port(docker, p["container"], p["bind_address"], p["port"]),
@@ -220,7 +259,7 @@ def main() -> None:
             check_driver(docker, p["image"], p["driver"]),
         ]
     findings += [check_devices(p["devices"]), check_clock(p["controller_time"], p["max_clock_skew"])]
-    module.exit_json(changed=False, findings=findings)
+    module.exit_json(changed=False, findings=findings, machine=machine, recorded_type=recorded_type(p["state_dir"]))
 
 
 if __name__ == "__main__":
