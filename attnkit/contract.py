@@ -77,7 +77,7 @@ def check(call: Call) -> None:
 def check_write(
     key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor, k_scale: float, v_scale: float
 ) -> None:
-    """Do the arguments of `attnkit.api.write_kv_cache` fit together?
+    """Are the arguments of `attnkit.api.write_kv_cache` consistent?
 
     Raises:
         UsageError: as of `check`.
@@ -234,8 +234,8 @@ def _check_out(call: Call, out: Tensor) -> None:
         raise UsageError(f"out has a stride of 0: several of its elements are one; shape {shape}, strides {out.stride()}")
     if out.numel():
         for name, tensor in _tensors(call):
-            if not (tensor is out or tensor.data_ptr() != out.data_ptr()):
-                raise UsageError(f"out is written over {name}: they begin at one address")
+            if name != "out" and tensor.data_ptr() == out.data_ptr():
+                raise UsageError(f"out lies where {name} does; it must be apart from what is read")
 
 
 def _check_tree(call: TreeAttention) -> None:

@@ -44,6 +44,16 @@ class NoBackendError(AttnkitError):
     exit_code = EXIT_NO_BACKEND
 
 
+class InconclusiveError(AttnkitError):
+    """Nothing here can say whether it is right."""
+
+    exit_code = EXIT_INCONCLUSIVE
+
+
+class NotUnderstoodError(InconclusiveError):
+    """Something that bears on attention and that nobody here understands: nothing is assumed in its place."""
+
+
 class InternalError(AttnkitError):
     """Nobody foresaw it: a mistake of attnkit's, or a machine that refused it something."""
 

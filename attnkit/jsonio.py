@@ -77,18 +77,20 @@ def read_json(path: Path, limit: int = MAX_BYTES) -> Any:
     return parse_json(read_text(path, limit), str(path))
 
 
-def parse_json(text: str | bytes, source: str) -> Any:
+def parse_json(text: str | bytes, source: str, *, infinity: bool = False) -> Any:
     """One JSON document, strictly: no key twice, no NaN or infinity, integers of 64 bits, at most MAX_DEPTH levels.
 
     Args:
         text: the document.
         source: where it came from, for the message.
+        infinity: take Infinity and NaN nevertheless, which Python's own writer makes and models' configurations hold.
 
     Raises:
         UsageError: it is none; the message names source, line and column where they are known.
     """
+    constant = float if infinity else _constant
     try:
-        document = json.loads(text, object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant)
+        document = json.loads(text, object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=constant)
         _check_values(document)
     except json.JSONDecodeError as error:
         raise UsageError(f"{source}:{error.lineno}: not JSON: {error.msg} (column {error.colno})") from None

@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 else:
     Tensor = Any
 
-Op: TypeAlias = Literal["paged", "varlen", "mla_decode", "tree", "dual_chunk", "differential"]
+Op: TypeAlias = Literal["paged", "varlen", "mla_decode", "tree", "dual_chunk", "differential", "sparse_mla"]
 OPS: tuple[Op, ...] = ("paged", "varlen", "mla_decode", "tree", "dual_chunk", "differential")
+"""Operations that have a call class. `sparse_mla` (MLA over the keys that an indexer picks) has a word only: no backend here
+computes it, so a need for it is refused."""
 
 Dtype: TypeAlias = Literal["float16", "bfloat16", "float32"]
 DTYPES: tuple[Dtype, ...] = ("float16", "bfloat16", "float32")
@@ -40,8 +42,32 @@ KV_CACHE_DTYPES: tuple[KvCacheDtype, ...] = ("auto", "fp8_e4m3", "fp8_e5m2")
 Phase: TypeAlias = Literal["prefill", "decode", "mixed"]
 PHASES: tuple[Phase, ...] = ("prefill", "decode", "mixed")
 
-Feature: TypeAlias = Literal["non_causal", "window", "softcap", "alibi", "sinks", "lse", "score_mod", "mask_mod"]
+Feature: TypeAlias = Literal[
+    "non_causal",
+    "window",
+    "softcap",
+    "alibi",
+    "sinks",
+    "lse",
+    "score_mod",
+    "mask_mod",
+    "cross",
+    "chunked",
+    "prefix_lm",
+    "relative_bias",
+]
 FEATURES: tuple[Feature, ...] = ("non_causal", "window", "softcap", "alibi", "sinks", "lse", "score_mod", "mask_mod")
+"""Features that a call can ask for. A model's layer can need more, which no argument of a call carries: `cross` (keys of
+another sequence, an encoder's), `chunked` (a token sees its own chunk only), `prefix_lm` (no causal mask among the prompt's
+tokens) and `relative_bias` (a learned bias on the scores, by distance)."""
+
+ENGINE_MADE: frozenset[Feature] = frozenset({"chunked"})
+"""Features that the engine makes out of plain causal calls, so that a backend of paged attention need not know them: for
+chunked local attention it hands over every chunk as a sequence of its own (vLLM's chunked_local_attention.py)."""
+
+LayerRole: TypeAlias = Literal["decoder", "encoder", "cross", "vision", "audio"]
+TOWERS: tuple[LayerRole, ...] = ("vision", "audio")
+"""Roles whose backend may differ from the language model's."""
 
 NO_WINDOW: tuple[int, int] = (-1, -1)
 
@@ -88,6 +114,39 @@ class AttentionSpec:
     def value_dim(self) -> int:
         """Width of a value row and of an output row."""
         return self.head_dim if self.head_dim_v is None else self.head_dim_v
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """One distinct kind of attention layer in a model, and how many layers are of it.
+
+    Args:
+        role: whose layers: decoder (causal, cached), encoder, cross (decoder over an encoder's states), or a tower.
+        count: layers of this kind.
+        spec: what a backend must support; `window`, `chunked` and `softcap` stand in its features without their sizes.
+        window: keys visible on the left, the own included, as model configurations count; None: all.
+        two_sided: the window is as wide on the right.
+        chunk: width of a chunk of chunked local attention, None where there is none.
+        softcap: cap on the scores, None where there is none.
+        softmax_scale: factor on q.k where it is not 1/sqrt(head_dim).
+    """
+
+    role: LayerRole
+    count: int
+    spec: AttentionSpec
+    window: int | None = None
+    two_sided: bool = False
+    chunk: int | None = None
+    softcap: float | None = None
+    softmax_scale: float | None = None
+
+
+@dataclass(frozen=True)
+class OtherLayers:
+    """Layers that hold no softmax attention: state-space, linear attention, convolution; nothing here covers them."""
+
+    count: int
+    what: str
 
 
 @dataclass(frozen=True)

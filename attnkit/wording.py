@@ -41,6 +41,42 @@ def spec_text(spec: Any) -> str:
     return ", ".join(parts)
 
 
+def layer_text(kind: Any) -> str:
+    """What is special about a kind of layer, beside heads and sizes: 'window 4096, softcap 50'."""
+    operation = {
+        "mla_decode": "MLA",
+        "sparse_mla": "sparse MLA",
+        "dual_chunk": "dual chunk",
+        "differential": "differential",
+        "tree": "tree",
+    }.get(kind.spec.op)
+    features = kind.spec.features
+    parts = [
+        operation or "",
+        "non-causal" if "non_causal" in features else "",
+        f"window {kind.window}{' on both sides' if kind.two_sided else ''}" if kind.window else "",
+        f"chunks of {kind.chunk}" if kind.chunk else "",
+        f"softcap {kind.softcap:g}" if kind.softcap else "",
+        *(text for name, text in _FEATURE_TEXTS.items() if name in features),
+        f"scale {kind.softmax_scale:.4g}" if kind.softmax_scale else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+_FEATURE_TEXTS = {
+    "sinks": "sinks",
+    "alibi": "ALiBi",
+    "relative_bias": "relative bias",
+    "prefix_lm": "prefix without mask",
+}
+
+
+def heads_text(spec: Any) -> str:
+    """'32/8 × 128' or '64/4 × 192/128': query and key heads, width of keys and of values."""
+    value_dim = f"/{spec.head_dim_v}" if spec.head_dim_v not in (None, spec.head_dim) else ""
+    return f"{spec.num_heads}/{spec.num_kv_heads} × {spec.head_dim}{value_dim}"
+
+
 def short_reasons(reasons: Iterable[Any]) -> list[str]:
     """Reasons as people want them: where the device already rules a backend out, that alone, once for all its providers.
 
@@ -50,3 +86,21 @@ def short_reasons(reasons: Iterable[Any]) -> list[str]:
     pairs = [(r["code"], r["message"]) if isinstance(r, Mapping) else (r.code, r.message) for r in reasons]
     about_device = [message.partition(": ")[2] or message for code, message in pairs if code in ("device", "arch")]
     return list(dict.fromkeys(about_device or [message for _, message in pairs]))
+
+
+def health_text(health: Any) -> str:
+    """The few numbers of a device's state (`attnkit.hardware.health.Health`) that a person looks at first; what is not known
+    is not there."""
+    if health is None:
+        return ""
+    used, total = health.memory_used_bytes, health.memory_total_bytes
+    parts = {
+        f"{(used or 0) / 2**30:.1f} of {memory_text(total)} in use": used is not None and total is not None,
+        f"{health.temperature_c} °C": health.temperature_c is not None,
+        f"{health.power_w} W": health.power_w is not None,
+        f"{health.clock_mhz} MHz": health.clock_mhz is not None,
+        f"PCIe {health.pcie_generation} × {health.pcie_width}": health.pcie_width is not None,
+        f"{health.links} links": bool(health.links),
+        f"{health.ecc_uncorrected_volatile} uncorrected errors": health.ecc_uncorrected_volatile is not None,
+    }
+    return ", ".join(text for text, known in parts.items() if known) or "its state could not be read"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from attnkit.backends.versions import Installed, lookup, split_requirement
 from attnkit.errors import UnsupportedError
 from attnkit.hardware.device import Device
-from attnkit.spec import AttentionOutput, AttentionSpec, Call, Dtype, Feature, KvCacheDtype, Op, Phase
+from attnkit.spec import ENGINE_MADE, AttentionOutput, AttentionSpec, Call, Dtype, Feature, KvCacheDtype, Op, Phase
 
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
@@ -154,7 +154,8 @@ class Capability:
         reasons.extend(self._block_reasons(spec))
         for phase in sorted(spec.phases - self.phases):
             reasons.append(Reason("phase", f"does not serve {phase}; serves {_list(self.phases)}"))
-        for feature in sorted(spec.features - self.features):
+        made = ENGINE_MADE if spec.op == "paged" else frozenset[Feature]()
+        for feature in sorted(spec.features - self.features - made):
             reasons.append(Reason("feature", f"does not honour {feature}; honours {_list(self.features) or 'none'}"))
         for together in self.conflicts:
             if together <= spec.features:

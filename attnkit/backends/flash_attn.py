@@ -23,6 +23,7 @@ from attnkit.spec import AttentionOutput, Dtype, Feature, Op, PagedAttention, So
 _OPS: frozenset[Op] = frozenset({"paged", "varlen"})
 _HALF: frozenset[Dtype] = frozenset({"float16", "bfloat16"})
 _FEATURES: frozenset[Feature] = frozenset({"non_causal", "window", "softcap", "lse"})
+_CROSS: frozenset[Feature] = frozenset({"cross"})  # separate prefix sums of queries and keys
 
 # FlashAttention's ALiBi is -slope * |distance|: the same as ours only where no key lies ahead of its query.
 _ALIBI_IS_CAUSAL: tuple[frozenset[Feature], ...] = (frozenset({"alibi", "non_causal"}),)
@@ -34,7 +35,7 @@ _FA3 = Capability(
     head_dims=HeadDims(low=8, high=256, multiple_of=8),
     block_multiple=16,
     min_block_size=16,
-    features=_FEATURES | {"sinks"},
+    features=_FEATURES | _CROSS | {"sinks"},
     graphs=True,
 )
 _FA2 = Capability(
@@ -44,7 +45,7 @@ _FA2 = Capability(
     head_dims=HeadDims(low=8, high=256, multiple_of=8),
     block_multiple=16,
     min_block_size=16,
-    features=_FEATURES | {"alibi"},
+    features=_FEATURES | _CROSS | {"alibi"},
     conflicts=_ALIBI_IS_CAUSAL,
     graphs=True,
 )
@@ -55,7 +56,7 @@ _FA2_UPSTREAM = Capability(
     head_dims=HeadDims(low=8, high=256, multiple_of=8),
     block_multiple=256,
     min_block_size=256,
-    features=_FEATURES | {"alibi"},
+    features=_FEATURES | _CROSS | {"alibi"},
     conflicts=_ALIBI_IS_CAUSAL,
     graphs=True,
 )

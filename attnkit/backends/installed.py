@@ -7,7 +7,7 @@ from typing import Any
 
 from attnkit.backends.base import Backend, Provider, arch_matches, missing
 from attnkit.backends.registry import all_backends
-from attnkit.backends.versions import Installed, lookup
+from attnkit.backends.versions import Installed, lookup, split_requirement
 from attnkit.hardware.device import Device
 from attnkit.spec import Op
 
@@ -37,7 +37,7 @@ def assumed_installed(device: Device) -> Installed:
 
     This is what an image of the device's platform is expected to hold; it says nothing about this environment.
     """
-    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
 
     found: dict[str, str | None] = {}
     for backend in all_backends():
@@ -45,9 +45,9 @@ def assumed_installed(device: Device) -> Installed:
             if not arch_matches(device, provider.capability.archs):
                 continue
             for text in provider.requires:
-                requirement = Requirement(text)
-                floors = [s.version for s in requirement.specifier if s.operator in (">=", "==", "~=", "<=")]
-                found[requirement.name] = max([found.get(requirement.name) or "0", *floors], key=_version_key)
+                name, specifier = split_requirement(text)
+                floors = [s.version for s in SpecifierSet(specifier) if s.operator in (">=", "==", "~=", "<=")]
+                found[name] = max([found.get(name) or "0", *floors], key=_version_key)
     return found
 
 

@@ -101,7 +101,7 @@ def no_keys(batch: Batch) -> Tensor:
     """The log-sum-exp of rows that see no key, [num_tokens, num_heads] float32: their sink's, or minus infinity."""
     shape, sinks = batch.query.shape[:2], batch.softmax.sinks
     if sinks is not None:
-        return sinks.float().expand(shape).contiguous()
+        return sinks.float().repeat(shape[0], 1)
     return torch.full(shape, -math.inf, dtype=torch.float32, device=batch.query.device)
 
 

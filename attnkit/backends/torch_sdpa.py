@@ -31,7 +31,7 @@ CAPABILITY = Capability(
     head_dims=HeadDims(low=1, high=512, extra=frozenset({(576, 512)})),
     kv_cache_dtypes=frozenset({"auto", "fp8_e4m3", "fp8_e5m2"}),
     fnuz=True,
-    features=frozenset({"non_causal", "window", "alibi", "sinks", "lse"}),
+    features=frozenset({"non_causal", "window", "alibi", "sinks", "lse", "cross"}),
     deterministic=True,
 )
 
@@ -41,7 +41,7 @@ _CPU_KERNELS = Capability(
     dtypes=frozenset({"float16", "bfloat16", "float32"}),
     head_dims=HeadDims(low=1, high=256, extra=frozenset({(576, 512), (192, 128)})),  # MLA's decoding and prefill
     kv_cache_dtypes=frozenset({"auto", "fp8_e4m3", "fp8_e5m2"}),
-    features=frozenset({"non_causal", "window", "softcap", "alibi", "sinks", "lse"}),
+    features=frozenset({"non_causal", "window", "softcap", "alibi", "sinks", "lse", "cross"}),
     deterministic=True,
 )
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
-from attnkit.wording import MARKS, number, printable, short_reasons
+from attnkit.wording import MARKS, health_text, number, printable, short_reasons
 
 
 def event_text(fields: Mapping[str, Any]) -> str:
@@ -17,7 +18,7 @@ def event_text(fields: Mapping[str, Any]) -> str:
         rest = " ".join(f"{k}={v}" for k, v in fields.items() if k not in ("event", "time"))
         return printable(f"{fields['event']:<10} {rest}")
     lines = writer(fields)
-    label = fields["event"].removeprefix("selftest.").removeprefix("engine.")
+    label = fields["event"].removeprefix("selftest.").removeprefix("engine.").removeprefix("device.")
     return "\n".join(f"{label if position == 0 else '':<11}{line}" for position, line in enumerate(_wrapped(lines)))
 
 
@@ -38,6 +39,14 @@ def _detect(f: Mapping[str, Any]) -> list[str]:
     return [f"{f['node_type'] or 'unknown node type'} ({f['why']})", *devices, *errors]
 
 
+def _devices(f: Mapping[str, Any]) -> list[str]:
+    return [
+        line
+        for row in f["devices"]
+        for line in (f"{row['index']}: {health_text(SimpleNamespace(**row['health']))}", *row["findings"])
+    ]
+
+
 def _select(f: Mapping[str, Any]) -> list[str]:
     chosen = [f"{f['chosen']} through {f['provider']} (order: {f['order_source']})"] if f["chosen"] else ["no usable backend"]
     others = [f"then {', '.join(a['backend'] for a in f['accepted'][1:])}"] if f["accepted"][1:] else []
@@ -48,12 +57,22 @@ def _select(f: Mapping[str, Any]) -> list[str]:
 def _case(f: Mapping[str, Any]) -> list[str]:
     compared = f" {number(f['max_error'])} of {number(f['max_bound'])}" if f["max_bound"] is not None else ""
     reason = f" {f['reason']}" if f["reason"] else ""
-    return [f"{MARKS[f['outcome']]} {f['case']}{compared}{reason}"]
+    which = f"[{f['device_index']}] " if "device_index" in f else ""
+    return [f"{MARKS[f['outcome']]} {which}{f['case']}{compared}{reason}"]
 
 
 def _verdict(f: Mapping[str, Any]) -> list[str]:
     counts = ", ".join(f"{n} {outcome}" for outcome, n in f["cases"].items() if n)
-    return [f"{MARKS[f['verdict']]} {f['backend']} {f['verdict']} ({counts}) in {f['seconds']:.1f} s"]
+    which = f" on {f['device']}" if "device " in f["device"] else ""
+    return [f"{MARKS[f['verdict']]} {f['backend']} {f['verdict']} ({counts}) in {f['seconds']:.1f} s{which}"]
+
+
+def _collective(f: Mapping[str, Any]) -> list[str]:
+    rate = "" if f["bus_bytes_per_s"] is None else f", {f['bus_bytes_per_s'] / 1e9:.1f} GB/s"
+    promised = "" if f["promised_bytes_per_s"] is None else f" of {f['promised_bytes_per_s'] / 1e9:.0f}"
+    reason = f": {f['reason']}" if f["reason"] else ""
+    head = f"{MARKS[f['outcome']]} {len(f['ranks'])} ranks over {f['backend'] or 'nothing'}{rate}{promised}{reason}"
+    return [head, *f["findings"]]
 
 
 def _start(f: Mapping[str, Any]) -> list[str]:
@@ -81,9 +100,12 @@ def _ready(f: Mapping[str, Any]) -> list[str]:
 _EVENTS: dict[str, Any] = {
     "boot": _boot,
     "detect": _detect,
+    "devices": _devices,
     "select": _select,
     "selftest.case": _case,
     "selftest.verdict": _verdict,
+    "device.left_out": lambda f: [f"{f['device']}: {f['reason']}"],
+    "collective": _collective,
     "fallback": lambda f: [f"{f['from']} → {f['to'] or 'nothing left'}: {f['reason']}"],
     "report": lambda f: [f"{f['verdict']}, {f['path']}"],
     "engine.start": _start,

@@ -1,7 +1,8 @@
 """Boot's events: one JSON line each, or the lines for people that a renderer makes of them.
 
-Event names are a contract: boot, detect, select, selftest.case, selftest.verdict, fallback, report, engine.start,
-engine.healthy, engine.completion, engine.backend, ready, engine.exit, error. The engine's own output goes to stderr.
+Event names are a contract: boot, detect, devices, select, selftest.case, selftest.verdict, device.left_out, collective,
+fallback, report, engine.start, engine.healthy, engine.completion, engine.backend, ready, engine.exit, error. The engine's own
+output goes to stderr.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ from attnkit.redact import Redactor
 Name: TypeAlias = Literal[
     "boot",
     "detect",
+    "devices",
     "select",
     "selftest.case",
     "selftest.verdict",
+    "device.left_out",
+    "collective",
     "fallback",
     "report",
     "engine.start",

@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from attnkit.backends.base import Accepted, Rejected
 from attnkit.errors import UsageError
 from attnkit.hardware.device import Detection, Device
+from attnkit.hardware.health import Health
+from attnkit.isolation.collective import CollectiveResult
 from attnkit.jsonio import read_json, shorten, to_json, to_plain
 from attnkit.redact import Redactor
 from attnkit.select.choose import Decision
@@ -106,8 +108,28 @@ class Fallback(_Model):
     reason: str
 
 
+class DeviceReport(_Model):
+    """One device that was to serve."""
+
+    index: int
+    name: str
+    arch: str
+    uuid: str | None = None
+    pci_address: str | None = None
+    part: str | None = Field(default=None, description="Which part of a card it is, null for a whole one.")
+    verdict: BootVerdict | None = Field(default=None, description="Of the last backend tested on it; null before.")
+    reason: str = Field(default="", description="Why it did not pass.")
+    seconds: float | None = None
+    cases: int = Field(default=0, description="Cases that ran.")
+    worst: float | None = Field(default=None, description="The largest error of a case as a share of its bound; over 1 fails.")
+    left_out: bool = Field(default=False, description="Hidden from the engine, as the profile's on_bad_device says.")
+    health: Health | None = Field(default=None, description="Its state before the self-test; null where it was not asked.")
+    findings: list[str] = Field(default=[], description="What is wrong with that state, in sentences.")
+
+
 class KernelCounts(_Model):
-    """How many kernels were precompiled in the image, and how many the self-test had to compile. null where unknown."""
+    """How many kernels were precompiled in the image, and how many the self-test had to compile (of several devices the most
+    on any). null where unknown."""
 
     baked: int | None = None
     jit_compiles: int | None = None
@@ -165,9 +187,9 @@ class End(_Model):
 
 
 class Result(_Model):
-    """What the self-test of what serves came to on one device, or for one kind of layer."""
+    """What the self-test of what serves came to for one kind of attention layer, on every device."""
 
-    name: str = Field(description="The device, or the layer's requirement.")
+    name: str = Field(description="The layer's requirement, in words.")
     outcome: Outcome
     cases: int = Field(description="Cases that ran.")
     worst: float | None = Field(default=None, description="The largest error of a case as a share of its bound; over 1 fails.")
@@ -194,7 +216,11 @@ class BootReport(_Model):
     detection: Detection
     need: NeedReport | None = None
     decision: DecisionReport | None = None
+    devices: list[DeviceReport] = Field(default=[], description="Every device that was to serve, as a process numbers them.")
     selftest: list[Verdict] = []
+    collective: CollectiveResult | None = Field(
+        default=None, description="The collective check, where several devices serve one model together."
+    )
     verdict: BootVerdict = "skipped"
     backend: str | None = Field(default=None, description="The backend that serves, or null.")
     provider: str | None = None
@@ -210,7 +236,6 @@ class BootReport(_Model):
     end: End | None = Field(default=None, description="null while the boot is neither over nor serving.")
     versions: dict[str, str] = Field(default={}, description="Of attnkit, Python, what backends use, the driver, the engine.")
     levels: Levels | None = None
-    devices: list[Result] = Field(default=[], description="The self-test of what serves by device.")
     layer_kinds: list[Result] = Field(default=[], description="The self-test of what serves by kind of attention layer.")
     proof_key: str | None = Field(
         default=None, description="SHA-256 of what the verdict depends on: devices, driver, versions, requirements, level."
@@ -222,10 +247,12 @@ class BootReport(_Model):
         return to_json((redactor or Redactor()).plain(to_plain(self.model_dump()))) + "\n"
 
     def summarise(self) -> None:
-        """Fill in what follows from the verdicts: `devices` and `layer_kinds` of the candidate that was tested last."""
+        """Fill in what follows from the verdicts of the candidate tested last: `layer_kinds`, and the cases of each device."""
         last = self.selftest[-1].backend if self.selftest else None
         verdicts = [verdict for verdict in self.selftest if verdict.backend == last]
-        self.devices = _results(verdicts, lambda verdict: verdict.device)
+        for row in self.devices:
+            found = _results([v for v in verdicts if v.device_index == row.index], lambda verdict: verdict.device)
+            row.cases, row.worst = (found[0].cases, found[0].worst) if found else (0, None)
         self.layer_kinds = _results(verdicts, lambda verdict: verdict.layer)
 
 

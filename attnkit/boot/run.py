@@ -25,6 +25,7 @@ from typing import Any
 from attnkit import __version__
 from attnkit.backends.installed import installed_versions
 from attnkit.boot.candidates import Candidate, candidates
+from attnkit.boot.devices import Tested, bad_devices, device_reports, most_kernels, record, rolled_up, run_candidate
 from attnkit.boot.ending import failed_end, good_end, one_line, self_test_text
 from attnkit.boot.event_lines import event_text
 from attnkit.boot.events import Events
@@ -42,6 +43,7 @@ from attnkit.boot.report import (
 )
 from attnkit.boot.serving import EngineSettings, Serving
 from attnkit.engines.vllm import command as vllm_command
+from attnkit.engines.vllm.parallel import Parallelism, memory_share, parallelism
 from attnkit.errors import (
     EXIT_CHECK_FAILED,
     EXIT_INCONCLUSIVE,
@@ -51,19 +53,19 @@ from attnkit.errors import (
     InternalError,
     NoBackendError,
     UsageError,
-    unknown_name,
 )
 from attnkit.hardware.device import Detection, Device
+from attnkit.hardware.narrow import narrow
 from attnkit.isolation import simulated
-from attnkit.isolation.messages import Request
-from attnkit.isolation.parent import run_isolated
+from attnkit.isolation.collective import check_collectives
+from attnkit.isolation.injected import WRONG_RANK, Injected, check_devices, parse_fault
+from attnkit.isolation.parent import Kernels
 from attnkit.jsonio import now, to_json, to_plain
 from attnkit.redact import Redactor
 from attnkit.select.choose import no_backend_text
-from attnkit.select.node import Node, find_node
+from attnkit.select.node import Node, find_node, inspect_machine
 from attnkit.select.plan import Plan, make_plan
-from attnkit.selftest import FAULTS
-from attnkit.selftest.results import LEVELS, OUTCOMES, CaseResult, Level, Verdict, check_level, roll_up
+from attnkit.selftest.results import LEVELS, OUTCOMES, CaseResult, Level, Verdict, check_level
 from attnkit.web import check_url
 
 MOST_SECONDS = 7 * 86400.0
@@ -87,7 +89,7 @@ class BootOptions:
         node, workload, backend, model, level, fault, simulated_device: as on the command line; None where not given.
         root: alternative root for /sys and /proc.
         health_url, health_timeout: see `EngineSettings`.
-        selftest_timeout: seconds allowed for each candidate's self-test.
+        selftest_timeout: seconds allowed for each candidate's self-test on each device.
         engine_check: validate the engine's own implementation and check its log; False for an engine whose interface is not
             known yet: then attnkit's implementation is validated, and the report says that the engine's is not.
     """
@@ -164,6 +166,9 @@ class _Boot:
             planted_answer=options.simulated_device,
         )
         self.vllm = vllm_command.recognise(options.command)
+        self.fault: Injected | None = None
+        self.parallelism = Parallelism()
+        self.serving_devices: tuple[Device, ...] = ()
 
     def run(self) -> int:
         """The one place that ends a boot, whatever happened: failed, with an exit code, a report, and no engine left."""
@@ -216,7 +221,7 @@ class _Boot:
             self.events.emit("error", message=str(error))
             raise
         level = check_level(options.level)
-        _check_fault(options.fault)
+        self.fault = None if options.fault is None else parse_fault(options.fault)
         _check_simulated(options)
         _check_times(options)
         if options.health_url is not None:
@@ -231,20 +236,25 @@ class _Boot:
         plan = self._select(where, explicit)
         self._note_level(level or plan.settings.level, plan.settings.level)
         validated = self._validate(plan, level or plan.settings.level, explicit)
+        if validated is not None and not self._collectives_work(plan):
+            validated = None
         self._conclude()
         return validated, plan
 
     def _detect(self) -> Node:
         with self._timed("detect"):
-            where = find_node(root=self.options.root, node=self.options.node)
-        if not where.here or where.detection is None:
-            raise UsageError(f"--node {self.options.node}: {where.why}; `attnkit detect` shows the devices of this machine")
-        detection = where.detection
+            machine = inspect_machine(self.options.root)
+        # What was found is on record before anything about it is refused.
+        detection = machine.detection
         self.report.host |= detection.host
+        self.report.node_type, self.report.node_type_why = machine.match.node, machine.match.why
+        self.report.detection = detection
+        where = find_node(root=self.options.root, node=self.options.node, machine=machine)
+        if not where.here:
+            raise UsageError(f"--node {self.options.node}: {where.why}; `attnkit detect` shows the devices of this machine")
         self.report.node_type = where.profile.name if where.profile else None
         self.report.node_type_source = "given" if where.source == "given" else "detected"
         self.report.node_type_why = where.why
-        self.report.detection = detection
         self.report.versions = _versions(where.device)
         self.report.boot_seconds.detect = self.seconds["detect"]
         self.outputs.save_partial(self.report)
@@ -258,9 +268,26 @@ class _Boot:
             probe_errors={p.probe: p.error for p in detection.probes if p.error},
             seconds=self.seconds["detect"],
         )
+        engine_args = where.profile.engine.args if where.profile else ()
+        self.parallelism = parallelism(self.vllm, engine_args)
+        self._check_injected(where)
+        self.report.devices = device_reports(where.devices, self.options.root, memory_share(self.vllm, engine_args))
+        self.outputs.save_partial(self.report)
+        self.events.emit("devices", devices=[row.model_dump() for row in self.report.devices])
         if self.options.simulated_device is None:
             require_device(detection, os.environ)
         return where
+
+    def _check_injected(self, where: Node) -> None:
+        """A fault that has nowhere to go would look like a pass."""
+        if self.options.simulated_device is not None:
+            check_devices(simulated.parse(self.options.simulated_device).devices, where.devices)
+        if self.fault is None:
+            return
+        if self.fault.name == WRONG_RANK and self.parallelism.devices == 1:
+            raise UsageError(f"--fault {WRONG_RANK} is for devices that serve one model together (--tensor-parallel-size)")
+        if self.fault.name != WRONG_RANK or where.device.kind != "cpu":  # the ranks of a CPU are no devices
+            check_devices(self.fault.devices, where.devices)
 
     def _select(self, where: Node, explicit: str | None) -> Plan:
         report, options = self.report, self.options
@@ -268,7 +295,7 @@ class _Boot:
             model = options.model
             overrides: dict[str, Any] = {}
             if self.vllm is not None:
-                overrides = self.vllm.overrides()
+                overrides = self.vllm.overrides() | {"tensor_parallel": self.parallelism.tensor}
                 if model is None and self.vllm.local_model is not None:
                     model = str(self.vllm.local_model)
             plan = make_plan(
@@ -305,33 +332,81 @@ class _Boot:
         return plan
 
     def _validate(self, plan: Plan, level: Level, explicit: str | None) -> Candidate | None:
-        """Test candidates in order until one passes."""
+        """Test candidates in order, on all devices at once, until one passes.
+
+        A backend that passes on no device is the backend's failure, and the next one is tried. One that passes on some shows
+        that the others are bad: they are left out, or fail the node, as the profile says.
+        """
         report = self.report
         candidates = self._candidates(plan, explicit)
         self.outputs.write_ready_file("selftest")
         with self._timed("selftest"):
             for position, candidate in enumerate(candidates):
-                verdicts = self._test(candidate, plan, level)
-                report.selftest.extend(verdicts)
-                report.verdict = self._verdict(verdicts)
-                if report.verdict in _SERVES:
+                tested = self._test(candidate, plan, level)
+                good = [one for one in tested if one.serves]
+                report.verdict = rolled_up([v for one in tested for v in one.verdicts], self.options.simulated_device)
+                if len(good) == len(tested) or (good and self._leave_out(tested, plan)):
+                    report.verdict = good[0].outcome
                     report.backend, report.provider = candidate.serves, candidate.by
                     report.boot_seconds.selftest = self._since("selftest")
+                    self.serving_devices = tuple(one.device for one in good)
                     return candidate
+                if good:
+                    stays = f"{self.parallelism.devices} devices serve the model together, and {len(good)} are left"
+                    policy = "the profile's on_bad_device is 'fail'" if plan.settings.on_bad_device == "fail" else stays
+                    self._fall_back(candidate.backend, None, f"{bad_devices(tested)}; the others passed, and {policy}")
+                    report.boot_seconds.selftest = self._since("selftest")
+                    return None
                 following = candidates[position + 1] if position + 1 < len(candidates) and explicit is None else None
-                self._fall_back(candidate.backend, following.backend if following else None, _why(verdicts))
+                why = tested[0].why if len(tested) == 1 else f"on every device; {bad_devices(tested)}"
+                self._fall_back(candidate.backend, following.backend if following else None, why)
                 self.outputs.save_partial(report)
                 if following is None:
                     break
-        report.verdict = self._verdict(report.selftest)
+        report.verdict = rolled_up(report.selftest, self.options.simulated_device)
         report.boot_seconds.selftest = self.seconds["selftest"]
         return None
 
-    def _verdict(self, verdicts: list[Verdict] | tuple[Verdict, ...]) -> BootVerdict:
-        """The roll-up of several verdicts; a simulated device that is right is never a pass."""
-        if self.options.simulated_device is not None and all(verdict.outcome == "skipped" for verdict in verdicts):
-            return "planted"
-        return roll_up(verdict.outcome for verdict in verdicts)
+    def _leave_out(self, tested: tuple[Tested, ...], plan: Plan) -> bool:
+        """Leave the bad devices out where the profile says so; whether it does."""
+        good = sum(one.serves for one in tested)
+        if plan.settings.on_bad_device != "leave_out" or good < self.parallelism.devices <= len(tested):
+            return False
+        for row, one in zip(self.report.devices, tested, strict=True):
+            if not one.serves:
+                row.left_out = True
+                self.events.emit("device.left_out", **_identity(one.device), reason=one.why)
+        return True
+
+    def _collectives_work(self, plan: Plan) -> bool:
+        """Check the devices that serve one model together, before the engine starts; True where there are none."""
+        report, count = self.report, self.parallelism.devices
+        if count == 1:
+            return True
+        devices = self.serving_devices[:count]
+        if plan.node.device.kind == "cpu":
+            devices = (plan.node.device,) * count
+        if len(devices) < count:
+            text = f"{count} devices serve the model together and {len(devices)} are here: their collectives were not checked"
+            plan_warnings = report.decision.warnings if report.decision else []
+            plan_warnings.append(text)
+            return True
+        healths = [next(row.health for row in report.devices if row.index == device.index) for device in devices]
+        everything = plan.node.detection.devices if plan.node.detection else devices
+        found = check_collectives(
+            devices,
+            environment=narrow(everything, self.serving_devices, os.environ),
+            healths=healths,
+            fault=self.fault,
+            simulated=self.options.simulated_device is not None,
+        )
+        report.collective = found
+        self.events.emit("collective", **to_plain(found))
+        if found.outcome in ("fail", "inconclusive"):
+            report.verdict, report.backend, report.provider = found.outcome, None, None
+            report.error = f"the devices do not work together ({found.backend}): {found.reason}"
+            return False
+        return True
 
     def _candidates(self, plan: Plan, explicit: str | None) -> tuple[Candidate, ...]:
         """What is tested; a backend that the engine cannot be told to use is a fallback step in the report."""
@@ -344,47 +419,51 @@ class _Boot:
                 self._fall_back(backend, found.kept[0].backend, reason)
         return found.kept
 
-    def _test(self, candidate: Candidate, plan: Plan, level: Level) -> tuple[Verdict, ...]:
-        request = Request(
-            backend=candidate.test,
-            provider=candidate.provider,
-            device=plan.node.device,
-            specs=plan.requirements.specs,
-            level=level,
-            fault=self.options.fault,
-            planted_answer=self.options.simulated_device,
-        )
+    def _test(self, candidate: Candidate, plan: Plan, level: Level) -> tuple[Tested, ...]:
+        several = len(plan.node.devices) > 1
+        kernels: list[Kernels] = []
 
-        def on_case(case: CaseResult) -> None:
-            self.events.emit("selftest.case", backend=candidate.test, provider=candidate.by, **_fields(case))
+        def on_case(device: Device, case: CaseResult) -> None:
+            which = {"device_index": device.index} if several else {}
+            self.events.emit("selftest.case", backend=candidate.test, provider=candidate.by, **which, **_fields(case))
 
-        def on_kernels(baked: int, compiled: int, unused: str) -> None:
-            self.report.kernels = KernelCounts(baked=baked, jit_compiles=compiled)
-            if unused and self.report.decision is not None:
-                self.report.decision.warnings.append(unused)
-
-        verdicts = run_isolated(
-            request,
+        tested = run_candidate(
+            candidate,
+            plan,
+            level,
+            fault=self.fault,
+            simulated=self.options.simulated_device,
+            environment=os.environ,
             timeout=self.options.selftest_timeout,
             on_case=on_case,
-            on_kernels=on_kernels,
-            env=plan.settings.engine_env,
+            on_kernels=kernels.append,
         )
-        for verdict in verdicts:
-            counts = {outcome: sum(c.outcome == outcome for c in verdict.cases) for outcome in OUTCOMES}
-            self.events.emit(
-                "selftest.verdict",
-                backend=verdict.backend,
-                provider=verdict.provider,
-                device=verdict.device,
-                level=verdict.level,
-                verdict=verdict.outcome,
-                cases=counts,
-                failed=[f"{c.case}: {c.reason}" for c in verdict.cases if c.outcome == "fail"],
-                unseen=verdict.unseen,
-                seconds=round(verdict.seconds, 3),
-            )
-        return verdicts
+        if kernels:
+            most = most_kernels(kernels)
+            self.report.kernels = KernelCounts(baked=most.baked, jit_compiles=most.jit_compiles)
+            if most.unused and self.report.decision is not None:
+                self.report.decision.warnings.append(most.unused)
+        record(self.report.devices, tested)
+        for one in tested:
+            self.report.selftest.extend(one.verdicts)
+            for verdict in one.verdicts:
+                self._say_verdict(verdict)
+        return tested
+
+    def _say_verdict(self, verdict: Verdict) -> None:
+        counts = {outcome: sum(c.outcome == outcome for c in verdict.cases) for outcome in OUTCOMES}
+        self.events.emit(
+            "selftest.verdict",
+            backend=verdict.backend,
+            provider=verdict.provider,
+            device=verdict.device,
+            level=verdict.level,
+            verdict=verdict.outcome,
+            cases=counts,
+            failed=[f"{c.case}: {c.reason}" for c in verdict.cases if c.outcome == "fail"],
+            unseen=verdict.unseen,
+            seconds=round(verdict.seconds, 3),
+        )
 
     def _fall_back(self, from_backend: str, to_backend: str | None, reason: str) -> None:
         self.report.fallbacks.append(Fallback.model_validate({"from": from_backend, "to": to_backend, "reason": reason}))
@@ -398,13 +477,17 @@ class _Boot:
         report.proof_key = _proof_key(report)
         report.boot_seconds.total = self._since_start()
         if not serves:
-            last = report.fallbacks[-1]
+            what, step = self_test_text(report), ""
             report.exit_code = _EXIT_BY_VERDICT[report.verdict]
-            report.error = f"no backend passed its self-test; the last one, {last.from_backend}: {last.reason}"
-            step = ""
+            if report.error is not None:
+                what = "devices do not work together"
+            else:
+                last = report.fallbacks[-1]
+                everywhere = " on every device" if len(report.devices) > 1 else ""
+                report.error = f"no backend passed its self-test{everywhere}; the last one, {last.from_backend}: {last.reason}"
             if any("--selftest-timeout" in case.reason for verdict in report.selftest for case in verdict.cases):
                 step = f"if this machine is that slow, set ATTNKIT_SELFTEST_TIMEOUT above {self.options.selftest_timeout:.0f}"
-            report.end = failed_end(report, self_test_text(report), report.error, step, report.exit_code)
+            report.end = failed_end(report, what, report.error, step, report.exit_code)
         elif not self.options.command:
             report.exit_code = _EXIT_BY_VERDICT[report.verdict]
             report.end = good_end(report, "validated")
@@ -432,7 +515,9 @@ class _Boot:
     def _serve(self, plan: Plan, validated: Candidate) -> int:
         settings = EngineSettings(self.options.command, self.options.health_url, self.options.health_timeout)
         serving = Serving(settings, self.report, self.outputs, self.events, self.started, self.redactor)
-        return serving.run(plan.node.device, plan.settings, validated)
+        everything = plan.node.detection.devices if plan.node.detection else ()
+        visible = narrow(everything, self.serving_devices, os.environ)
+        return serving.run(plan.node.device, plan.settings, validated, visible)
 
     def _failed(self, error: AttnkitError, code: int | None = None) -> None:
         """Report an end that is no verdict. Each step on its own: what cannot be written now may leave room for the next."""
@@ -469,26 +554,15 @@ class _Boot:
         return round(time.monotonic() - self.started, 3)
 
 
-def _why(verdicts: tuple[Verdict, ...]) -> str:
-    """The first case that did not pass, in words."""
-    for outcome in ("fail", "inconclusive"):
-        for verdict in verdicts:
-            for case in verdict.cases:
-                if case.outcome == outcome:
-                    return f"{outcome}: {case.case}: {case.reason}"
-    return "no case of the self-test ran"
-
-
-def _check_fault(fault: str | None) -> None:
-    if fault is not None and fault not in FAULTS:
-        raise unknown_name("fault", fault, FAULTS)
+def _identity(device: Device) -> dict[str, Any]:
+    return {"device_index": device.index, "uuid": device.uuid, "pci_address": device.pci_address, "device": device.label}
 
 
 def _check_simulated(options: BootOptions) -> None:
     if options.simulated_device is None:
         return
     simulated.parse(options.simulated_device)
-    if options.fault is not None:
+    if options.fault is not None and parse_fault(options.fault).name != WRONG_RANK:
         raise UsageError(
             "a fault cannot be injected into a simulated device, which runs no kernel: give --fault or --simulated-device"
         )

@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -71,10 +71,17 @@ class Serving:
         self._problem: AttnkitError | None = None
         self._ready = False
 
-    def run(self, device: Device, settings: Settings, validated: Candidate) -> int:
-        """Start the engine on the validated backend, wait for its end and return what boot exits with."""
-        environment = dict(os.environ)
+    def run(self, device: Device, settings: Settings, validated: Candidate, visible: Mapping[str, str] | None = None) -> int:
+        """Start the engine on the validated backend, wait for its end and return what boot exits with.
+
+        Args:
+            visible: the variables that hide the devices which are left out.
+        """
+        environment = {**os.environ, **(visible or {})}
         engine = self._prepare(device, settings, validated, environment)
+        if visible:
+            engine.env |= visible
+            engine.notes.append(f"sees the validated devices alone: {' '.join(f'{k}={v}' for k, v in visible.items())}")
         self._report.engine = engine
         self._expected = validated.expected
         supervisor = Supervisor(

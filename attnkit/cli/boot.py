@@ -50,7 +50,7 @@ def boot(
             "--selftest-timeout",
             envvar="ATTNKIT_SELFTEST_TIMEOUT",
             min=1.0,
-            help="Seconds allowed for each backend's self-test.",
+            help="Seconds allowed for each backend's self-test on each device.",
         ),
     ] = 900.0,
     engine_check: Annotated[

@@ -16,7 +16,11 @@ from attnkit.redact import Redactor
 from attnkit.wording import printable
 
 SHORT_LIST = 48
-"""Longer lists of choices do not fit beside an option at 80 columns; they get a section of their own."""
+"""Longer lists of choices do not fit next to an option at 80 columns; they get a section of their own."""
+
+
+QUICK = frozenset({"detect", "backends", "select", "resolve"})
+"""Commands that answer at once and start no other process."""
 
 
 _CliUsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -32,6 +36,12 @@ def _refused(message: str) -> None:
 
 class Group(TyperGroup):
     """Turns attnkit's own errors into a message and an exit code, never a traceback."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Before a quick command: no search of every installed distribution's metadata for plugins of pydantic."""
+        if args and args[0] in QUICK:
+            os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; see the class."""

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from attnkit.cli.options import Explicit, Json, Model, Node, Root, Workload, print_json
-from attnkit.errors import EXIT_CHECK_FAILED, EXIT_NO_BACKEND
+from attnkit.errors import EXIT_CHECK_FAILED, EXIT_INCONCLUSIVE, EXIT_NO_BACKEND
 
 
 def detect(root: Root = Path("/"), json: Json = False) -> None:
@@ -72,7 +72,9 @@ def select(
         from attnkit.cli import tables
 
         tables.show_plan(plan, files)
-    if plan.decision.chosen is None:
+    if plan.requirements.not_understood:
+        raise typer.Exit(EXIT_INCONCLUSIVE)
+    if plan.decision.chosen is None and not plan.attention_free:
         raise typer.Exit(EXIT_NO_BACKEND)
 
 

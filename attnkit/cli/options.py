@@ -22,7 +22,10 @@ LevelOption = Annotated[
     str | None, typer.Option("--level", envvar="ATTNKIT_LEVEL", help="Self-test level; default: the profile's.")
 ]
 Fault = Annotated[
-    str | None, typer.Option("--fault", envvar="ATTNKIT_FAULT", help="Debugging: inject this fault into the self-test.")
+    str | None,
+    typer.Option(
+        "--fault", envvar="ATTNKIT_FAULT", help="Debugging: inject this fault into the self-test (NAME@1: on device 1 only)."
+    ),
 ]
 SimulatedDevice = Annotated[
     str | None,
@@ -30,7 +33,7 @@ SimulatedDevice = Annotated[
         "--simulated-device",
         envvar=["ATTNKIT_SIMULATED_DEVICE", "ATTNKIT_PLANTED_ANSWER"],
         help="Debugging: run no kernel, simulate a device that is right, wrong, crash or hang (wrong:BACKEND: for that backend "
-        "only). The verdict is then 'planted', never 'pass'.",
+        "only, wrong@1: on device 1 only). The verdict is then 'planted', never 'pass'.",
     ),
 ]
 

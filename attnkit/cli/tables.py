@@ -11,7 +11,18 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from attnkit.wording import COLOURS, MARKS, memory_text, number, printable, short_reasons, spec_text
+from attnkit.wording import (
+    COLOURS,
+    MARKS,
+    heads_text,
+    health_text,
+    layer_text,
+    memory_text,
+    number,
+    printable,
+    short_reasons,
+    spec_text,
+)
 
 if TYPE_CHECKING:
     from attnkit.boot.report import BootReport
@@ -156,11 +167,15 @@ def show_plan(plan: Plan, profile_files: Iterable[Path]) -> None:
     out.print(Text(f"device     {node.device.name} ({node.device.arch})"))
     out.print(Text(f"installed  {plan.installed_source}"))
     out.print(Text(f"order      {decision.order_source}"))
-    for spec in plan.requirements.specs:
+    for spec in plan.requirements.specs if not plan.layers else ():
         out.print(Text(f"requires   {spec_text(spec)}"))
-    out.print(Text(f"           from {plan.requirements.source}"))
+    read = bool(plan.layers or plan.requirements.other)
+    out.print(Text(f"{'model      ' if read else '           from '}{plan.requirements.source}"))
     for note in (*plan.requirements.notes, *decision.warnings):
         out.print(Text(f"note       {note}", style="yellow"))
+    for text in plan.requirements.not_understood:
+        out.print(Text.assemble(("not understood: ", "bold red"), text))
+    _show_layers(out, plan)
     out.print()
     if node.device.obstacle is not None:
         out.print(Text.assemble(("no usable device: ", "bold red"), node.device.obstacle))
@@ -176,8 +191,23 @@ def show_plan(plan: Plan, profile_files: Iterable[Path]) -> None:
             name = rejected.backend if position == 0 else ""
             table.add_row(Text("✗" if position == 0 else "", style="red"), name, Text(reason, style="dim"))
     out.print(table)
-    if decision.chosen is None:
+    if decision.chosen is None and not plan.attention_free:
         out.print(Text("no usable backend", style="bold red"))
+
+
+def _show_layers(out: Console, plan: Plan) -> None:
+    """Every kind of layer with what is chosen for it."""
+    if not plan.layers and not plan.requirements.other:
+        return
+    out.print()
+    table = _table("layers", "kind", "heads × size", "", "backend")
+    for choice in plan.layers:
+        name = Text(choice.chosen.backend, style="green") if choice.chosen else Text("none", style="red")
+        kind = choice.kind
+        table.add_row(str(kind.count), f"{kind.role} {kind.spec.dtype}", heads_text(kind.spec), layer_text(kind), name)
+    for other in plan.requirements.other:
+        table.add_row(str(other.count), "other", "", other.what, Text("not attention", style="dim"))
+    out.print(table)
 
 
 def show_resolution(found: Resolution, platform: str) -> None:
@@ -248,6 +278,14 @@ def show_report(report: BootReport) -> None:
         if text:
             table.add_row(Text(name, style="dim"), Text(text))
     out.print(table)
+    for row in report.devices if len(report.devices) > 1 else ():
+        verdict = "left out" if row.left_out else row.verdict or "not tested"
+        out.print(Text(f"device {row.index}   {verdict}: {row.reason or health_text(row.health)}"))
+    for finding in (finding for row in report.devices for finding in row.findings):
+        out.print(Text(f"finding    {finding}", style="yellow"))
+    if report.collective is not None:
+        found = report.collective
+        out.print(Text(f"collective {found.outcome} over {found.backend or 'nothing'}: {found.reason or 'right to the bit'}"))
     for step in report.fallbacks:
         out.print(Text(f"fallback   {step.from_backend} → {step.to_backend or 'nothing left'}: {step.reason}", style="yellow"))
     out.print()

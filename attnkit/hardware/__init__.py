@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from attnkit.errors import UsageError
-from attnkit.hardware import amd, cpu, host, intel, nvidia, other, tpu, visible
+from attnkit.hardware import amd, cpu, host, intel, nvidia_child, other, tpu, visible
 from attnkit.hardware.device import Detection, Device, ProbeResult
 from attnkit.hardware.pci import PciDevice, read_pci
 from attnkit.hardware.tree import Tree
@@ -19,7 +19,7 @@ from attnkit.hardware.tree import Tree
 __all__ = ["Detection", "Device", "ProbeResult", "detect", "probes"]
 
 _PROBES: dict[str, Callable[[Tree, tuple[PciDevice, ...]], ProbeResult]] = {
-    "nvidia": nvidia.probe,
+    "nvidia": nvidia_child.probe,
     "amd": amd.probe,
     "intel": intel.probe,
     "tpu": tpu.probe,

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias
-
-from attnkit.errors import UsageError
 
 Vendor: TypeAlias = Literal["nvidia", "amd", "intel", "google", "cpu"]
 """Vendors whose devices attnkit serves from."""
@@ -91,6 +88,12 @@ class Device:
         return self.problem or f"{self.name} cannot be used from here: {what}"
 
     @property
+    def label(self) -> str:
+        """Which one it is, in words: "device 1 (GPU-…, 0000:3b:00.0)"."""
+        known = ", ".join(filter(None, (self.part, self.uuid, self.pci_address)))
+        return f"device {self.index}" + (f" ({known})" if known else "")
+
+    @property
     def tensor_cores(self) -> bool:
         """False for a GPU whose matrix products run on its scalar units although its architecture has tensor cores."""
         return NO_TENSOR_CORES not in self.features
@@ -127,26 +130,3 @@ class Detection:
     visibility: dict[str, str] = field(default_factory=dict)
     visibility_notes: tuple[str, ...] = ()
     ambiguous: str | None = None
-
-
-_VENDOR_BY_ARCH: tuple[tuple[str, Vendor, Kind], ...] = (
-    ("sm_*", "nvidia", "gpu"),
-    ("gfx*", "amd", "gpu"),
-    ("xe*", "intel", "gpu"),
-    ("tpu*", "google", "tpu"),
-    ("x86_64", "cpu", "cpu"),
-    ("aarch64", "cpu", "cpu"),
-    ("ppc64le", "cpu", "cpu"),
-    ("s390x", "cpu", "cpu"),
-    ("riscv64", "cpu", "cpu"),
-    ("loongarch64", "cpu", "cpu"),
-)
-
-
-def pretend(arch: str, name: str) -> Device:
-    """A device of `arch` as selection sees it, without a machine around it."""
-    for pattern, vendor, kind in _VENDOR_BY_ARCH:
-        if fnmatchcase(arch, pattern):
-            return Device(vendor=vendor, kind=kind, name=name, arch=arch, source="given")
-    known = ", ".join(pattern for pattern, _, _ in _VENDOR_BY_ARCH)
-    raise UsageError(f"unknown device architecture {arch!r}. Allowed: {known}, as `attnkit detect` shows them")

@@ -43,7 +43,7 @@ def probe(tree: Tree, pci: tuple[PciDevice, ...]) -> ProbeResult:
     cards = gpus(pci, NVIDIA)
     notes: list[str] = []
     failure: str | None = None
-    if tree.live and (cards or any(tree.exists(node) for node in _NODES)):
+    if asks_nvml(tree, pci):
         try:
             nvml = _load_nvml()
             answer = _read_nvml(nvml, cards, notes)
@@ -59,8 +59,23 @@ def probe(tree: Tree, pci: tuple[PciDevice, ...]) -> ProbeResult:
             notes.append(f"NVML failed ({type(exc).__name__}: {exc}): GPUs are read from sysfs and PCI ids")
             if type(exc).__name__.startswith("NVMLError") and getattr(exc, "value", None) != _ERROR_LIBRARY_NOT_FOUND:
                 failure = f"NVML says: {exc}"
-    if failure is None:
-        failure = _versions_differ(tree)
+    return without_nvml(tree, pci, failure, notes)
+
+
+def asks_nvml(tree: Tree, pci: tuple[PciDevice, ...]) -> bool:
+    """Whether NVML is asked: at the real root, where there is any sign of a GPU."""
+    return tree.live and bool(gpus(pci, NVIDIA) or any(tree.exists(node) for node in _NODES))
+
+
+def without_nvml(tree: Tree, pci: tuple[PciDevice, ...], failure: str | None, notes: list[str]) -> ProbeResult:
+    """List the NVIDIA GPUs as PCI and /proc/driver/nvidia show them.
+
+    Args:
+        failure: why none of them works though the driver is loaded, None where that is not known.
+        notes: gets one sentence for each thing worth knowing.
+    """
+    cards = gpus(pci, NVIDIA)
+    failure = failure or _versions_differ(tree)
     listed: list[Device] = []
     for card in cards:
         listed.extend(_from_pci(tree, card, len(listed), failure, notes))

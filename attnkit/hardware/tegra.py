@@ -15,6 +15,7 @@ _CHIPS = {
     "tegra234": ("sm_87", "NVIDIA Jetson Orin", 0x23),
     "tegra264": ("sm_110", "NVIDIA Jetson Thor", 0x26),
 }
+ARCHS = frozenset(arch for arch, _, _ in _CHIPS.values())
 _NODES = ("dev/nvhost-gpu", "dev/nvhost-ctrl-gpu", "dev/nvgpu", "dev/nvidia0", "dev/nvmap")
 _DEVICE_TREES = ("proc/device-tree", "sys/firmware/devicetree/base")
 

@@ -214,7 +214,7 @@ def _level_zero(usable: list[Device], result: Visibility) -> list[Device]:
     In the flat hierarchy, the default, every tile of a card is a device with an index of its own.
     """
     flat = result.variables.get("ZE_FLAT_DEVICE_HIERARCHY", "FLAT").upper() != "COMPOSITE"
-    tiles = [device for device in usable for _ in range(_tiles(device) if flat else 1)]
+    tiles = [device for device in usable for _ in range(tiles_of(device) if flat else 1)]
     kept = tiles
     mask = result.variables.get("ZE_AFFINITY_MASK")
     if mask:
@@ -223,12 +223,15 @@ def _level_zero(usable: list[Device], result: Visibility) -> list[Device]:
     if selector:
         kept = _selected(selector, kept, result)
     for device in dict.fromkeys(kept if flat else ()):
-        if kept.count(device) < _tiles(device):
-            result.notes.append(f"{device.name} {device.index}: {kept.count(device)} of its {_tiles(device)} tiles are visible")
+        if kept.count(device) < tiles_of(device):
+            result.notes.append(
+                f"{device.name} {device.index}: {kept.count(device)} of its {tiles_of(device)} tiles are visible"
+            )
     return kept
 
 
-def _tiles(device: Device) -> int:
+def tiles_of(device: Device) -> int:
+    """How many tiles an Intel card has, each a device of its own in the flat hierarchy."""
     return next((tiles for word, tiles in _TILES.items() if word in device.name), 1)
 
 

@@ -1,11 +1,12 @@
-"""`attnkit selftest`: test backends on this machine, each in a process of its own, and leave a report of the verdicts."""
+"""`attnkit selftest`: test backends on this machine's devices, each in a process of its own, and report the verdicts."""
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ from attnkit.backends.base import Accepted, Reason, Rejected, missing
 from attnkit.backends.installed import installed_versions
 from attnkit.backends.registry import all_backends, canonical, get
 from attnkit.engines.vllm.driver import PREFIX
-from attnkit.errors import EXIT_CHECK_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, NoBackendError, UsageError, unknown_name
+from attnkit.errors import EXIT_CHECK_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, NoBackendError, UsageError
 from attnkit.hardware.device import Device
+from attnkit.hardware.narrow import narrow
+from attnkit.isolation.compare import compare_devices
+from attnkit.isolation.injected import Injected, check_devices, parse_fault
 from attnkit.isolation.messages import Request
-from attnkit.isolation.parent import inject_isolated, run_isolated
+from attnkit.isolation.parent import DeviceTask, beside, inject_isolated, run_on_devices
 from attnkit.jsonio import now, to_json, to_plain, write_atomically
 from attnkit.select.choose import no_backend_text
 from attnkit.select.node import find_node
 from attnkit.select.plan import Plan, make_plan
-from attnkit.selftest import FAULTS
 from attnkit.selftest.results import FaultResult, Level, Outcome, Verdict, check_level, roll_up
 from attnkit.spec import AttentionSpec
 
@@ -71,11 +74,12 @@ def run_checks(
     """
     engine = options.backend.casefold().startswith(PREFIX)
     explicit = None if engine or options.backend.casefold() == "all" else canonical(options.backend)
-    if options.fault is not None and options.fault not in FAULTS:
-        raise unknown_name("fault", options.fault, FAULTS)
+    fault = None if options.fault is None else parse_fault(options.fault)
     where = find_node(root=options.root, node=options.node)
     if not where.here:
         raise UsageError(f"--node {options.node}: {where.why}")
+    if fault is not None:
+        check_devices(fault.devices, where.devices)
     asked = check_level(options.level)
     plan = make_plan(where, model=options.model, explicit=explicit if options.model else None)
     level = asked or plan.settings.level
@@ -89,8 +93,7 @@ def run_checks(
         return _inject_faults(candidates, plan, specs, level, options, show_fault_results)
     verdicts: list[Verdict] = []
     for candidate in candidates:
-        request = _request(candidate, plan, specs, level, options.fault, options.seed)
-        found = run_isolated(request, timeout=TIMEOUT_SECONDS, env=plan.settings.engine_env)
+        found = _test(_request(candidate, plan, specs, level, options.seed), plan, fault)
         verdicts.extend(found)
         if options.json_file is None:
             show_verdicts(found)
@@ -132,14 +135,25 @@ def _runnable(device: Device, explicit: str | None) -> tuple[Accepted, ...]:
 
 
 def _request(
-    candidate: Accepted,
-    plan: Plan,
-    specs: tuple[AttentionSpec, ...],
-    level: Level,
-    fault: str | None = None,
-    seed: int | None = None,
+    candidate: Accepted, plan: Plan, specs: tuple[AttentionSpec, ...], level: Level, seed: int | None = None
 ) -> Request:
-    return Request(candidate.backend, candidate.provider or None, plan.node.device, specs, level, fault, seed=seed)
+    return Request(candidate.backend, candidate.provider or None, plan.node.device, specs, level, seed=seed)
+
+
+def _test(request: Request, plan: Plan, fault: Injected | None) -> tuple[Verdict, ...]:
+    """The verdicts of every device that serves, all tested at once."""
+    where = plan.node
+    everything = where.detection.devices if where.detection else where.devices
+    tasks = [
+        DeviceTask(
+            replace(request, device=device, fault=fault.in_selftest(device) if fault else None),
+            TIMEOUT_SECONDS,
+            beside(plan.settings.engine_env) | narrow(everything, [device], os.environ),
+        )
+        for device in where.devices
+    ]
+    found = compare_devices(where.devices, run_on_devices(tasks))
+    return tuple(verdict for verdicts in found for verdict in verdicts)
 
 
 def _inject_faults(

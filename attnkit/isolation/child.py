@@ -14,6 +14,7 @@ from attnkit.backends.base import Backend
 from attnkit.backends.torch_device import torch_devices
 from attnkit.errors import AttnkitError
 from attnkit.hardware.device import Device
+from attnkit.isolation.injected import break_process
 from attnkit.isolation.lifeline import end_with_parent
 from attnkit.isolation.messages import REQUEST, Request
 from attnkit.jsonio import to_plain
@@ -69,9 +70,10 @@ def _inject_faults(request: Request, send: Callable[[str, Any], None]) -> None:
 
 
 def _work(request: Request, send: Callable[[str, Any], None]) -> None:
+    break_process(request.fault)
     names = torch_devices(request.device)
-    for index, name in enumerate(names):
-        device = replace(request.device, index=index) if len(names) > 1 else request.device
+    for index, name in enumerate(names):  # one, whichever it is of the machine's, unless torch sees more than attnkit does
+        device = request.device if name is None else replace(request.device, index=index)
         for spec in request.specs or (None,):
             verdict = _judge(request, device, spec, name, lambda case: send("case", case))
             verdict = replace(verdict, layer=spec_text(spec) if spec is not None else "")

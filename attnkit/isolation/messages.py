@@ -17,10 +17,10 @@ class Request:
 
     Args:
         backend, provider: what to run; provider None takes the first that can. "vllm:NAME" is vLLM's own implementation.
-        device: what it runs on; every visible accelerator of its vendor is tested.
+        device: what it runs on. The process sees it alone; its index there is not that in the machine.
         specs: the need, one per kind of layer; empty tests the level's own cases only.
         level: quick, standard or extended.
-        fault: a fault to inject, or None.
+        fault: a fault to inject (of `selftest.FAULTS` or `injected.PROCESS_FAULTS`), or None.
         planted_answer: what the device is made to answer (see `attnkit.isolation.simulated`), or None: it is really asked.
         inject_faults: inject every fault instead, and report which case catches it.
         seed: of the case that is drawn anew; None draws one.

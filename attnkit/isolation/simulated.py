@@ -9,9 +9,6 @@ inventory says that it is a rehearsal.
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +16,7 @@ from typing import Any
 from attnkit.backends.registry import canonical
 from attnkit.errors import UsageError
 from attnkit.hardware.device import Device
+from attnkit.isolation.injected import break_process, split_devices
 from attnkit.selftest.results import CaseResult, Level, Outcome, Verdict
 
 CASE = "planted-device-answer"
@@ -33,39 +31,41 @@ class SimulatedAnswer:
     Args:
         answer: right, wrong, crash (the self-test's process dies of SIGSEGV) or hang (it never ends).
         backends: the backends that answer so, every other one is right; empty: all of them.
+        devices: indices of the devices that answer so, every other one is right; empty: all of them.
     """
 
     answer: str
     backends: tuple[str, ...] = ()
+    devices: tuple[int, ...] = ()
 
-    def answer_of(self, backend: str) -> str:
-        """The answer of one backend."""
-        return self.answer if not self.backends or backend in self.backends else "right"
+    def answer_of(self, backend: str, device: Device) -> str:
+        """The answer of one backend on one device."""
+        concerned = (not self.backends or backend in self.backends) and (not self.devices or device.index in self.devices)
+        return self.answer if concerned else "right"
 
 
 def parse(text: str) -> SimulatedAnswer:
-    """ANSWER or ANSWER:BACKEND[,BACKEND].
+    """ANSWER[@INDEX[,INDEX]][:BACKEND[,BACKEND]].
 
     Raises:
-        UsageError: an unknown answer or backend.
+        UsageError: an unknown answer or backend, or an index that is no number.
     """
-    answer, _, names = text.partition(":")
+    head, _, names = text.partition(":")
+    answer, devices = split_devices(head)
     if answer not in ANSWERS:
         raise UsageError(
-            f"unknown simulated device {answer!r}. Known: {', '.join(ANSWERS)}, each also as ANSWER:BACKEND,BACKEND"
+            f"unknown simulated device {answer!r}. Known: {', '.join(ANSWERS)}, each also as ANSWER:BACKEND,BACKEND and, for "
+            "some devices alone, ANSWER@INDEX,INDEX"
         )
-    return SimulatedAnswer(answer, tuple(canonical(name.strip()) for name in names.split(",") if name.strip()))
+    return SimulatedAnswer(answer, tuple(canonical(name.strip()) for name in names.split(",") if name.strip()), devices)
 
 
 def run_simulated(
     text: str, *, backend: str, provider: str | None, device: Device, level: Level, send: Callable[[str, Any], None]
 ) -> None:
     """In the self-test's child process: send the simulated case and verdict of `backend`, or end as a broken device."""
-    answer = parse(text).answer_of(backend)
-    if answer == "crash":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    while answer == "hang":
-        time.sleep(3600)
+    answer = parse(text).answer_of(backend, device)
+    break_process(answer)
     outcome: Outcome = "fail" if answer == "wrong" else "skipped"
     case = CaseResult(
         case=CASE, guards=GUARDS, outcome=outcome, reason=f"no kernel ran: the device was simulated as {answer!r}"

@@ -7,12 +7,14 @@ so that a node with an unknown architecture still compiles, and the kernel direc
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from triton.runtime.cache import FileCacheManager
+
+from attnkit.errors import UsageError
+from attnkit.jsonio import read_json
 
 KERNELS_VARIABLE = "ATTNKIT_KERNELS"
 MANAGER = f"{__name__}:BakedCacheManager"
@@ -36,7 +38,10 @@ class BakedCacheManager(FileCacheManager):  # type: ignore[misc]
         group = self.precompiled / f"__grp__{filename}"
         if not group.is_file():
             return None
-        names: dict[str, str] = json.loads(group.read_text()).get("child_paths", {})
+        try:
+            names: dict[str, str] = read_json(group)["child_paths"]
+        except (UsageError, KeyError, TypeError):  # altered: as if it were not there; `kernels verify` says so
+            return None
         return {name: str(self.precompiled / name) for name in names if (self.precompiled / name).is_file()}
 
     def put(self, data: Any, filename: str, binary: bool = True) -> str:

@@ -108,6 +108,24 @@ def serving(devices: Iterable[Device]) -> list[Device]:
     return [d for d in devices if d.usable and not (MIG in d.features and d.pci_address in sliced)]
 
 
+def together(detection: Detection, device: Device, given: Match | None = None) -> tuple[Device, ...]:
+    """The devices that serve along with `device`, itself among them, as a process numbers them: visible, usable, and of its
+    node type (by detection, or as specifically of the node type `given`).
+
+    A CPU is one device; TPUs are one too, whose chips one process drives.
+    """
+    if device.kind != "gpu":
+        return (device,)
+    kind = (device.vendor, device.arch, INTEGRATED in device.features)
+    able = [d for d in serving(detection.devices) if d.visible and (d.vendor, d.arch, INTEGRATED in d.features) == kind]
+    if given is not None:
+        alike = [d for d in able if specificity(given, d) == specificity(given, device)]
+    else:
+        node = _match(device).node
+        alike = [d for d, match in zip(able, _matches(able), strict=True) if match.node == node]
+    return tuple(sorted(alike, key=in_order)) or (device,)
+
+
 def hidden(detection: Detection, device: Device, devices: Sequence[Device] = ()) -> Device:
     """The device with the sentence that says which variable hides it (and `devices`), as one that is not usable."""
     of = devices or (device,)

@@ -20,6 +20,7 @@ from attnkit.spec import Dtype, KvCacheDtype, Op
 
 Platform = Literal["cuda-ampere", "cuda-turing", "rocm", "ipex", "xpu", "tpu", "cpu"]
 ProfileLevel = Literal["quick", "standard", "extended"]
+OnBadDevice = Literal["fail", "leave_out"]
 
 BlockSize = Annotated[int, Field(ge=1, le=1024)]
 
@@ -121,6 +122,8 @@ class NodeProfile(_Strict):
         kv_cache_dtype: see `attnkit.spec`.
         block_size: tokens a cache block.
         level: how thorough the self-test at boot is.
+        on_bad_device: what a device that fails where its equals pass comes to: "fail" ends the boot, "leave_out" hides it
+            from the engine, which serves from the others.
         engine: what the engine is started with.
         workloads: per workload, what differs on this node type; it wins over the workload's own profile.
     """
@@ -134,6 +137,7 @@ class NodeProfile(_Strict):
     kv_cache_dtype: KvCacheDtype = "auto"
     block_size: BlockSize = 16
     level: ProfileLevel = "standard"
+    on_bad_device: OnBadDevice = "fail"
     engine: Engine = Engine()
     workloads: dict[Annotated[str, AfterValidator(_known_workload)], Changes] = {}
 
@@ -167,6 +171,7 @@ class Family(_Strict):
     kv_cache_dtype: KvCacheDtype = "auto"
     block_size: BlockSize = 16
     level: ProfileLevel = "standard"
+    on_bad_device: OnBadDevice = "fail"
     engine: Engine = Engine()
     nodes: dict[str, Product]
 
@@ -191,6 +196,7 @@ class Family(_Strict):
             kv_cache_dtype=self.kv_cache_dtype,
             block_size=self.block_size,
             level=self.level,
+            on_bad_device=self.on_bad_device,
             engine=self.engine,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attnkit.profiles.schema import NodeProfile, ProfileLevel, WorkloadProfile
+from attnkit.profiles.schema import NodeProfile, OnBadDevice, ProfileLevel, WorkloadProfile
 from attnkit.spec import KvCacheDtype, Op
 
 
@@ -27,6 +27,7 @@ class Settings:
     model: str | None
     engine_args: tuple[str, ...]
     engine_env: dict[str, str]
+    on_bad_device: OnBadDevice = "fail"
 
 
 def effective(node: NodeProfile | None, workload: WorkloadProfile | None) -> Settings:
@@ -49,4 +50,5 @@ def effective(node: NodeProfile | None, workload: WorkloadProfile | None) -> Set
         model=workload.model if workload else None,
         engine_args=tuple(arg for engine in engines for arg in engine.args),
         engine_env={name: value for engine in engines for name, value in engine.env.items()},
+        on_bad_device=node.on_bad_device if node else "fail",
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from attnkit.backends.base import Backend, Provider, Reason, missing
 from attnkit.backends.installed import installed_versions
 from attnkit.backends.registry import PluginFinding, all_backends, plugin_findings
-from attnkit.backends.versions import Installed
+from attnkit.backends.versions import Installed, split_requirement
 from attnkit.hardware.device import Device
 from attnkit.select.evidence import Evidence, best_word, evidence_for
 from attnkit.select.node import inspect_machine
@@ -79,11 +79,9 @@ def _unused(finding: PluginFinding) -> BackendRow:
 
 
 def _provider(provider: Provider, device: Device, installed: Installed) -> ProviderRow:
-    from packaging.requirements import Requirement
-
     about_device = tuple(r for r in provider.capability.reject(AttentionSpec(), device) if r.code in ("device", "arch"))
     reasons = (*about_device, *missing(provider, installed))
-    first = Requirement(provider.requires[0]).name if provider.requires else None
+    first = split_requirement(provider.requires[0])[0] if provider.requires else None
     return ProviderRow(
         name=provider.name,
         version=installed.get(first) if first else None,

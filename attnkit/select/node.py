@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from attnkit.backends.registry import plugin_findings
-from attnkit.errors import UsageError
+from attnkit.errors import UsageError, did_you_mean
 from attnkit.hardware import detect
-from attnkit.hardware.device import Detection, Device, ProbeResult, pretend
+from attnkit.hardware.archs import named, pretend
+from attnkit.hardware.device import Detection, Device, ProbeResult
 from attnkit.jsonio import to_plain
-from attnkit.profiles.files import all_nodes, family_names, load_node, read_nodes
-from attnkit.profiles.match import NodeMatch, hidden, in_order, match_node, serving, specificity
+from attnkit.profiles.files import all_nodes, family_names, load_node, node_names, read_nodes
+from attnkit.profiles.match import NodeMatch, hidden, in_order, match_node, serving, specificity, together
 from attnkit.profiles.schema import NodeProfile
 
 PLATFORM_VARIABLE = "ATTNKIT_PLATFORM"
@@ -50,6 +51,7 @@ class Node:
         why: one sentence on how the profile was found.
         detection: what is in this machine, None where another is asked about.
         here: True where the device is in this machine.
+        devices: what serves: `device` and those of its kind; empty where another box is asked about.
     """
 
     device: Device
@@ -58,6 +60,7 @@ class Node:
     why: str
     detection: Detection | None
     here: bool
+    devices: tuple[Device, ...] = ()
 
 
 def inspect_machine(root: Path | str = "/") -> Machine:
@@ -76,31 +79,37 @@ def inspect_machine(root: Path | str = "/") -> Machine:
     return Machine(detection, match_node(detection, vendors or None))
 
 
-def find_node(*, root: Path | str = "/", node: str | None = None, arch: str | None = None) -> Node:
+def find_node(
+    *, root: Path | str = "/", node: str | None = None, arch: str | None = None, machine: Machine | None = None
+) -> Node:
     """Find the device and the profile.
 
     Args:
         root: an alternative root for /sys and /proc.
         node: a node type; None: what the machine is detected as.
         arch: an architecture (sm_75, gfx942 …): ask about such a device instead of this machine.
+        machine: what is in the machine under `root`, where that is known already.
 
     Raises:
         UsageError: unknown node type or architecture, or the two do not fit each other; different devices of which nothing says
             which are to serve.
     """
     if arch is not None:
-        return _elsewhere(arch, node)
-    machine = inspect_machine(root)
+        return _elsewhere(_known(arch), node)
+    machine = machine or inspect_machine(root)
     if node is None:
         all_nodes()  # the one that cannot be read may be this machine's
         if machine.match.mixed:
             raise UsageError(machine.match.why)
         profile = load_node(machine.match.node) if machine.match.node else None
-        return Node(machine.match.device, profile, "detected", machine.match.why, machine.detection, here=True)
+        devices = together(machine.detection, machine.match.device)
+        return Node(machine.match.device, profile, "detected", machine.match.why, machine.detection, True, devices)
     profile = load_node(node)
     device = _of_type(machine.detection, profile)
     if device is not None:
-        return Node(device, profile, "given", f"node type {profile.name} was given", machine.detection, here=True)
+        why = f"node type {profile.name} was given"
+        devices = together(machine.detection, device, profile.match)
+        return Node(device, profile, "given", why, machine.detection, True, devices)
     pretended = replace(pretend(_first_arch(profile), profile.title), features=tuple(profile.match.any_feature[:1]))
     return Node(
         pretended, profile, "given", f"node type {profile.name} was given; this machine has no such device", None, here=False
@@ -120,6 +129,17 @@ def _of_type(detection: Detection, profile: NodeProfile) -> Device | None:
     able = serving(fitting)
     seen = next((d for d in able if d.visible), None)
     return seen or (hidden(detection, able[0], able) if able else next(iter(fitting), None))
+
+
+def _known(arch: str) -> str:
+    """A known architecture: those that exist, and those that a node type of the user's own names."""
+    try:
+        return named(arch)
+    except UsageError as unknown:
+        if any(arch in profile.match.arch for profile in all_nodes()):
+            return arch
+        near = did_you_mean(arch, node_names())
+        raise UsageError(f"{unknown}." + (f" A node type is given with --node.{near}" if near else "")) from None
 
 
 def _elsewhere(arch: str, node: str | None) -> Node:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from attnkit.backends.base import Accepted, Rejected
 from attnkit.backends.installed import assumed_installed, installed_versions
 from attnkit.backends.registry import plugin_findings
 from attnkit.backends.versions import Installed
@@ -18,18 +19,40 @@ from attnkit.profiles.files import load_workload
 from attnkit.profiles.settings import Settings, effective
 from attnkit.select.choose import Decision, combine, select
 from attnkit.select.node import Node
-from attnkit.spec import DTYPES, KV_CACHE_DTYPES, AttentionSpec, Dtype
+from attnkit.select.parallel import per_rank
+from attnkit.spec import DTYPES, KV_CACHE_DTYPES, TOWERS, AttentionSpec, Dtype, LayerKind, OtherLayers
 
 HERE = "this environment"
 
 
 @dataclass(frozen=True)
 class Requirements:
-    """What must be served: one spec per distinct kind of attention layer, and where they came from."""
+    """What must be served.
+
+    Args:
+        source: where it came from.
+        specs: one per distinct kind of attention layer of the language model; empty where it holds none.
+        notes: what a person should know.
+        layers: every kind of attention layer, towers included; empty where no model was given.
+        other: layers without softmax attention.
+        not_understood: towers that are not, each with its field.
+    """
 
     source: str
     specs: tuple[AttentionSpec, ...]
     notes: tuple[str, ...] = ()
+    layers: tuple[LayerKind, ...] = ()
+    other: tuple[OtherLayers, ...] = ()
+    not_understood: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """What is chosen for one kind of layer; None where nothing can serve it, and then why."""
+
+    kind: LayerKind
+    chosen: Accepted | None
+    rejected: tuple[Rejected, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,6 +64,12 @@ class Plan:
     requirements: Requirements
     decision: Decision
     installed_source: str
+    layers: tuple[LayerChoice, ...] = ()
+
+    @property
+    def attention_free(self) -> bool:
+        """The model holds no softmax attention: there is nothing to choose, and nothing to test."""
+        return not self.requirements.specs
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, as `attnkit select --json` prints them."""
@@ -52,6 +81,15 @@ class Plan:
             "need": to_plain(self.requirements),
             "installed": self.installed_source,
             "chosen": to_plain(self.decision.chosen),
+            "layers": [
+                {
+                    **to_plain(choice.kind),
+                    "backend": choice.chosen.backend if choice.chosen else None,
+                    "provider": choice.chosen.provider if choice.chosen else None,
+                    "rejected": to_plain(choice.rejected),
+                }
+                for choice in self.layers
+            ],
             "decision": to_plain(self.decision),
         }
 
@@ -73,14 +111,15 @@ def make_plan(
         workload: name of a workload profile.
         explicit: a backend that must be taken.
         assume_installed: treat every library that the platform's image holds as installed; always so for another machine.
-        overrides: dtype, kv_cache_dtype and block_size that the engine's command sets.
+        overrides: dtype, kv_cache_dtype, block_size and tensor_parallel that the engine's command sets.
 
     Raises:
         UsageError: an unknown name, a model config that cannot be read.
     """
     workload_profile = load_workload(workload) if workload is not None else None
     settings = effective(node.profile, workload_profile)
-    requirements = _requirements(node.device, settings, model, overrides or {})
+    ranks = (overrides or {}).get("tensor_parallel", 1)
+    requirements = _one_rank(_requirements(node.device, settings, model, overrides or {}), ranks)
     installed: Installed
     if assume_installed or not node.here:
         installed = assumed_installed(node.device)
@@ -88,8 +127,9 @@ def make_plan(
         source = f"assumed from {image}"
     else:
         installed, source = installed_versions(), HERE
-    decisions = [
-        select(
+
+    def decide(spec: AttentionSpec, explicit: str | None, workload: str | None) -> Decision:
+        return select(
             node.device,
             spec,
             installed,
@@ -98,11 +138,21 @@ def make_plan(
             explicit=explicit,
             workload=workload,
         )
-        for spec in requirements.specs
-    ]
-    decision = combine(decisions)
+
+    alone = {spec: decide(spec, explicit, workload) for spec in requirements.specs}
+    if alone:
+        decision = combine(list(alone.values()))
+    else:
+        decision = Decision(node.device, AttentionSpec(), (), (), explicit, (), "nothing to choose: attention-free")
+    layers = []
+    for kind in requirements.layers:
+        # The language model is served by one backend; a tower by its own, which the explicit choice is not about.
+        own = decide(kind.spec, None, None) if kind.role in TOWERS else alone[kind.spec]
+        chosen = own.chosen if kind.role in TOWERS else decision.chosen
+        layers.append(LayerChoice(kind, chosen, () if chosen else own.rejected))
     unused = tuple(map(str, plugin_findings()))
-    return Plan(node, settings, requirements, replace(decision, warnings=(*decision.warnings, *unused)), source)
+    decision = replace(decision, warnings=(*decision.warnings, *unused))
+    return Plan(node, settings, requirements, decision, source, tuple(layers))
 
 
 def _requirements(device: Device, settings: Settings, model: str | None, overrides: dict[str, Any]) -> Requirements:
@@ -120,8 +170,23 @@ def _requirements(device: Device, settings: Settings, model: str | None, overrid
     from attnkit.select.model_config import need_from_config
 
     found = need_from_config(model, dtype=dtype, block_size=block_size)
-    specs = tuple(spec if spec.block_size is None else replace(spec, kv_cache_dtype=cache) for spec in found.specs)
-    return Requirements(model, specs, found.notes)
+
+    def cached(spec: AttentionSpec) -> AttentionSpec:
+        return spec if spec.block_size is None else replace(spec, kv_cache_dtype=cache)
+
+    layers = tuple(replace(kind, spec=cached(kind.spec)) for kind in found.layers)
+    return Requirements(model, tuple(map(cached, found.specs)), found.notes, layers, found.other, found.not_understood)
+
+
+def _one_rank(need: Requirements, ranks: int) -> Requirements:
+    """The requirements of one tensor-parallel rank."""
+    if ranks == 1:
+        return need
+    specs = tuple(dict.fromkeys(per_rank(spec, ranks) for spec in need.specs))
+    layers = tuple(replace(kind, spec=per_rank(kind.spec, ranks)) for kind in need.layers)
+    return replace(
+        need, specs=specs, layers=layers, notes=(*need.notes, f"heads are those of one of {ranks} tensor-parallel ranks")
+    )
 
 
 def _checked_dtype(name: str | None) -> Dtype | None:

@@ -26,6 +26,7 @@ class Case:
         op, dtype, kv_cache_dtype, heads, kv_heads, head_dim, head_dim_v, block_size: as in `AttentionSpec`.
         seqs: (new tokens, total length) of each sequence.
         causal, window, softcap, alibi, sinks, lse, score_mod, mask_mod: the softmax asked for.
+        cross: queries and keys are of different sequences, so a query may see more keys, or fewer, than there are queries.
         content: see `Content`.
         soak: runs under load, each judged, after the first; 0 for none.
         alibi_by: factor on ALiBi's geometric slopes; less than 1 lets distant keys count.
@@ -58,6 +59,7 @@ class Case:
     lse: bool = False
     score_mod: bool = False
     mask_mod: bool = False
+    cross: bool = False
     content: Content = "random"
     soak: int = 0
     alibi_by: float = 1.0

@@ -34,9 +34,9 @@ def cases(level: Level, capability: Capability, device: Device, need: AttentionS
             if geometry is None:
                 continue
             candidates = [*_quick(geometry)]
-            if level != "quick":
+            if level != "quick" and not geometry.cross:
                 candidates += standard(geometry, capability, device, few=need is not None)
-            if level == "extended":
+            if level == "extended" and not geometry.cross:
                 candidates += _extended(geometry)
             found += [
                 case
@@ -79,13 +79,14 @@ def own_geometry(op: Op, dtype: Dtype, capability: Capability, device: Device, n
             seqs=((1, 1),),
             kv_cache_dtype=need.kv_cache_dtype,
             causal="non_causal" not in asked,
-            window=(WINDOW, 0) if "window" in asked else NO_WINDOW,
+            window=(WINDOW, WINDOW if "non_causal" in asked else 0) if "window" in asked else NO_WINDOW,
             softcap=20.0 if "softcap" in asked else 0.0,
             alibi="alibi" in asked,
             sinks="sinks" in asked,
             lse="lse" in asked,
             score_mod="score_mod" in asked,
             mask_mod="mask_mod" in asked,
+            cross="cross" in asked,
         )
     dims = [(576, 512)] if op == "mla_decode" else [(64, 64), (128, 128), (96, 96), (256, 256)]
     for heads, kv_heads in ((4, 2), (8, 1), (8, 8), (16, 1), (64, 1), (128, 1)):
@@ -108,6 +109,11 @@ def _quick(g: Case) -> Iterator[Case]:
     size = g.block_size or 1
     borders = tuple((1, n) for n in sorted({size, size + 1, 5, 16, 33, 64, 129}))
     keyless = "rows without a key, as a captured batch is padded with"
+    if g.cross:
+        yield case("cross", "queries over another sequence's keys", (7, 33), (1, 20), (19, 12))
+        yield case("cross-balanced", "the softmax scale", (33, 97), content="balanced")
+        yield case("cross-equal-keys", "the stable softmax and the width of the accumulator", (5, 130), content="equal")
+        return
     if g.op == "varlen":
         yield case("prefill", "attention of whole prompts", (37, 37), (1, 1), (20, 20))
         yield case("cross", "keys that are more than queries", (5, 33), (40, 65), (0, 7), (1, 0), content="sharp")

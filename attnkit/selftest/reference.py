@@ -79,8 +79,8 @@ def visible(call: Call, seq: Sequence) -> Tensor:
     q_pos, k_pos = seq.q_pos[:, None], torch.arange(seq.k.shape[0])[None, :]
     seen = torch.ones(seq.q.shape[0], seq.k.shape[0], dtype=torch.bool)
     if isinstance(call, TreeAttention):
-        context = seq.k.shape[0] - seq.q.shape[0]
-        seen[:, context:] = call.tree_mask.cpu()[: seq.q.shape[0], : seq.q.shape[0]]
+        nodes, drafted = seq.q.shape[0], min(seq.q.shape[0], seq.k.shape[0])
+        seen[:, seq.k.shape[0] - drafted :] = call.tree_mask.cpu()[:nodes, nodes - drafted : nodes]
     elif softmax.causal:
         seen &= k_pos <= q_pos
     left, right = softmax.window

@@ -94,6 +94,7 @@ class Verdict:
         speed: what was measured against the speed floor; empty at the quick level and where a fault is injected. Each is among
             the cases too.
         layer: the kind of attention layer that was asked for, in words; "" where no model said.
+        device_index, device_uuid, pci_address: which device of the machine it was, None where it is not known.
         seed: of the case that was drawn anew; `attnkit selftest --seed` draws it again. None where none was drawn.
     """
 
@@ -108,6 +109,9 @@ class Verdict:
     fault: str | None = None
     speed: tuple[Speed, ...] = ()
     layer: str = ""
+    device_index: int | None = None
+    device_uuid: str | None = None
+    pci_address: str | None = None
     seed: int | None = None
 
 

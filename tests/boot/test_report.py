@@ -17,6 +17,7 @@ from attnkit.boot.report import (
     BootSeconds,
     Completion,
     DecisionReport,
+    DeviceReport,
     EngineReport,
     Fallback,
     NeedReport,
@@ -28,6 +29,8 @@ from attnkit.boot.report import (
 from attnkit.cli.report_page import render_html
 from attnkit.errors import UsageError
 from attnkit.hardware.device import Detection, Device, ProbeResult
+from attnkit.hardware.health import Health
+from attnkit.isolation.collective import CollectiveCheck, CollectiveResult
 from attnkit.jsonio import write_atomically
 from attnkit.select.choose import Decision
 from attnkit.selftest.results import CaseResult, Verdict
@@ -58,6 +61,20 @@ def made_report() -> BootReport:
         created="2026-01-01T00:00:00Z",
         host={"hostname": "node-1"},
         node_type="cpu",
+        devices=[
+            DeviceReport(
+                index=0,
+                name=CPU.name,
+                arch=CPU.arch,
+                verdict="pass",
+                health=Health(memory_used_bytes=2**30, memory_total_bytes=2**34, unread={"power_w": "<i>no meter</i>"}),
+                findings=["device 0: <b>hot</b>"],
+            ),
+            DeviceReport(index=1, name=CPU.name, arch=CPU.arch, verdict="fail", reason="fail: <u>it</u>", left_out=True),
+        ],
+        collective=CollectiveResult(
+            "pass", "gloo", ("rank 0: device 0", "rank 1: device 0"), (CollectiveCheck("all-gather-int32", "pass"),), 2.5e9
+        ),
         node_type_source="detected",
         node_type_why="no accelerator",
         detection=Detection((CPU,), (ProbeResult("nvidia", error="no driver"),)),

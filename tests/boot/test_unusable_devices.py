@@ -49,5 +49,9 @@ def test_unlike_devices_end_the_boot_with_2(start: Start, tmp_path: Path) -> Non
     cards = {"0000:17:00.0": ("10de:1eb8", "030200", "nvidia"), "0000:65:00.0": ("10de:2330", "030200", "nvidia")}
     boot = start("--root", tree(tmp_path / "machine", cards))
     assert boot.wait() == 2
-    assert "different devices are here" in boot.event("error")["message"]
+    message = boot.event("error")["message"]
+    assert "different devices are here" in message
     assert boot.state() == "failed"
+    report = boot.report
+    assert (report["error"], report["exit_code"], report["node_type"], report["verdict"]) == (message, 2, None, "skipped")
+    assert [device["pci_address"] for device in report["detection"]["devices"]][:2] == list(cards)

@@ -95,6 +95,12 @@ def test_an_engine_s_option_of_an_old_name_is_left_alone(cli: Cli, tmp_path: Pat
         (("select", "--node", "h10O"), "unknown node type 'h10O'. Did you mean h100"),
         (("select", "--workload", "txt"), "unknown workload 'txt'. Did you mean text"),
         (("select", "--device", "volta"), "unknown device architecture 'volta'"),
+        (("select", "--device", "sm_7"), "unknown device architecture 'sm_7'. Did you mean sm_87, sm_75 or sm_72?"),
+        (("select", "--device", "sm_999"), "unknown device architecture 'sm_999'. Did you mean sm_90"),
+        (("select", "--device", "gfx9"), "unknown device architecture 'gfx9'. Did you mean gfx950"),
+        (("select", "--device", ""), "unknown device architecture ''. Known: aarch64"),
+        (("select", "--device", "H1000"), "A node type is given with --node. Did you mean h100"),
+        (("kernels", "list", "--target", "sm_7"), "unknown target 'sm_7'"),
         (("select", "--node", "h100", "--device", "gfx942"), "node type h100 has sm_90, not gfx942"),
         (("selftest", "--backend", "TORCH_SPDA"), "unknown backend 'TORCH_SPDA'. Did you mean TORCH_SDPA"),
         (("selftest", "--level", "fast"), "unknown self-test level 'fast'"),
@@ -182,34 +188,41 @@ def test_resolve_says_what_the_version_wants(cli: Cli) -> None:
     assert old["env"] == {"VLLM_ATTENTION_BACKEND": "FLASHINFER"}
 
 
+_HEAVY = ("torch", "jax", "triton", "vllm", "numpy", "transformers", "flashinfer", "flash_attn", "structlog", "jinja2")
+_FOR_TABLES = ("rich",)
+_FOR_PROFILES = ("pydantic", "yaml", "attnkit.profiles")
+
+
 @pytest.mark.parametrize(
-    "arguments", [("detect",), ("select",), ("select", "--device", "sm_90"), ("resolve", "FLASH_ATTN", "--vllm", "0.33.0")]
+    ("arguments", "absent"),
+    [
+        (("detect",), ()),
+        (("detect", "--json"), _FOR_TABLES),
+        (("select",), ()),
+        (("select", "--device", "sm_90", "--json"), _FOR_TABLES),
+        (("backends", "--json"), _FOR_TABLES),
+        (("resolve", "FLASH_ATTN", "--vllm", "0.33.0", "--json"), _FOR_TABLES),
+        (("--help",), (*_FOR_TABLES, *_FOR_PROFILES)),
+        (("--version",), (*_FOR_TABLES, "yaml", "attnkit.profiles")),
+    ],
+    ids=" ".join,
 )
-def test_quick_commands_import_no_heavy_library(
-    arguments: tuple[str, ...], tmp_path: Path, environment: Callable[..., dict[str, str]]
+def test_quick_commands_import_no_more_than_they_use(
+    arguments: tuple[str, ...], absent: tuple[str, ...], tmp_path: Path, environment: Callable[..., dict[str, str]]
 ) -> None:
-    heavy = (
-        "torch",
-        "jax",
-        "triton",
-        "vllm",
-        "numpy",
-        "transformers",
-        "flashinfer",
-        "flash_attn",
-        "structlog",
-        "jinja2",
-        "prometheus_client",
-    )
+    """Nor does pydantic look through the metadata of everything that is installed, or packaging's parser get compiled."""
+    absent = (*_HEAVY, "prometheus_client", "asyncio", "packaging.requirements", *absent)
     code = (
         "import sys\n"
         "from attnkit.cli.app import main\n"
         f"try:\n    main({list(arguments)!r})\n"
         "except SystemExit as stop:\n    assert not stop.code, stop.code\n"
-        f"print('HEAVY', sorted(set({heavy!r}) & set(sys.modules)))\n"
+        "loader = sys.modules.get('pydantic.plugin._loader')\n"
+        "assert loader is None or loader._plugins is None, 'searched for plugins of pydantic'\n"
+        f"print('ABSENT', sorted(set({absent!r}) & set(sys.modules)))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "HEAVY []"
+    assert done.stdout.splitlines()[-1] == "ABSENT []"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
 from attnkit.hardware import detect, nvidia
 from attnkit.hardware.device import Device
+from attnkit.hardware.pci import read_pci
+from attnkit.hardware.tree import Tree
 
 
 def _nvidia(devices: tuple[Device, ...]) -> list[Device]:
@@ -31,15 +30,12 @@ def test_nvml_agrees_with_torch() -> None:
 
 
 @pytest.mark.gpu
-def test_sysfs_agrees_with_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sysfs_agrees_with_nvml() -> None:
     with_nvml = {d.pci_address: d for d in _nvidia(detect().devices)}
-
-    def missing() -> Callable[[], Any]:
-        raise ImportError("as if nvidia-ml-py were not installed")
-
-    monkeypatch.setattr(nvidia, "_load_nvml", missing)
+    tree = Tree("/")
+    listed = nvidia.without_nvml(tree, read_pci(tree), None, []).devices
     # In a container PCI shows all cards of the host, NVML only those passed in.
-    without = {d.pci_address: d for d in _nvidia(detect().devices) if d.pci_address in with_nvml}
+    without = {d.pci_address: d for d in listed if d.pci_address in with_nvml}
     assert without.keys() == with_nvml.keys()
     for address, seen in without.items():
         known = with_nvml[address]

@@ -52,14 +52,24 @@ CHANGES: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
     (_PAGED, f"{_T}/launch.py", '"stride_v_token": value.data.stride(1)', '"stride_v_token": value.data.stride(2)'),
     (_PAGED, f"{_T}/launch.py", '"SAME_STRIDES": key.data.stride()[:2] == value.data.stride()[:2]', '"SAME_STRIDES": False'),
     (
-        ("TREE_ATTN",),
+        (
+            ("TREE_ATTN",),
+            f"{_T}/tiles.py",
+            "mask.tree + node * mask.stride_node + (n - context) * mask.stride_edge",
+            "mask.tree + node * mask.stride_edge + (n - context) * mask.stride_node",
+        ),
         f"{_T}/tiles.py",
         "mask.tree + node * mask.num_nodes + (n - context)",
         "mask.tree + node + (n - context) * mask.num_nodes",
     ),
     (("TREE_ATTN",), f"{_T}/tiles.py", "visible &= (n < context) | (edge != 0)", "visible &= (n <= context) | (edge != 0)"),
     (
-        ("TREE_ATTN",),
+        (
+            ("TREE_ATTN",),
+            f"{_T}/paged/plan.py",
+            "None if tree_mask is None else tree_mask.view(torch.uint8)",
+            "None if tree_mask is None else torch.ones_like(tree_mask).tril().view(torch.uint8)",
+        ),
         f"{_T}/paged/plan.py",
         "tree_mask.contiguous().view(torch.uint8)",
         "tree_mask.contiguous().tril().fill_diagonal_(True).logical_or(torch.ones_like(tree_mask).tril()).view(torch.uint8)",
@@ -170,6 +180,5 @@ def mutants(root: Path, family: str) -> list[Mutant]:
             source = (root / path).read_text(encoding="utf-8")
             if source.count(before) != 1:
                 raise ValueError(f"by_hand.py: {path} holds {source.count(before)} times: {before}")
-            at = source.index(before)
-            found.append(Mutant(path, source.count("\n", 0, at) + 1, "by hand", before, after, at))
+            found.append(Mutant.at(path, source, source.index(before), "by hand", before, after))
     return found

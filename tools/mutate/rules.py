@@ -15,22 +15,35 @@ class Mutant:
     """One change of one file.
 
     Args:
-        path: of the file, below the package. line: where it is changed.
+        path: of the file, below the package. line: the text of the line where it is changed, and column: how far into it.
         rule: what kind of change. before, after: the text there.
         offset: of `before` in the file.
     """
 
     path: str
-    line: int
+    line: str
+    column: int
     rule: str
     before: str
     after: str
     offset: int
 
+    @classmethod
+    def at(cls, path: str, source: str, offset: int, rule: str, before: str, after: str) -> Mutant:
+        """The change of `before` at this offset of a file's text."""
+        start = source.rfind("\n", 0, offset) + 1
+        line = source[start:].partition("\n")[0]
+        return cls(path, line.strip(), max(0, offset - start - (len(line) - len(line.lstrip()))), rule, before, after, offset)
+
     @property
     def name(self) -> str:
-        """What tables and results call it; the same as long as the line and the change are."""
-        return f"{self.path}:{self.line} {_short(self.before)} -> {_short(self.after)}"
+        """What tables and results call it; the same wherever the line moves to."""
+        change = f"{_short(self.before)} -> {_short(self.after)}"
+        return (
+            f"{self.path}: {change}"
+            if _short(self.line) in change
+            else f"{self.path}: {change} at {self.column} of {self.line[:90]}"
+        )
 
     def applied(self, source: str) -> str:
         """The file's text with the change."""
@@ -79,7 +92,7 @@ def _python(path: str, source: str, functions: tuple[str, ...]) -> Iterator[Muta
     def at(node: ast.AST, rule: str, after: str, first: int | None = None, before: str | None = None) -> Mutant:
         offset = starts[node.lineno - 1] + node.col_offset if first is None else first  # type: ignore[attr-defined]
         text = before if before is not None else ast.get_source_segment(source, node) or ""
-        return Mutant(path, source.count("\n", 0, offset) + 1, rule, text, after, offset)
+        return Mutant.at(path, source, offset, rule, text, after)
 
     def between(left: ast.expr, right: ast.expr, old: str, new: str, rule: str, node: ast.AST) -> Iterator[Mutant]:
         begin = starts[(left.end_lineno or 1) - 1] + (left.end_col_offset or 0)
@@ -166,7 +179,7 @@ _CPP = (
 def _cpp(path: str, source: str) -> Iterator[Mutant]:
     """Of the lines outside preprocessor blocks, comments, templates' heads and constants' definitions."""
     offset, depth = 0, 0
-    for number, line in enumerate(source.splitlines(keepends=True), 1):
+    for line in source.splitlines(keepends=True):
         text = line.strip()
         depth += text.startswith(("#if", "#ifdef")) - text.startswith("#endif")
         code = line.split("//")[0]
@@ -175,5 +188,5 @@ def _cpp(path: str, source: str) -> Iterator[Mutant]:
             for rule, pattern, after in _CPP:
                 for match in re.finditer(pattern, code):
                     if "minimum_" not in after:
-                        yield Mutant(path, number, rule, match.group(), after, offset + match.start())
+                        yield Mutant.at(path, source, offset + match.start(), rule, match.group(), after)
         offset += len(line)

@@ -47,7 +47,7 @@ class Result:
         family, name, rule: which.
         quick, standard: the case that noticed it, "crash", "no end" or "does not load"; None: nothing did. What quick notices
             standard does, which asks the same and more.
-        asked, of: standard cases it survived, of how many.
+        asked, of: standard cases it was asked, of how many; 0 where quick noticed it.
         seconds: how long that took.
     """
 
@@ -75,8 +75,7 @@ def try_out(name: str, family: Family, mutant: Mutant, keep: Path, seconds: floa
     except Exception as error:
         result.quick = result.standard = f"does not load: {type(error).__name__}"
         return result
-    quick, standard = questions(family, provider, mutant.before + mutant.path)
-    result.of = len(standard)
+    quick = quick_cases(family, provider)
 
     def notices(case: Case) -> bool:
         return _notices(backend, provider, case, keep) and _sound(family, case, keep)
@@ -87,6 +86,8 @@ def try_out(name: str, family: Family, mutant: Mutant, keep: Path, seconds: floa
             break
     else:
         begun = time.monotonic()
+        standard = standard_cases(family, provider, mutant.before + mutant.path, quick)
+        result.of = len(standard)
         for case in standard:
             if time.monotonic() - begun > seconds:
                 break
@@ -98,25 +99,30 @@ def try_out(name: str, family: Family, mutant: Mutant, keep: Path, seconds: floa
     return result
 
 
-def questions(family: Family, provider: Provider, hint: str) -> tuple[list[Case], list[Case]]:
-    """Quick cases of every need, and the standard level's; the likely ones first, small ones before large ones."""
+def quick_cases(family: Family, provider: Provider) -> list[Case]:
+    """Of every need that is claimed, small ones first."""
     capability = provider.capability
-    quick = [
-        case for need in family.needs if not capability.reject(need, CPU) for case in cases("quick", capability, CPU, need)
-    ]
+    needs = [need for need in family.needs if not capability.reject(need, CPU)]
+    return sorted((case for need in needs for case in cases("quick", capability, CPU, need)), key=_work)
+
+
+def standard_cases(family: Family, provider: Provider, hint: str, asked: list[Case]) -> list[Case]:
+    """Those of the standard level beyond `asked`: first what has to do with the words of `hint`, and small ones first."""
     words = set(re.findall(r"[a-z0-9]{3,}", hint.lower()))
+    known = {(case.name, case.op, case.dtype) for case in asked}
 
     def order(case: Case) -> tuple[int, float]:
         about = set(re.findall(r"[a-z0-9]{3,}", f"{case.name} {case.guards} {case.kv_cache_dtype}".lower()))
-        work = sum((new + 8) * (total + 32) for new, total in case.seqs) * case.heads * case.head_dim
-        return -len(about & words), work
+        return -len(about & words), _work(case)
 
-    def fits(case: Case) -> bool:
-        return max(total for _, total in case.seqs) <= family.longest
+    found = [
+        case for case in cases("standard", provider.capability, CPU, None) if (case.name, case.op, case.dtype) not in known
+    ]
+    return sorted((case for case in found if max(total for _, total in case.seqs) <= family.longest), key=order)
 
-    asked = {(case.name, case.op, case.dtype) for case in quick}
-    standard = [c for c in cases("standard", capability, CPU, None) if (c.name, c.op, c.dtype) not in asked]
-    return sorted(quick, key=lambda c: order(c)[1]), sorted(filter(fits, standard), key=order)
+
+def _work(case: Case) -> float:
+    return sum((new + 8) * (total + 32) for new, total in case.seqs) * case.heads * case.head_dim
 
 
 def _name(case: Case) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnkit.kernels.aot.files import MANIFEST, Precompiled, copy_kernel, drop_altered, folder_facts, record_cache
+from attnkit.kernels.aot.manifest import load
 
 if TYPE_CHECKING:
     from attnkit.kernels.aot.plan import BuildRequest
@@ -61,10 +61,8 @@ def _clear(out: Path) -> None:
     """Remove an earlier build: what its manifest names, and nothing else."""
     out.mkdir(parents=True, exist_ok=True)
     if (out / MANIFEST).is_file():
-        earlier = json.loads((out / MANIFEST).read_text())
-        for folder in {k["key"] for k in earlier.get("kernels", ())} | {
-            Path(n).parent.name for n in earlier.get("launchers", ())
-        }:
+        earlier = load(out)  # its names are names of folders in `out`, and of nothing else
+        for folder in {kernel.key for kernel in earlier.kernels} | {Path(name).parent.name for name in earlier.launchers}:
             if folder and (out / folder).is_dir():
                 shutil.rmtree(out / folder)
         (out / MANIFEST).unlink()

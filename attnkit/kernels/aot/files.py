@@ -8,6 +8,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from attnkit.jsonio import read_json
+
 MANIFEST = "manifest.json"
 SOURCE = ".source"
 KNOWN = "known.json"
@@ -66,9 +68,9 @@ def drop_altered(cache: Path) -> None:
 
     One that nobody noted stays: another build may be writing it. Triton takes it only once its group file is there, the last.
     """
-    known = json.loads((cache / KNOWN).read_text()) if (cache / KNOWN).is_file() else {}
-    for name, files in known.items():
-        folder = cache / name
+    known = read_json(cache / KNOWN) if (cache / KNOWN).is_file() else {}
+    for name, files in known.items() if isinstance(known, dict) else ():
+        folder = cache / Path(name).name
         if folder.is_dir() and files != {n: list(f) for n, f in folder_facts(folder).items()}:
             shutil.rmtree(folder)
 

@@ -10,16 +10,23 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import sysconfig
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 import attnkit
 from attnkit.errors import AttnkitError, UsageError
+from attnkit.jsonio import read_json, shorten
 from attnkit.kernels.aot.files import MANIFEST, Precompiled
 
 SCHEMA = 2
+MAX_BYTES = 64 * 2**20
+M = TypeVar("M")
 
 
 class KernelsError(AttnkitError):
@@ -74,16 +81,28 @@ def load(directory: str | Path) -> Manifest:
         UsageError: none there, or of a schema this version does not read.
     """
     path = Path(directory) / MANIFEST
+    manifest = read_manifest(path, Manifest, SCHEMA)
+    names = [name for kernel in manifest.kernels for name in (kernel.key, kernel.binary, *kernel.files)]
+    for name in (*names, *(part for launcher in manifest.launchers for part in launcher.split("/"))):
+        if not re.fullmatch(r"[\w+-][\w.+-]{0,199}", name):
+            raise UsageError(f"{path}: {shorten(name)!r} is not the name of a file in {directory}")
+    return manifest
+
+
+def read_manifest(path: Path, kind: type[M], schema: int) -> M:
+    """A manifest as `kind`, every field of its type.
+
+    Raises:
+        UsageError: no such file, not JSON, of another schema, or a field is missing or wrong; the message names it.
+    """
+    if not path.exists():
+        raise UsageError(f"{path}: no such file; `attnkit kernels build` makes it")
+    data = read_json(path, limit=MAX_BYTES)
+    if not isinstance(data, dict) or data.get("schema") != schema:
+        found = data.get("schema") if isinstance(data, dict) else None
+        raise UsageError(f"{path}: field schema is {shorten(repr(found))}; this attnkit reads {schema}")
     try:
-        data = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file; `attnkit kernels build` makes it") from None
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
-    if data.get("schema") != SCHEMA:
-        raise UsageError(f"{path}: field schema is {data.get('schema')!r}; this attnkit reads {SCHEMA}")
-    data["kernels"] = tuple(
-        Precompiled(**{**k, "files": {n: (size, digest) for n, (size, digest) in k["files"].items()}}) for k in data["kernels"]
-    )
-    data["launchers"] = {n: (size, digest) for n, (size, digest) in data["launchers"].items()}
-    return Manifest(**{**data, "targets": tuple(data["targets"]), "geometries": tuple(data["geometries"])})
+        return TypeAdapter(kind).validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"{path}: field {'.'.join(map(str, first['loc']))}: {first['msg']}") from None

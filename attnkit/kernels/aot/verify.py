@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attnkit.kernels.aot.files import facts
+from attnkit.kernels.aot.files import MANIFEST, facts
 from attnkit.spec import Call
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def verify(
         if kernel.binary not in kernel.files:
             problems.append(f"{kernel.target} {kernel.name}: no machine code")
     problems += _altered(root, manifest.launchers, "launcher")
+    problems += _added(root, manifest)
     if not manifest.kernels:
         problems.append("the manifest lists no kernel")
     if manifest.python != (sysconfig.get_config_var("EXT_SUFFIX") or "") and manifest.launchers:
@@ -65,6 +66,19 @@ def _altered(folder: Path, files: dict[str, tuple[int, str]], what: str) -> list
         elif facts(path) != (size, digest):
             problems.append(f"{what}: {name} was altered")
     return problems
+
+
+def _added(root: Path, manifest: Manifest) -> list[str]:
+    """What lies in the directory and is in no manifest: nobody knows what it does where it is loaded."""
+    known: dict[str, set[str]] = {kernel.key: set(kernel.files) for kernel in manifest.kernels}
+    for launcher in manifest.launchers:
+        folder, _, name = launcher.rpartition("/")
+        known.setdefault(folder, set()).add(name)
+    problems = [f"{path.name} was added" for path in root.iterdir() if path.name not in {MANIFEST, *known}]
+    for folder, names in known.items():
+        if (root / folder).is_dir():
+            problems += [f"{folder}/{path.name} was added" for path in (root / folder).iterdir() if path.name not in names]
+    return sorted(problems)
 
 
 def _unplanned(manifest: Manifest, targets: Sequence[str], calls: Iterable[Call] | None, boot: BootCalls | None) -> list[str]:

@@ -1,6 +1,6 @@
 // The C interface of the CPU kernels: one struct, one function. library.py mirrors the struct in ctypes.
 //
-// Strides count elements. Positions: the last new token of a sequence sits at its length - 1.
+// Strides count elements, of index tensors too: those may be views. Positions: the last new token of a sequence sits at its length - 1.
 #pragma once
 #include <cstdint>
 
@@ -14,20 +14,27 @@ struct Call {
   const void* value;
   void* out;                       // [tokens, heads, dim_v], rows contiguous
   float* lse;                      // [tokens, heads] contiguous, or null
-  const int32_t* block_table;      // [seqs, table_stride]; null: packed
+  const int32_t* block_table;      // [seqs, blocks]; null: packed
   const int32_t* seq_lens;         // [seqs]; packed: null
   const int32_t* key_start_loc;    // [seqs + 1]; paged: null
   const int32_t* query_start_loc;  // [seqs + 1]
   const float* alibi;              // [heads] or null
   const float* sinks;              // [heads] or null
   int64_t q_token, q_head, k_block, k_slot, k_head, v_block, v_slot, v_head, o_token, o_head;
-  int64_t table_stride;
+  int64_t table_seq, table_block, lens_seq, k_start_seq, q_start_seq, alibi_head, sinks_head;
   int32_t num_seqs, heads, kv_heads, dim, dim_v, block_size;
   int32_t left, right;  // tokens visible beside the own position, -1: all; causal is right = 0
   int32_t dtype, cache_dtype;
   int32_t threads, isa;  // isa: an index of kIsas in dispatch.cpp
   float scale, softcap, v_scale;  // scale: softmax scale times the scale of a float8 key cache
 };
+
+// Where the new tokens of a sequence begin, and how many keys it has.
+inline int32_t query_start(const Call& c, int64_t seq) { return c.query_start_loc[seq * c.q_start_seq]; }
+inline int32_t key_start(const Call& c, int64_t seq) { return c.key_start_loc[seq * c.k_start_seq]; }
+inline int32_t key_length(const Call& c, int64_t seq) {
+  return c.seq_lens ? c.seq_lens[seq * c.lens_seq] : key_start(c, seq + 1) - key_start(c, seq);
+}
 
 // New keys and values to write into a paged cache. Strides count bytes.
 struct Store {

@@ -180,10 +180,10 @@ INLINE const char* row_at(const Call& c, const void* base, int size, const Item&
                           int64_t head) {
   int64_t offset = it.kv_head * head;
   if (c.block_table) {
-    int32_t number = c.block_table[it.seq * c.table_stride + pos / c.block_size];
+    int32_t number = c.block_table[it.seq * c.table_seq + pos / c.block_size * c.table_block];
     offset += number * block + (pos % c.block_size) * slot;
   } else {
-    offset += (c.key_start_loc[it.seq] + pos) * slot;
+    offset += (attnkit::key_start(c, it.seq) + pos) * slot;
   }
   return static_cast<const char*>(base) + offset * size;
 }
@@ -261,9 +261,9 @@ struct View {
 
   View(const Call& call, const Item& item) : c(call), it(item) {
     group = c.heads / c.kv_heads;
-    query_first = c.query_start_loc[it.seq];
-    query_len = c.query_start_loc[it.seq + 1] - query_first;
-    length = c.seq_lens ? c.seq_lens[it.seq] : c.key_start_loc[it.seq + 1] - c.key_start_loc[it.seq];
+    query_first = attnkit::query_start(c, it.seq);
+    query_len = attnkit::query_start(c, it.seq + 1) - query_first;
+    length = attnkit::key_length(c, it.seq);
     shaped = c.softcap > 0 || c.alibi || !(c.scale > 0);
     factor = shaped ? 1.0f : c.scale * kLog2e;
   }
@@ -392,7 +392,7 @@ void finish(const View& w, int ld, const float* o, const float* m, const float* 
     float top = m[r] * w.factor, sum = l[r];
     float keep = 1.0f;
     if (c.sinks) {
-      float sink = c.sinks[head] * kLog2e, both = top > sink ? top : sink;
+      float sink = c.sinks[head * c.sinks_head] * kLog2e, both = top > sink ? top : sink;
       keep = __builtin_exp2f(top - both);
       sum = sum * keep + __builtin_exp2f(sink - both);
       top = both;
@@ -442,7 +442,7 @@ void attend_as(const Call& c, const Item& it, float* partial) {
     t.m[r] = kNegInf;
     t.l[r] = 0.0f;
     t.q_pos[r] = static_cast<float>(w.position(r < it.rows ? r : it.rows - 1));
-    t.slope[r] = c.alibi ? c.alibi[w.head(r < it.rows ? r : 0)] : 0.0f;
+    t.slope[r] = c.alibi ? c.alibi[w.head(r < it.rows ? r : 0) * c.alibi_head] : 0.0f;
   }
   memset(t.o, 0, sizeof(float) * ld * c.dim_v);
   const int steps = Dot::pairs ? c.dim / 2 : c.dim, at_once = ld > 16 ? kKeys / 2 : kKeys;

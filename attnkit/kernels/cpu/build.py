@@ -9,13 +9,25 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from attnkit.errors import UsageError
-from attnkit.kernels.cpu.library import FOLDER, PROVIDER, CpuKernelsError, file_name, instruction_sets, load, user_cache
+from attnkit.kernels.cpu.library import (
+    FOLDER,
+    PROVIDER,
+    CpuKernelsError,
+    check_sum,
+    file_name,
+    instruction_sets,
+    load,
+    user_cache,
+    with_sum,
+)
 
 FLAGS = (
     "-std=c++17",
@@ -77,6 +89,10 @@ def build(directory: Path | None = None) -> Path:
         _run(
             [cxx, "-shared", "-static-libgcc", "-static-libstdc++", *map(str, objects), "-o", str(library), "-ldl", "-pthread"]
         )
+        try:
+            library.write_bytes(with_sum(library.read_bytes()))
+        except OSError as error:
+            raise UsageError(f"cannot write {library}: {error.strerror}") from None
         load(library)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -114,10 +130,28 @@ def verify(directory: Path) -> dict[str, int]:
     library = directory / file_name()
     if not library.is_file():
         raise CpuKernelsError(f"{directory}: 1 problem(s): {library.name} is missing")
-    lacking = set(wanted()) - set(instruction_sets(library))
+    check_sum(library)
+    lacking = set(wanted()) - set(_sets_in_child(library))
     if lacking:
         raise CpuKernelsError(f"{directory}: {len(lacking)} problem(s): no kernel for {', '.join(sorted(lacking))}")
     return {TARGET: len(wanted())}
+
+
+def _sets_in_child(library: Path) -> list[str]:
+    """`instruction_sets`, asked in a process of its own: a library that crashes must not end its examiner."""
+    code = f"import sys; from {instruction_sets.__module__} import instruction_sets as i; from pathlib import Path; "
+    done = subprocess.run(
+        [sys.executable, "-c", code + "print(*i(Path(sys.argv[1])))", str(library)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    if done.returncode < 0:
+        raise CpuKernelsError(f"{library}: loading it ends with {signal.Signals(-done.returncode).name}")
+    if done.returncode:
+        raise CpuKernelsError(f"{library}: cannot be loaded: {(done.stderr.strip().splitlines() or [''])[-1]}")
+    return done.stdout.split()
 
 
 def describe(library: Path | None = None) -> str:

@@ -137,8 +137,8 @@ bool plan(Work& w) {
   std::vector<Item> tiles;
   int64_t total = 0;
   for (int seq = 0; seq < c.num_seqs; ++seq) {
-    const int query_len = c.query_start_loc[seq + 1] - c.query_start_loc[seq];
-    const int length = c.seq_lens ? c.seq_lens[seq] : c.key_start_loc[seq + 1] - c.key_start_loc[seq];
+    const int query_len = query_start(c, seq + 1) - query_start(c, seq);
+    const int length = key_length(c, seq);
     const int all = query_len * group;
     for (int row0 = (all - 1) / kTileRows * kTileRows; all > 0 && row0 >= 0; row0 -= kTileRows) {
       const int rows = all - row0 < kTileRows ? all - row0 : kTileRows;

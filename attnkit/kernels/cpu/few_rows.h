@@ -106,7 +106,7 @@ void few_shape(const View& w, int row, int j0, int n, bool masked, float* s) {
   const float far = 3e9f;
   const float left = c.left < 0 ? far : static_cast<float>(c.left), right = c.right < 0 ? far : static_cast<float>(c.right);
   const float cap = c.softcap, inner = c.scale / (cap > 0 ? cap : 1.0f);
-  const float slope = c.alibi ? c.alibi[w.head(row)] * kLog2e : 0.0f;
+  const float slope = c.alibi ? c.alibi[w.head(row) * c.alibi_head] * kLog2e : 0.0f;
   for (int j = 0; j < n; j += W) {
     vf<W> x = load<W>(s + j);
     vf<W> distance = load<W>(kIota) + static_cast<float>(j0 + j - w.position(row));

@@ -43,19 +43,17 @@ def attend(call: PagedAttention | VarlenAttention | MlaDecode) -> tuple[Tensor, 
     if out is None or out.stride(2) != 1:
         out = query.new_empty(tokens, heads, value.shape[-1])
     lse = torch.empty(tokens, heads, dtype=torch.float32) if call.return_lse else None
-    starts = _int32(call.query_start_loc)
-    slopes, sinks = (None if x is None else x.float().contiguous() for x in (softmax.alibi_slopes, softmax.sinks))
+    starts = call.query_start_loc
+    slopes, sinks = (None if x is None else x.float() for x in (softmax.alibi_slopes, softmax.sinks))
     right = 0 if softmax.causal else softmax.window[1]
     k_strides, v_strides = key.stride(), value.stride()
     if isinstance(call, PagedAttention):
-        table, lens, key_starts = call.block_table, _int32(call.seq_lens), None
-        if table.stride(-1) != 1 or table.dtype != torch.int32:
-            table = table.to(torch.int32).contiguous()
-        table_stride, block_size, key_scale, value_scale = table.stride(0), key.shape[1], call.k_scale, call.v_scale
+        table, lens, key_starts = call.block_table, call.seq_lens, None
+        block_size, key_scale, value_scale = key.shape[1], call.k_scale, call.v_scale
     else:
-        table, lens, key_starts = None, None, _int32(call.key_start_loc)
+        table, lens, key_starts = None, None, call.key_start_loc
         k_strides, v_strides = (0, *k_strides), (0, *v_strides)
-        table_stride, block_size, key_scale, value_scale = 0, 1, 1.0, 1.0
+        block_size, key_scale, value_scale = 1, 1.0, 1.0
     kernel = library.attention(
         library.Call(
             query.data_ptr(),
@@ -75,7 +73,8 @@ def attend(call: PagedAttention | VarlenAttention | MlaDecode) -> tuple[Tensor, 
             *v_strides[:3],
             out.stride(0),
             out.stride(1),
-            table_stride,
+            *((0, 0) if table is None else table.stride()),
+            *(0 if x is None else x.stride(0) for x in (lens, key_starts, starts, slopes, sinks)),
             starts.shape[0] - 1,
             heads,
             key.shape[-2],
@@ -159,9 +158,3 @@ def _over_latents(call: MlaDecode) -> PagedAttention:
 
 def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else int(tensor.data_ptr())
-
-
-def _int32(tensor: Tensor) -> Tensor:
-    import torch
-
-    return tensor if tensor.dtype == torch.int32 and tensor.is_contiguous() else tensor.to(torch.int32).contiguous()

@@ -35,10 +35,35 @@ class CpuKernelsError(AttnkitError):
     """The compiled CPU kernels cannot be used; the message says why."""
 
 
+SUM_MARK = b"\nattnkit-sha256:"
+"""A library ends with it and the hex digits of the SHA-256 of all before; a loader does not look behind the ELF's sections."""
+
+
+def with_sum(data: bytes) -> bytes:
+    """A library's bytes with their sum at the end."""
+    return data + SUM_MARK + hashlib.sha256(data).hexdigest().encode()
+
+
+def check_sum(path: Path) -> None:
+    """Make sure that a library is what the build wrote. Loading one that is not may end the process, or compute wrongly.
+
+    Raises:
+        CpuKernelsError: it was altered, cut short or stripped, or cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CpuKernelsError(f"{path}: {error.strerror}") from None
+    body, mark, digits = data.rpartition(SUM_MARK)
+    if not mark or hashlib.sha256(body).hexdigest().encode() != digits:
+        how = "was altered" if mark else "has no sum: it was cut short or stripped"
+        raise CpuKernelsError(f"{path}: {how}; make it anew: attnkit kernels build --target cpu")
+
+
 @cache
 def digest() -> str:
     """The first 16 hex digits of the SHA-256 of the sources: a library has it in its name, so a stale one is never taken."""
-    total = hashlib.sha256()
+    total = hashlib.sha256(SUM_MARK)
     for name in SOURCES:
         total.update((FOLDER / name).read_bytes())
     return total.hexdigest()[:16]
@@ -78,7 +103,8 @@ class Call(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("query", "key", "value", "out", "lse", "block_table", "seq_lens")),
         *((name, ctypes.c_void_p) for name in ("key_start_loc", "query_start_loc", "alibi", "sinks")),
         *((name, ctypes.c_int64) for name in ("q_token", "q_head", "k_block", "k_slot", "k_head")),
-        *((name, ctypes.c_int64) for name in ("v_block", "v_slot", "v_head", "o_token", "o_head", "table_stride")),
+        *((name, ctypes.c_int64) for name in ("v_block", "v_slot", "v_head", "o_token", "o_head", "table_seq", "table_block")),
+        *((name, ctypes.c_int64) for name in ("lens_seq", "k_start_seq", "q_start_seq", "alibi_head", "sinks_head")),
         *((name, ctypes.c_int32) for name in ("num_seqs", "heads", "kv_heads", "dim", "dim_v", "block_size")),
         *((name, ctypes.c_int32) for name in ("left", "right", "dtype", "cache_dtype", "threads", "isa")),
         *((name, ctypes.c_float) for name in ("scale", "softcap", "v_scale")),
@@ -105,11 +131,12 @@ def _library() -> ctypes.CDLL:
 
 
 def load(path: Path) -> ctypes.CDLL:
-    """The library at `path`, its functions typed.
+    """The library at `path`, its functions typed; its sum is checked first.
 
     Raises:
-        CpuKernelsError: it does not load, or was made for another layout of `Call` or `Store`.
+        CpuKernelsError: it was altered, does not load, or was made for another layout of `Call` or `Store`.
     """
+    check_sum(path)
     try:
         library = ctypes.CDLL(str(path))
         library.attnkit_cpu_attention.argtypes = library.attnkit_cpu_store.argtypes = [ctypes.c_void_p]

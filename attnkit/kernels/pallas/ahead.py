@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from attnkit.errors import UsageError
+from attnkit.jsonio import read_json
 from attnkit.kernels.aot.files import MANIFEST, facts
-from attnkit.kernels.aot.manifest import KernelsError
+from attnkit.kernels.aot.manifest import MAX_BYTES, KernelsError, read_manifest
 
 VARIABLE = "ATTNKIT_KERNELS"
 CUSTOM_CALL = "tpu_custom_call"
@@ -133,8 +134,10 @@ def _without_callers() -> Iterator[None]:
 
 def is_here(directory: Path) -> bool:
     """Whether a directory is a kernel directory of such modules."""
-    path = directory / MANIFEST
-    return path.is_file() and "jax" in json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return "jax" in read_json(directory / MANIFEST, limit=MAX_BYTES)
+    except (UsageError, TypeError):  # whoever reads it says what is wrong
+        return False
 
 
 def read(directory: Path) -> Manifest:
@@ -143,19 +146,7 @@ def read(directory: Path) -> Manifest:
     Raises:
         UsageError: none there, or of a schema this version does not read.
     """
-    path = directory / MANIFEST
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file; `attnkit kernels build` makes it")
-    data = json.loads(path.read_text(encoding="utf-8"))
-    if data.get("schema") != SCHEMA or "jax" not in data:
-        raise UsageError(f"{path}: not a kernel directory of JAX modules of schema {SCHEMA}")
-    modules = tuple(Module(**{**kernel, "signature": _signature(kernel["signature"])}) for kernel in data["kernels"])
-    return Manifest(data["jax"], tuple(data["targets"]), data["level"], modules)
-
-
-def _signature(data: dict[str, Any]) -> Signature:
-    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-    return Signature(**fields)
+    return read_manifest(directory / MANIFEST, Manifest, SCHEMA)
 
 
 def verify(directory: Path, targets: Sequence[str], wanted: Iterable[Signature], level: str) -> Manifest:
@@ -177,6 +168,8 @@ def verify(directory: Path, targets: Sequence[str], wanted: Iterable[Signature],
         problems.append("the manifest lists no module")
     for module in manifest.kernels:
         problems += _damage(directory / module.name, module)
+    known = {MANIFEST, *(module.name for module in manifest.kernels)}
+    problems += sorted(f"{path.name} was added" for path in directory.iterdir() if path.name not in known)
     have = {module.name for module in manifest.kernels}
     problems += [f"{signature.name} is missing from the kernel directory" for signature in wanted if signature.name not in have]
     if problems:

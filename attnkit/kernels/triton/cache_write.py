@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from attnkit.errors import UnsupportedError
-from attnkit.kernels.triton.launch import Launch, padded, require_rows, run_all
+from attnkit.kernels.triton.launch import Launch, padded, require_rows, run_all, step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,25 +57,25 @@ def round_to_fp8_bits(x, MANTISSA: tl.constexpr, BIAS: tl.constexpr, LARGEST: tl
 @triton.jit(do_not_specialize_on_alignment=["slot_mapping"])
 def cache_write(
     rows, cache, slot_mapping, scale,
-    stride_row_token, stride_row_head, stride_block, stride_token, stride_head,
+    stride_slot, stride_row_token, stride_row_head, stride_block, stride_token, stride_head,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, BLOCK_SIZE: tl.constexpr, MANTISSA: tl.constexpr, BIAS: tl.constexpr,
     LARGEST: tl.constexpr, FNUZ: tl.constexpr,
 ):  # fmt: skip
     """One (token, head): rows [num_tokens, heads, WIDTH] into cache; MANTISSA > 0 quantises to float8 bits."""
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
-    slot = tl.load(slot_mapping + token)
+    slot = tl.load(slot_mapping + token * stride_slot)
     if slot < 0:
         return
     d = tl.arange(0, PADDED)
-    x = tl.load(rows + token * stride_row_token + head * stride_row_head + d, mask=d < WIDTH, other=0.0)
+    x = tl.load(rows + token * stride_row_token + head.to(tl.int64) * stride_row_head + d, mask=d < WIDTH, other=0.0)
     if MANTISSA > 0:
         y = round_to_fp8_bits(x.to(tl.float32) / scale, MANTISSA, BIAS, LARGEST, FNUZ)
     else:
         y = x.to(cache.dtype.element_ty)
     block = (slot // BLOCK_SIZE).to(tl.int64)
     place = (slot % BLOCK_SIZE).to(tl.int64)
-    tl.store(cache + block * stride_block + place * stride_token + head * stride_head + d, y, mask=d < WIDTH)
+    tl.store(cache + block * stride_block + place * stride_token + head.to(tl.int64) * stride_head + d, y, mask=d < WIDTH)
 
 
 _FORMATS: dict[str, tuple[int, int, float, bool]] = {
@@ -113,6 +113,7 @@ def plan_write(rows: Tensor, cache: Tensor, slot_mapping: Tensor, scale: float) 
         "cache": cache.view(torch.uint8) if mantissa else cache,
         "slot_mapping": slot_mapping,
         "scale": float(scale),
+        "stride_slot": step(slot_mapping),
         "stride_row_token": rows.stride(0),
         "stride_row_head": rows.stride(1),
         "stride_block": cache.stride(0),

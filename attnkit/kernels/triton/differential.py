@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from attnkit.errors import UnsupportedError
-from attnkit.kernels.triton.launch import Launch, padded, run_all
+from attnkit.kernels.triton.launch import Launch, padded, run_all, step
 from attnkit.kernels.triton.paged.plan import plan_paged
 from attnkit.kernels.triton.paged.route import MAX_DECODE_ROWS
 from attnkit.spec import DifferentialAttention, PagedAttention
@@ -37,7 +37,7 @@ def differential_spread(out, query, stride_q_token, stride_q_head, WIDTH: tl.con
     head = tl.program_id(1)
     d = tl.arange(0, PADDED)
     column = d - head % 2 * WIDTH
-    row = query + token * stride_q_token + head * stride_q_head
+    row = query + token * stride_q_token + head.to(tl.int64) * stride_q_head
     x = tl.load(row + column, mask=(column >= 0) & (column < WIDTH), other=0.0)
     tl.store(out + (token * tl.num_programs(1) + head) * 2 * WIDTH + d, x, mask=d < 2 * WIDTH)
 
@@ -45,6 +45,7 @@ def differential_spread(out, query, stride_q_token, stride_q_head, WIDTH: tl.con
 @triton.jit
 def differential_combine(
     out, first, second, norm_weight, lambda_full, lambda_init, eps, stride_o_token, stride_o_head, stride_token, stride_pair,
+    stride_weight,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
     """One (token, pair): first, second [num_tokens, pairs, WIDTH] float32, of the same strides."""
@@ -55,8 +56,8 @@ def differential_combine(
     x = tl.load(first + at, mask=d < WIDTH, other=0.0) - lambda_full * tl.load(second + at, mask=d < WIDTH, other=0.0)
     y = x / tl.sqrt(tl.sum(x * x, 0) / WIDTH + eps) * (1.0 - lambda_init)
     if WEIGHTED:
-        y *= tl.load(norm_weight + d, mask=d < WIDTH, other=0.0).to(tl.float32)
-    tl.store(out + token * stride_o_token + pair * stride_o_head + d, y.to(out.dtype.element_ty), mask=d < WIDTH)
+        y *= tl.load(norm_weight + d * stride_weight, mask=d < WIDTH, other=0.0).to(tl.float32)
+    tl.store(out + token * stride_o_token + pair.to(tl.int64) * stride_o_head + d, y.to(out.dtype.element_ty), mask=d < WIDTH)
 
 
 def paired(cache: Tensor) -> Tensor | None:
@@ -125,7 +126,8 @@ def plan(
         "out": out,
         "first": first,
         "second": second,
-        "norm_weight": None if weight is None else weight.contiguous(),
+        "norm_weight": weight,
+        "stride_weight": step(weight),
         "lambda_full": float(call.lambda_full),
         "lambda_init": float(call.lambda_init),
         "eps": float(call.eps),

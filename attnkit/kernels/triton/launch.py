@@ -7,7 +7,7 @@ stand-in tensors and calls `Launch.warmup`, so that the compiled variants are ex
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -159,8 +159,38 @@ def query_args(query: Tensor) -> dict[str, Any]:
 
 def batch_args(call: PagedAttention | MlaDecode) -> dict[str, Any]:
     """The arguments by which the kernels find the sequences of a batch and their blocks."""
-    names = {"seq_lens": call.seq_lens, "query_start_loc": call.query_start_loc}
-    return {**names, "table": call.block_table, "stride_table": call.block_table.stride(0)}
+    table = call.block_table
+    return {
+        "seq_lens": call.seq_lens,
+        "query_start_loc": call.query_start_loc,
+        "table": table,
+        "stride_lens": step(call.seq_lens),
+        "stride_starts": step(call.query_start_loc),
+        "stride_table": table.stride(0),
+        "stride_page": step(table, 1),
+    }
+
+
+def step(tensor: Tensor | None, dim: int = 0) -> int:
+    """The stride of a dimension; 1, for which code is compiled, where there is nothing to step over."""
+    return 1 if tensor is None or tensor.shape[dim] <= 1 else tensor.stride(dim)
+
+
+GRID_Z = (1 << 16) - 1
+"""Programs in the last direction of a CUDA grid."""
+
+
+def in_parts(launch: Launch) -> list[Launch]:
+    """A launch with a sequence a program in the last direction, cut where those are more than a grid takes."""
+    num_seqs = launch.grid[2]
+    if num_seqs <= GRID_Z:
+        return [launch]
+    found = []
+    for first in range(0, num_seqs, GRID_Z):
+        taken = {name: launch.args[name][first:] for name in ("seq_lens", "query_start_loc", "table")}
+        grid = (*launch.grid[:2], min(GRID_Z, num_seqs - first))
+        found.append(replace(launch, grid=grid, args={**launch.args, **taken}))
+    return found
 
 
 def result_args(out: Tensor, lse: Tensor | None) -> dict[str, Any]:

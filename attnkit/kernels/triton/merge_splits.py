@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from attnkit.kernels.triton.launch import Launch, padded
+from attnkit.kernels.triton.launch import Launch, in_parts, padded
 from attnkit.kernels.triton.tiles import LN2
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ else:
 @triton.jit(do_not_specialize=["num_tokens", "longest"], do_not_specialize_on_alignment=["query_start_loc"])
 def merge_splits(
     out, lse, part_out, part_lse, query_start_loc,
-    num_tokens, longest, stride_o_token, stride_o_head,
+    num_tokens, longest, stride_starts, stride_o_token, stride_o_head,
     HEAD_DIM_V: tl.constexpr, BLOCK_DV: tl.constexpr, SPLITS: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
     TOKENS: tl.constexpr, RETURN_LSE: tl.constexpr,
 ):  # fmt: skip
@@ -36,8 +36,9 @@ def merge_splits(
     node = tl.program_id(0) % TOKENS
     head = tl.program_id(1)
     num_heads = tl.num_programs(1)
-    query_start = tl.load(query_start_loc + seq)
-    query_len = tl.load(query_start_loc + seq + 1) - query_start
+    at = query_start_loc + seq.to(tl.int64) * stride_starts
+    query_start = tl.load(at)
+    query_len = tl.load(at + stride_starts) - query_start
     if node >= query_len or query_len > longest:
         return
     token = (query_start + node).to(tl.int64)
@@ -57,7 +58,8 @@ def merge_splits(
         other=0.0,
     )
     joined = tl.sum(parts * weight[:, None], 0) / tl.where(total == 0.0, 1.0, total)
-    tl.store(out + token * stride_o_token + head * stride_o_head + dv, joined.to(out.dtype.element_ty), mask=dv < HEAD_DIM_V)
+    to = out + token * stride_o_token + head.to(tl.int64) * stride_o_head + dv
+    tl.store(to, joined.to(out.dtype.element_ty), mask=dv < HEAD_DIM_V)
     if RETURN_LSE:
         tl.store(lse + token * num_heads + head, (top + tl.log2(total)) * LN2)
 
@@ -77,7 +79,7 @@ def with_merge(
     """A launch that wrote to `part_outputs`, with `merge_splits` behind it where there are several; and the name of both."""
     part_out = decode.args["out"]
     if part_out.dim() == out.dim():
-        return [decode], name
+        return in_parts(decode), name
     splits, tokens, heads, head_dim_v = part_out.shape
     args = {
         "out": out,
@@ -87,6 +89,7 @@ def with_merge(
         "query_start_loc": decode.args["query_start_loc"],
         "num_tokens": tokens,
         "longest": longest,
+        "stride_starts": decode.args["stride_starts"],
         "stride_o_token": out.stride(0),
         "stride_o_head": out.stride(1),
         "HEAD_DIM_V": head_dim_v,
@@ -96,4 +99,4 @@ def with_merge(
         "TOKENS": longest,
         "RETURN_LSE": lse is not None,
     }
-    return [decode, Launch(merge_splits, (num_seqs * longest, heads), args, 4, 1)], f"{name}_split"
+    return [*in_parts(decode), Launch(merge_splits, (num_seqs * longest, heads), args, 4, 1)], f"{name}_split"

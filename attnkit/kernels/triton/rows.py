@@ -39,24 +39,31 @@ class Rows(NamedTuple):
 
 
 @triton.jit
-def find_sequence(tile, query_start_loc, num_seqs, GROUP: tl.constexpr, BLOCK_M: tl.constexpr):
-    """The last sequence whose first tile is <= `tile`."""
+def find_sequence(tile, query_start_loc, stride_starts, num_seqs, GROUP: tl.constexpr, BLOCK_M: tl.constexpr):
+    """The last sequence whose first tile is <= `tile`; the first one where there is none."""
     low = 0
     high = num_seqs
     while low < high:
         middle = (low + high) // 2
-        if tl.load(query_start_loc + middle) * GROUP // BLOCK_M + middle <= tile:
+        if tl.load(query_start_loc + middle.to(tl.int64) * stride_starts) * GROUP // BLOCK_M + middle <= tile:
             low = middle + 1
         else:
             high = middle
-    return low - 1
+    return tl.maximum(low - 1, 0)
 
 
 @triton.jit
-def query_span(query_start_loc, seq):
+def query_span(query_start_loc, stride_starts, seq):
     """Where the new tokens of a sequence begin, and how many there are."""
-    start = tl.load(query_start_loc + seq)
-    return start, tl.load(query_start_loc + seq + 1) - start
+    at = query_start_loc + seq.to(tl.int64) * stride_starts
+    start = tl.load(at)
+    return start, tl.load(at + stride_starts) - start
+
+
+@triton.jit
+def entry(tensor, stride, index):
+    """tensor[index] of a tensor of any stride, in 64 bits: a view's last entry may lie far away."""
+    return tl.load(tensor + index.to(tl.int64) * stride)
 
 
 class Program(NamedTuple):
@@ -72,28 +79,29 @@ class Program(NamedTuple):
 
 
 @triton.jit
-def find_program(query_start_loc, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, ROW_TILES: tl.constexpr):
+def find_program(query_start_loc, stride_starts, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, ROW_TILES: tl.constexpr):
     """The program of a decode, whose grid is (key heads, splits * ROW_TILES, sequences)."""
     kv_head = tl.program_id(0)
     split = tl.program_id(1) // ROW_TILES
     first_row = tl.program_id(1) % ROW_TILES * BLOCK_M
     seq = tl.program_id(2)
     num_heads = tl.num_programs(0) * GROUP
-    query_start, query_len = query_span(query_start_loc, seq)
+    query_start, query_len = query_span(query_start_loc, stride_starts, seq)
     return Program(kv_head, split, seq, first_row, num_heads, query_start, query_len)
 
 
 @triton.jit
-def find_tile(query_start_loc, num_seqs, GROUP: tl.constexpr, BLOCK_M: tl.constexpr):
+def find_tile(query_start_loc, stride_starts, num_seqs, GROUP: tl.constexpr, BLOCK_M: tl.constexpr):
     """(seq, query_start, query_len, first_row) of the program, where tiles of all sequences are numbered in one row.
 
     Sequence b owns the tiles from query_start_loc[b] * GROUP // BLOCK_M + b on; some own more than they need. Tiles run
     backwards, so that the long rows of a causal batch start first.
     """
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
-    seq = find_sequence(tile, query_start_loc, num_seqs, GROUP, BLOCK_M)
-    query_start, query_len = query_span(query_start_loc, seq)
-    return seq, query_start, query_len, (tile - (query_start * GROUP // BLOCK_M + seq)) * BLOCK_M
+    seq = find_sequence(tile, query_start_loc, stride_starts, num_seqs, GROUP, BLOCK_M)
+    query_start, query_len = query_span(query_start_loc, stride_starts, seq)
+    first_row = (tile - (query_start * GROUP // BLOCK_M + seq)) * BLOCK_M
+    return seq, query_start, query_len, tl.where(first_row < 0, query_len * GROUP, first_row)
 
 
 @triton.jit
@@ -115,7 +123,7 @@ def load_queries(query, rows, stride_q_token, stride_q_head, HEAD_DIM: tl.conste
     """[BLOCK_M, BLOCK_D]; rows that are not real and columns past HEAD_DIM are zero."""
     d = tl.arange(0, BLOCK_D)
     return tl.load(
-        query + rows.token[:, None] * stride_q_token + rows.head[:, None] * stride_q_head + d[None, :],
+        query + rows.token[:, None] * stride_q_token + rows.head.to(tl.int64)[:, None] * stride_q_head + d[None, :],
         mask=rows.real[:, None] & (d[None, :] < HEAD_DIM),
         other=0.0,
     )
@@ -124,6 +132,7 @@ def load_queries(query, rows, stride_q_token, stride_q_head, HEAD_DIM: tl.conste
 @triton.jit
 def cut_keys(limit, split, BLOCK_N: tl.constexpr, SPLITS: tl.constexpr):
     """The keys of [0, limit) that belong to `split`: equal runs of tiles; the last splits may be left with none."""
+    limit = tl.maximum(limit, 0)
     run = tl.cdiv(tl.cdiv(limit, BLOCK_N), SPLITS) * BLOCK_N
     first = split * run
     return first, tl.minimum(limit, first + run)
@@ -155,7 +164,7 @@ def write_rows(out, acc, rows, stride_o_token, stride_o_head, WIDTH: tl.constexp
     """acc [BLOCK_M, PADDED] to `out`, whose rows have WIDTH columns."""
     d = tl.arange(0, PADDED)
     tl.store(
-        out + rows.token[:, None] * stride_o_token + rows.head[:, None] * stride_o_head + d[None, :],
+        out + rows.token[:, None] * stride_o_token + rows.head.to(tl.int64)[:, None] * stride_o_head + d[None, :],
         acc.to(out.dtype.element_ty),
         mask=rows.real[:, None] & (d[None, :] < WIDTH),
     )

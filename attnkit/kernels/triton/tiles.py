@@ -55,6 +55,7 @@ class Keys(NamedTuple):
     value: Any
     table: Any
     start: Any
+    stride_page: Any
     stride_k_block: Any
     stride_k_token: Any
     stride_v_block: Any
@@ -78,6 +79,8 @@ class Mask(NamedTuple):
     window_left: Any
     window_right: Any
     tree: Any
+    stride_node: Any
+    stride_edge: Any
     num_nodes: Any
     first: Any
     limit: Any
@@ -160,16 +163,18 @@ def dequantise(x, DTYPE: tl.constexpr, FP8: tl.constexpr):
 
 
 @triton.jit
-def row_pages(start, table, first, limit, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
+def row_pages(start, table, stride_page, first, limit, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
     """Cache block of each of the BLOCK_N tokens from `start` (one number where the whole tile lies in one block).
 
     Outside [first, limit) the table is not read: it may end there, or name blocks that were given back.
     """
     if BLOCK_SIZE % BLOCK_N == 0:
-        pages = tl.load(table + start // BLOCK_SIZE, mask=(start + BLOCK_N > first) & (start < limit), other=0)
+        at = table + (start // BLOCK_SIZE).to(tl.int64) * stride_page
+        pages = tl.load(at, mask=(start + BLOCK_N > first) & (start < limit), other=0)
     else:
         n = start + tl.arange(0, BLOCK_N)
-        pages = tl.load(table + n // BLOCK_SIZE, mask=(n >= first) & (n < limit), other=0)
+        at = table + (n // BLOCK_SIZE).to(tl.int64) * stride_page
+        pages = tl.load(at, mask=(n >= first) & (n < limit), other=0)
     return pages
 
 
@@ -177,10 +182,11 @@ def row_pages(start, table, first, limit, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.
 def row_offsets(start, pages, stride_block, stride_token, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
     """Element offset [BLOCK_N] of each token's row in a paged cache."""
     if BLOCK_SIZE % BLOCK_N == 0:
-        offsets = pages.to(tl.int64) * stride_block + ((start % BLOCK_SIZE + tl.arange(0, BLOCK_N)) * stride_token).to(tl.int64)
+        slot = start % BLOCK_SIZE + tl.arange(0, BLOCK_N)
+        offsets = pages.to(tl.int64) * stride_block + slot.to(tl.int64) * stride_token
     else:
         n = start + tl.arange(0, BLOCK_N)
-        offsets = pages.to(tl.int64) * stride_block + ((n % BLOCK_SIZE) * stride_token).to(tl.int64)
+        offsets = pages.to(tl.int64) * stride_block + (n % BLOCK_SIZE).to(tl.int64) * stride_token
     return offsets
 
 
@@ -203,10 +209,21 @@ def load_rows(base, rows, n, first, limit, WIDTH: tl.constexpr, PADDED: tl.const
 
 
 @triton.jit
-def bend_scores(s, scale, softcap, slope, position, n, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr):
-    """Scaled scores in log2 units, with softcap and ALiBi. tanh(x) = 1 - 2 / (1 + e^2x) never overflows into NaN."""
+def tanh(x, EXACT: tl.constexpr):
+    """1 - 2 / (1 + e^2x), which never overflows into NaN. EXACT: near 0, where that cancels, an odd polynomial (Cephes)."""
+    y = 1.0 - 2.0 / (1.0 + tl.exp2(x * (2.0 * LOG2E)))
+    if EXACT:
+        z = x * x
+        p = ((-5.70498872745e-3 * z + 2.06390887954e-2) * z - 5.37397155531e-2) * z + 1.33314422036e-1
+        y = tl.where(tl.abs(x) < 0.625, x + x * z * (p * z - 3.33332819422e-1), y)
+    return y
+
+
+@triton.jit
+def bend_scores(s, scale, softcap, slope, position, n, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, EXACT: tl.constexpr):
+    """Scaled scores in log2 units, with softcap and ALiBi."""
     if SOFTCAP:
-        s = softcap * LOG2E * (1.0 - 2.0 / (1.0 + tl.exp2(s * (scale / softcap * 2.0 * LOG2E))))
+        s = softcap * LOG2E * tanh(s * (scale / softcap), EXACT)
     else:
         s = s * (scale * LOG2E)
     if ALIBI:
@@ -224,7 +241,8 @@ def visible_keys(n, position, node, context, mask, form):
         visible &= n <= position + mask.window_right
     if form.TREE:
         drafted = (n >= context) & (n - context < mask.num_nodes)
-        edge = tl.load(mask.tree + node * mask.num_nodes + (n - context), mask=drafted & (node < mask.num_nodes), other=0)
+        at = mask.tree + node * mask.stride_node + (n - context) * mask.stride_edge
+        edge = tl.load(at, mask=drafted & (node < mask.num_nodes), other=0)
         visible &= (n < context) | (edge != 0)
     return visible
 
@@ -245,8 +263,9 @@ def attend_tile(q, acc, total, m, start, pages, rows, keys, scores, mask, form, 
     s = products(q, k)
 
     BENT: tl.constexpr = form.SOFTCAP or form.ALIBI
+    EXACT: tl.constexpr = q.dtype == tl.float32
     if BENT:
-        s = bend_scores(s, scale, scores.softcap, scores.slope, rows.position, n, form.SOFTCAP, form.ALIBI)
+        s = bend_scores(s, scale, scores.softcap, scores.slope, rows.position, n, form.SOFTCAP, form.ALIBI, EXACT)
     if MASKED:
         visible = visible_keys(n[None, :], rows.position[:, None], rows.node[:, None], rows.context, mask, form)
         s = tl.where(visible, s, float("-inf"))
@@ -303,12 +322,18 @@ def attend(q, acc, total, m, rows, keys, scores, mask, form):
     begin, full_lo, full_hi, end = whole_tiles(rows, mask, form)
 
     # Block numbers are fetched one tile ahead, so that no load of the loop waits for another load of the same step.
-    ahead = row_pages(full_lo, keys.table, mask.first, mask.limit, form.BLOCK_SIZE, form.BLOCK_N) if form.PAGED else 0
+    ahead = (
+        row_pages(full_lo, keys.table, keys.stride_page, mask.first, mask.limit, form.BLOCK_SIZE, form.BLOCK_N)
+        if form.PAGED
+        else 0
+    )
     for at in tl.range(full_lo, full_hi, form.BLOCK_N):
         start = tl.multiple_of(at, form.BLOCK_N)
         pages = ahead
         if form.PAGED:
-            ahead = row_pages(start + form.BLOCK_N, keys.table, mask.first, mask.limit, form.BLOCK_SIZE, form.BLOCK_N)
+            ahead = row_pages(
+                start + form.BLOCK_N, keys.table, keys.stride_page, mask.first, mask.limit, form.BLOCK_SIZE, form.BLOCK_N
+            )
         acc, total, m = attend_tile(q, acc, total, m, start, pages, rows, keys, scores, mask, form, False)
 
     left = (full_lo - begin) // form.BLOCK_N
@@ -316,7 +341,11 @@ def attend(q, acc, total, m, rows, keys, scores, mask, form):
     for i in tl.range(0, left + right):
         at = tl.where(i < left, begin + i * form.BLOCK_N, full_hi + (i - left) * form.BLOCK_N)
         start = tl.multiple_of(at, form.BLOCK_N)
-        pages = row_pages(start, keys.table, mask.first, mask.limit, form.BLOCK_SIZE, form.BLOCK_N) if form.PAGED else 0
+        pages = (
+            row_pages(start, keys.table, keys.stride_page, mask.first, mask.limit, form.BLOCK_SIZE, form.BLOCK_N)
+            if form.PAGED
+            else 0
+        )
         acc, total, m = attend_tile(q, acc, total, m, start, pages, rows, keys, scores, mask, form, True)
     return acc, total, m
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from attnkit.backends.base import Rejected
 from attnkit.backends.registry import get
 from attnkit.hardware.device import Device
+from attnkit.kernels.cpu.library import SUM_MARK
 from attnkit.spec import AttentionSpec
 
 CPU = Device(vendor="cpu", kind="cpu", name="CPU", arch="x86_64")
@@ -178,6 +180,28 @@ def _passes(directory: Path, program: str, *arguments: str) -> str:
     return done.stdout
 
 
+LACKING = ("tree", "dual", "differential", "fnuz")
+"""Of whose cases the kernels compute none: operations and formats that they do not have."""
+
+
+def test_the_contract_of_a_call(bake: Path, repo_root: Path) -> None:
+    script = repo_root / "tests" / "api" / "contract_cases.py"
+    command = [sys.executable, "-W", "ignore", str(script), "attnkit-cpu", "TORCH_SDPA"]
+    environment = {**os.environ, "ATTNKIT_KERNELS": str(bake)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["TORCH_SDPA"]
+    assert not {name: problem for name, problem in found.items() if problem not in ("", "refused")}
+    assert all((problem == "refused") == any(word in name for word in LACKING) for name, problem in found.items())
+
+
+def test_random_calls(bake: Path, repo_root: Path) -> None:
+    program = "import sys; sys.path.append(sys.argv.pop(1)); from tools.fuzz.calls import main; sys.exit(main())"
+    asked = ["--backend", "TORCH_SDPA", "--provider", "attnkit-cpu", "--draws", "150"]
+    said = _passes(bake, program, str(repo_root), *asked)
+    assert "TORCH_SDPA/attnkit-cpu: 150 run, 0 refused, 0 wrong" in said
+
+
 def test_new_keys_and_values_are_written_where_they_belong_and_nowhere_else(directory: Path) -> None:
     assert _passes(directory, STORE).split() == ["16"]
 
@@ -205,18 +229,27 @@ def test_a_complete_kernel_directory_is_counted(directory: Path, options: tuple[
     assert done.stdout == f"{len(build.wanted())} kernels for cpu verified OK\n"
 
 
-@pytest.mark.parametrize("harm", ["removed", "emptied", "of other sources"])
+@pytest.mark.parametrize("harm", ["removed", "emptied", "of other sources", "64 bytes of its code", "cut short", "stripped"])
 def test_an_incomplete_kernel_directory_is_refused(directory: Path, tmp_path: Path, harm: str) -> None:
     [library] = Path(shutil.copytree(directory, tmp_path / "kernels")).iterdir()
     if harm == "removed":
         library.unlink()
     elif harm == "emptied":
         library.write_bytes(b"")
+    elif harm == "64 bytes of its code":
+        data = bytearray(library.read_bytes())
+        data[len(data) // 3 : len(data) // 3 + 64] = os.urandom(64)
+        library.write_bytes(data)
+    elif harm == "cut short":
+        library.write_bytes(library.read_bytes()[:-5000])
+    elif harm == "stripped":
+        library.write_bytes(library.read_bytes().rpartition(SUM_MARK)[0])
     else:
         library.rename(library.with_name("attnkit-cpu-x86_64-0123456789abcdef.so"))
     done = _verify(tmp_path / "kernels", "--target", "cpu")
     assert done.returncode == 1
-    assert "cannot be loaded" in done.stderr if harm == "emptied" else "1 problem(s): " in done.stderr, done.stderr
+    said = {"64 bytes of its code": "was altered", "removed": "1 problem(s): ", "of other sources": "1 problem(s): "}
+    assert said.get(harm, "has no sum") in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
 
 

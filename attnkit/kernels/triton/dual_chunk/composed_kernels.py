@@ -12,17 +12,18 @@ import triton
 import triton.language as tl
 
 from attnkit.kernels.triton.dual_chunk.kernel import rotate, rotation
+from attnkit.kernels.triton.rows import entry, query_span
 from attnkit.kernels.triton.tiles import LN2, LOG2E, dequantise, load_rows, row_offsets, row_pages
 
 
 @triton.jit
-def find_owner(token, query_start_loc, num_seqs):
+def find_owner(token, query_start_loc, stride_starts, num_seqs):
     """The last sequence that starts at or before `token`."""
     low = 0
     high = num_seqs
     while low < high:
         middle = (low + high) // 2
-        if tl.load(query_start_loc + middle) <= token:
+        if entry(query_start_loc, stride_starts, middle) <= token:
             low = middle + 1
         else:
             high = middle
@@ -35,7 +36,7 @@ def find_owner(token, query_start_loc, num_seqs):
 )
 def dual_chunk_segments(
     own_queries, own_keys, before_queries, before_keys, seq_lens, query_start_loc, num_seqs, period, longest,
-    SEGMENTS: tl.constexpr, BLOCK: tl.constexpr,
+    stride_lens, stride_starts, SEGMENTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Where the segments' queries and keys begin and end, as pairs; what lies between two pairs is a sequence without queries.
 
@@ -46,13 +47,14 @@ def dual_chunk_segments(
     segment = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     real = segment < num_seqs * SEGMENTS
     seq = tl.where(real, segment // SEGMENTS, 0)
-    query_start = tl.load(query_start_loc + seq)
-    query_len = tl.load(query_start_loc + seq + 1) - query_start
-    seq_len = tl.load(seq_lens + seq)
-    tokens = tl.load(query_start_loc + num_seqs)
+    query_start, query_len = query_span(query_start_loc, stride_starts, seq)
+    seq_len = entry(seq_lens, stride_lens, seq)
+    tokens = entry(query_start_loc, stride_starts, num_seqs)
     context = seq_len - query_len
-    chunk = context // period + segment % SEGMENTS
+    # Queries that no key precedes (more queries than keys) belong to the first segment, where the causal mask hides all.
+    chunk = tl.maximum(context, 0) // period + segment % SEGMENTS
     first = tl.minimum(tl.maximum(chunk * period, context), seq_len)
+    first = tl.where(segment % SEGMENTS == 0, context, first)
     last = tl.minimum((chunk + 1) * period, seq_len)
     begin = query_start + first - context
     end = query_start + last - context
@@ -80,7 +82,7 @@ def dual_chunk_segments(
 )
 def dual_chunk_queries(
     own, before, query, seq_lens, query_start_loc, rope_cos, rope_sin, num_seqs, period, chunk_size, original_max_position,
-    stride_q_token, stride_q_head,
+    stride_lens, stride_starts, stride_q_token, stride_q_head,
     HEADS: tl.constexpr, HEADS_PADDED: tl.constexpr, HALF: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     """The three rotations of one token's query, times the length factor.
@@ -89,16 +91,16 @@ def dual_chunk_queries(
     before, then, from row query_start_loc[num_seqs] on, for everything earlier.
     """
     token = tl.program_id(0)
-    tokens = tl.load(query_start_loc + num_seqs)
+    tokens = entry(query_start_loc, stride_starts, num_seqs)
     if token >= tokens:
         return
-    seq = find_owner(token, query_start_loc, num_seqs)
-    seq_len = tl.load(seq_lens + seq)
-    position = seq_len - tl.load(query_start_loc + seq + 1) + token
+    seq = find_owner(token, query_start_loc, stride_starts, num_seqs)
+    seq_len = entry(seq_lens, stride_lens, seq)
+    position = tl.maximum(seq_len - entry(query_start_loc, stride_starts, seq + 1) + token, 0)
     head = tl.arange(0, HEADS_PADDED)
     half = tl.arange(0, HALF)
     here = head[:, None] < HEADS
-    at = query + token.to(tl.int64) * stride_q_token + head[:, None] * stride_q_head + half[None, :]
+    at = query + token.to(tl.int64) * stride_q_token + head.to(tl.int64)[:, None] * stride_q_head + half[None, :]
     low = tl.load(at, mask=here, other=0.0)
     high = tl.load(at + HALF, mask=here, other=0.0)
     factor = 1.0
@@ -130,20 +132,21 @@ def dual_chunk_queries(
 def dual_chunk_gather(
     keys, values, key, value, table, seq_lens, query_start_loc, rope_cos, rope_sin, period, longest,
     stride_k_block, stride_k_token, stride_k_head, stride_v_block, stride_v_token, stride_v_head,
-    stride_to_head, stride_to_token, stride_table,
+    stride_to_head, stride_to_token, stride_lens, stride_starts, stride_table, stride_page,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
     """Keys rotated by their position in the chunk, and values, out of the pages into rows b * longest + j, in query's dtype."""
     HALF: tl.constexpr = HEAD_DIM // 2
     DTYPE: tl.constexpr = keys.dtype.element_ty
-    seq = tl.program_id(1)
-    start = tl.program_id(0) * BLOCK_N
-    limit = tl.load(seq_lens + seq)
-    if start >= limit or tl.load(query_start_loc + seq + 1) == tl.load(query_start_loc + seq):
+    seq = tl.program_id(0) // tl.cdiv(longest, BLOCK_N)
+    start = tl.program_id(0) % tl.cdiv(longest, BLOCK_N) * BLOCK_N
+    limit = entry(seq_lens, stride_lens, seq)
+    _, query_len = query_span(query_start_loc, stride_starts, seq)
+    if start >= limit or query_len == 0:
         return
     table += seq.to(tl.int64) * stride_table
     n = start + tl.arange(0, BLOCK_N)
-    pages = row_pages(start, table, 0, limit, BLOCK_SIZE, BLOCK_N)
+    pages = row_pages(start, table, stride_page, 0, limit, BLOCK_SIZE, BLOCK_N)
     cos, sin = rotation(rope_cos, rope_sin, n % period, HALF)
     k_rows = row_offsets(start, pages, stride_k_block, stride_k_token, BLOCK_SIZE, BLOCK_N)
     v_rows = row_offsets(start, pages, stride_v_block, stride_v_token, BLOCK_SIZE, BLOCK_N)
@@ -171,7 +174,7 @@ def dual_chunk_gather(
 )
 def dual_chunk_join(
     out, lse, own, own_lse, before, before_lse, seq_lens, query_start_loc, num_seqs, period, v_scale,
-    stride_o_token, stride_o_head, stride_lse,
+    stride_lens, stride_starts, stride_o_token, stride_o_head, stride_lse,
     HEADS: tl.constexpr, HEADS_PADDED: tl.constexpr, HEAD_DIM: tl.constexpr, RETURN_LSE: tl.constexpr,
 ):  # fmt: skip
     """One token: the three parts by their log-sum-exps (natural).
@@ -179,11 +182,12 @@ def dual_chunk_join(
     Parts are [num_tokens or 2 * num_tokens, HEADS, HEAD_DIM] as in `dual_chunk_queries`. A part without keys was not written.
     """
     token = tl.program_id(0)
-    tokens = tl.load(query_start_loc + num_seqs)
+    tokens = entry(query_start_loc, stride_starts, num_seqs)
     if token >= tokens:
         return
-    seq = find_owner(token, query_start_loc, num_seqs)
-    chunk = (tl.load(seq_lens + seq) - tl.load(query_start_loc + seq + 1) + token) // period
+    seq = find_owner(token, query_start_loc, stride_starts, num_seqs)
+    position = entry(seq_lens, stride_lens, seq) - entry(query_start_loc, stride_starts, seq + 1) + token
+    chunk = tl.maximum(position, 0) // period
     head = tl.arange(0, HEADS_PADDED)
     d = tl.arange(0, HEAD_DIM)
     here = head < HEADS
@@ -203,7 +207,7 @@ def dual_chunk_join(
     joined = o0 * w0[:, None] + o1 * w1[:, None] + o2 * w2[:, None]
     joined = joined * (v_scale / tl.where(total == 0.0, 1.0, total))[:, None]
     tl.store(
-        out + token.to(tl.int64) * stride_o_token + head[:, None] * stride_o_head + d[None, :],
+        out + token.to(tl.int64) * stride_o_token + head.to(tl.int64)[:, None] * stride_o_head + d[None, :],
         joined.to(out.dtype.element_ty),
         mask=cell,
     )

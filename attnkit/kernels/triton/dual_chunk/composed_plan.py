@@ -85,7 +85,9 @@ def plan(
     count = num_seqs * segments
     starts = torch.empty(12 * count, dtype=torch.int32, device=device)
     own_queries, own_keys, before_queries, before_keys = starts.split([2 * count, 2 * count, 4 * count, 4 * count])
-    where = {"seq_lens": paged.seq_lens, "query_start_loc": paged.query_start_loc, "num_seqs": num_seqs, "period": period}
+    batch = batch_args(paged)
+    where: dict[str, Any] = {name: batch[name] for name in ("seq_lens", "query_start_loc", "stride_lens", "stride_starts")}
+    where |= {"num_seqs": num_seqs, "period": period}
     rope = {"rope_cos": call.rope_cos, "rope_sin": call.rope_sin}
     launches = [
         Launch(
@@ -132,7 +134,7 @@ def plan(
             "values": copy[1],
             "key": key.data[:, :, here],
             "value": value.data[:, :, here],
-            **batch_args(paged),
+            **batch,
             **rope,
             "period": period,
             "longest": longest,
@@ -150,7 +152,7 @@ def plan(
             "BLOCK_N": GATHERED,
             "FP8": key.fp8,
         }
-        launches.append(Launch(dual_chunk_gather, (-(-longest // GATHERED), num_seqs), gather, num_warps=8))
+        launches.append(Launch(dual_chunk_gather, (-(-longest // GATHERED) * num_seqs,), gather, num_warps=8))
         parts: dict[str, Any] = {}
         for name, queries, query_starts, key_starts, causal in (
             ("before", before, before_queries, before_keys, False),

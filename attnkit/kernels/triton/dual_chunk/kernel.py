@@ -23,7 +23,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from attnkit.kernels.triton.rows import cut_keys, find_rows, find_tile, share_of, split_outputs, write_lse, write_nothing
+from attnkit.kernels.triton.rows import cut_keys, entry, find_rows, find_tile, share_of, split_outputs, write_lse, write_nothing
 from attnkit.kernels.triton.tiles import LN2, LOG2E, dequantise, load_rows, matmul, plus, products, row_offsets, row_pages
 
 
@@ -50,6 +50,7 @@ def rotation(rope_cos, rope_sin, at, HALF: tl.constexpr):
 def dual_chunk_attention(
     out, lse, query, key, value, table, seq_lens, query_start_loc, rope_cos, rope_sin,
     num_seqs, num_tokens, scale, v_scale, period, chunk_size, original_max_position,
+    stride_lens, stride_starts, stride_page,
     stride_q_token, stride_q_head, stride_k_block, stride_k_token, stride_k_head,
     stride_v_block, stride_v_token, stride_v_head, stride_o_token, stride_o_head, stride_table,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -62,20 +63,20 @@ def dual_chunk_attention(
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
     num_heads = tl.num_programs(1) * GROUP
-    seq, query_start, query_len, first_row = find_tile(query_start_loc, num_seqs, GROUP, BLOCK_M)
+    seq, query_start, query_len, first_row = find_tile(query_start_loc, stride_starts, num_seqs, GROUP, BLOCK_M)
     if first_row >= query_len * GROUP:
         return
-    seq_len = tl.load(seq_lens + seq)
+    seq_len = entry(seq_lens, stride_lens, seq)
     context = seq_len - query_len
     table += seq.to(tl.int64) * stride_table
     key += kv_head.to(tl.int64) * stride_k_head
     value += kv_head.to(tl.int64) * stride_v_head
 
     rows = find_rows(first_row, query_start, query_len, context, kv_head, GROUP, BLOCK_M)
-    # Rows past the end copy the last real row's position, so that they index inside the rope tables.
-    position = tl.minimum(rows.position, seq_len - 1)
+    # Rows past the end, and those before the first key, take the nearest position: they index inside the rope tables.
+    position = tl.maximum(tl.minimum(rows.position, seq_len - 1), 0)
     half = tl.arange(0, HALF)
-    at_row = query + rows.token[:, None] * stride_q_token + rows.head[:, None] * stride_q_head
+    at_row = query + rows.token[:, None] * stride_q_token + rows.head.to(tl.int64)[:, None] * stride_q_head
     q_low = tl.load(at_row + half[None, :], mask=rows.real[:, None], other=0.0)
     q_high = tl.load(at_row + HALF + half[None, :], mask=rows.real[:, None], other=0.0)
 
@@ -111,12 +112,12 @@ def dual_chunk_attention(
         turned_low, turned_high = rotate(q_low, q_high, cos, sin)
         tile_start = first // BLOCK_N * BLOCK_N
         # Block numbers are fetched one tile ahead, as in tiles.py.
-        ahead = row_pages(tile_start, table, first, limit, BLOCK_SIZE, BLOCK_N)
+        ahead = row_pages(tile_start, table, stride_page, first, limit, BLOCK_SIZE, BLOCK_N)
         for start in tl.range(tile_start, limit, BLOCK_N):
             start = tl.multiple_of(start, BLOCK_N)
             n = start + tl.arange(0, BLOCK_N)
             pages = ahead
-            ahead = row_pages(start + BLOCK_N, table, first, limit, BLOCK_SIZE, BLOCK_N)
+            ahead = row_pages(start + BLOCK_N, table, stride_page, first, limit, BLOCK_SIZE, BLOCK_N)
             k_rows = row_offsets(start, pages, stride_k_block, stride_k_token, BLOCK_SIZE, BLOCK_N)
             k_low = dequantise(load_rows(key, k_rows, n, first, limit, HALF, HALF, True), DTYPE, FP8)
             k_high = dequantise(load_rows(key + HALF, k_rows, n, first, limit, HALF, HALF, True), DTYPE, FP8)
@@ -142,7 +143,7 @@ def dual_chunk_attention(
                 s = matmul(q2, tl.trans(k2), s) * factor
             visible = ((n >= first) & (n < limit))[None, :]
             if CAUSAL:
-                visible &= n[None, :] <= position[:, None]
+                visible &= n[None, :] <= rows.position[:, None]
             s = tl.where(visible, s, float("-inf"))
             top = tl.maximum(m, tl.max(s, 1))
             pivot = tl.where(top == float("-inf"), 0.0, top)
@@ -157,7 +158,7 @@ def dual_chunk_attention(
             m = top
 
     share = share_of(total, v_scale)[:, None]
-    at_out = out + rows.token[:, None] * stride_o_token + rows.head[:, None] * stride_o_head + half[None, :]
+    at_out = out + rows.token[:, None] * stride_o_token + rows.head.to(tl.int64)[:, None] * stride_o_head + half[None, :]
     tl.store(at_out, (acc_low * share).to(out.dtype.element_ty), mask=rows.real[:, None])
     tl.store(at_out + HALF, (acc_high * share).to(out.dtype.element_ty), mask=rows.real[:, None])
     write_lse(lse, m, total, rows, num_heads, SPLITS, RETURN_LSE)

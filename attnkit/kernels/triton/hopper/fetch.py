@@ -28,17 +28,17 @@ def shaped_as(memory, shape: gl.constexpr):
 
 
 @gluon.jit
-def _find_sequence(tile, query_start_loc, num_seqs, GROUP: gl.constexpr, BLOCK_M: gl.constexpr):
-    """The last sequence whose first tile is <= `tile`; as in rows.py, which Gluon cannot call."""
+def _find_sequence(tile, query_start_loc, stride_starts, num_seqs, GROUP: gl.constexpr, BLOCK_M: gl.constexpr):
+    """The last sequence whose first tile is <= `tile`, or the first; as in rows.py, which Gluon cannot call."""
     low = 0
     high = num_seqs
     while low < high:
         middle = (low + high) // 2
-        if gl.load(query_start_loc + middle) * GROUP // BLOCK_M + middle <= tile:
+        if gl.load(query_start_loc + middle.to(gl.int64) * stride_starts) * GROUP // BLOCK_M + middle <= tile:
             low = middle + 1
         else:
             high = middle
-    return low - 1
+    return gl.maximum(low - 1, 0)
 
 
 @gluon.jit
@@ -62,28 +62,31 @@ def hear(slots, told, heard, turn):
 
 @gluon.jit
 def extent(
-    work, tiles, items, seq_lens, query_start_loc, key_start_loc, num_seqs, window_left, window_right, shortest,
-    GROUP: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, PAGED: gl.constexpr,
+    work, tiles, items, seq_lens, query_start_loc, key_start_loc, stride_lens, stride_starts, stride_key_starts, num_seqs,
+    window_left, window_right, shortest, GROUP: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, PAGED: gl.constexpr,
     HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr,
 ):  # fmt: skip
     """Where a work item is, as all warps see it: heads outermost, and the long rows of a causal batch first.
 
-    Returns (kv_head, seq, query_start, query_len, first_row, context, seq_len, first, limit, begin, end, key_start): keys
-    [first, limit) are visible to some row of the tile, and lie in the key tiles [begin, end); none where nothing is to be done.
+    Returns (kv_head, seq, query_start, query_len, first_row, context, seq_len, first, limit, begin, end, key_start, real): keys
+    [first, limit) are visible to some row of the tile, and lie in the key tiles [begin, end). Where `real` is false the tile is
+    not to be written; where it has no keys it is, with zeros.
     """
     tile = tiles - 1 - work % tiles
     kv_head = work // tiles
-    seq = _find_sequence(tile, query_start_loc, num_seqs, GROUP, BLOCK_M)
-    query_start = gl.load(query_start_loc + seq)
-    query_len = gl.load(query_start_loc + seq + 1) - query_start
+    seq = _find_sequence(tile, query_start_loc, stride_starts, num_seqs, GROUP, BLOCK_M)
+    at = query_start_loc + seq.to(gl.int64) * stride_starts
+    query_start = gl.load(at)
+    query_len = gl.load(at + stride_starts) - query_start
     first_row = (tile - (query_start * GROUP // BLOCK_M + seq)) * BLOCK_M
-    runs = (first_row < query_len * GROUP) & (query_len >= shortest) & (work < items)
+    real = (first_row >= 0) & (first_row < query_len * GROUP) & (query_len >= shortest) & (work < items)
     if PAGED:
         key_start = 0
-        seq_len = gl.load(seq_lens + seq)
+        seq_len = gl.load(seq_lens + seq.to(gl.int64) * stride_lens)
     else:
-        key_start = gl.load(key_start_loc + seq)
-        seq_len = gl.load(key_start_loc + seq + 1) - key_start
+        at = key_start_loc + seq.to(gl.int64) * stride_key_starts
+        key_start = gl.load(at)
+        seq_len = gl.load(at + stride_key_starts) - key_start
     context = seq_len - query_len
     first = 0
     limit = seq_len
@@ -92,13 +95,13 @@ def extent(
     if HAS_RIGHT:
         limit = gl.minimum(seq_len, context + gl.minimum((first_row + BLOCK_M - 1) // GROUP, query_len - 1) + window_right + 1)
     begin = first // BLOCK_N
-    end = gl.where(runs, (limit + BLOCK_N - 1) // BLOCK_N, begin)
-    return kv_head, seq, query_start, query_len, first_row, context, seq_len, first, limit, begin, end, key_start
+    end = gl.where(real, (limit + BLOCK_N - 1) // BLOCK_N, begin)
+    return kv_head, seq, query_start, query_len, first_row, context, seq_len, first, limit, begin, end, key_start, real
 
 
 @gluon.jit
 def _blocks(
-    pages, key_start, start, first, limit,
+    pages, stride_page, key_start, start, first, limit,
     BLOCK_SIZE: gl.constexpr, BLOCK_N: gl.constexpr, CHUNK: gl.constexpr, PAGED: gl.constexpr,
 ):  # fmt: skip
     """The cache block of each chunk of the tile at token `start`; of packed keys, its first row.
@@ -110,7 +113,7 @@ def _blocks(
         blocks = ()
         for c in gl.static_range(BLOCK_N // CHUNK):
             at = gl.minimum(gl.maximum(start + c * CHUNK, first), limit - 1)
-            blocks = blocks + (gl.load(pages + at // BLOCK_SIZE),)  # noqa: RUF005 - the compiler knows no star here
+            blocks = blocks + (gl.load(pages + (at // BLOCK_SIZE).to(gl.int64) * stride_page),)  # noqa: RUF005 - the compiler knows no star here
     else:
         blocks = (key_start + start,)
     return blocks
@@ -134,7 +137,8 @@ def _copy(
 @gluon.jit
 def fetch(
     key_map, value_map, keys, values, pieces, key_full, key_empty, value_full, value_empty, raw, taken, slots, told, heard,
-    table, seq_lens, query_start_loc, key_start_loc, tiles, items, num_seqs, window_left, window_right, shortest, stride_table,
+    table, seq_lens, query_start_loc, key_start_loc, tiles, items, num_seqs, window_left, window_right, shortest,
+    stride_lens, stride_starts, stride_key_starts, stride_table, stride_page,
     key_block_rows, key_head_rows, key_head_columns, value_block_rows, value_head_rows, value_head_columns,
     GROUP: gl.constexpr, D: gl.constexpr, BLOCK_SIZE: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
     CHUNK: gl.constexpr, STAGES: gl.constexpr, PAGED: gl.constexpr, HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr,
@@ -153,9 +157,9 @@ def fetch(
     while work < items:
         _tell(slots, told, heard, turn, work)
         following = gl.atomic_add(taken, 1) + gl.num_programs(0)
-        kv_head, seq, _, _, _, _, seq_len, first, limit, begin, end, key_start = extent(
-            work, tiles, items, seq_lens, query_start_loc, key_start_loc, num_seqs, window_left, window_right, shortest,
-            GROUP, BLOCK_M, BLOCK_N, PAGED, HAS_LEFT, HAS_RIGHT,
+        kv_head, seq, _, _, _, _, seq_len, first, limit, begin, end, key_start, _ = extent(
+            work, tiles, items, seq_lens, query_start_loc, key_start_loc, stride_lens, stride_starts, stride_key_starts,
+            num_seqs, window_left, window_right, shortest, GROUP, BLOCK_M, BLOCK_N, PAGED, HAS_LEFT, HAS_RIGHT,
         )  # fmt: skip
         pages = table
         if PAGED:
@@ -165,7 +169,7 @@ def fetch(
             phase = ((count // STAGES) & 1) ^ 1
             start = (end - 1 - back) * BLOCK_N
             inside = start % BLOCK_SIZE if BLOCK_SIZE > CHUNK else 0
-            blocks = _blocks(pages, key_start, start, first, limit, BLOCK_SIZE, BLOCK_N, CHUNK, PAGED)
+            blocks = _blocks(pages, stride_page, key_start, start, first, limit, BLOCK_SIZE, BLOCK_N, CHUNK, PAGED)
             mbarrier.wait(key_empty.index(stage), phase)
             _copy(
                 blocks, key_block_rows, kv_head * key_head_rows + inside, kv_head * key_head_columns,

@@ -42,7 +42,7 @@ PIECES = gl.constexpr(2 * COLUMNS + 1)
 
 
 @gluon.jit
-def _extent(seq_lens, query_start_loc, splits, HEADS: gl.constexpr):
+def _extent(seq_lens, query_start_loc, stride_lens, stride_starts, splits, HEADS: gl.constexpr):
     """What this program computes, as all its warps see it.
 
     Returns (query_start, query_len, first_row, context, first, limit, tiles): keys [first, limit) in `tiles` tiles; none where
@@ -50,10 +50,11 @@ def _extent(seq_lens, query_start_loc, splits, HEADS: gl.constexpr):
     """
     first_row = gl.program_id(0) * ROWS
     seq = gl.program_id(2)
-    query_start = gl.load(query_start_loc + seq)
-    query_len = gl.load(query_start_loc + seq + 1) - query_start
-    context = gl.load(seq_lens + seq) - query_len
-    limit = context + gl.minimum((first_row + ROWS - 1) // HEADS, query_len - 1) + 1
+    at = query_start_loc + seq.to(gl.int64) * stride_starts
+    query_start = gl.load(at)
+    query_len = gl.load(at + stride_starts) - query_start
+    context = gl.load(seq_lens + seq.to(gl.int64) * stride_lens) - query_len
+    limit = gl.maximum(context + gl.minimum((first_row + ROWS - 1) // HEADS, query_len - 1) + 1, 0)
     run = ((limit + TILE - 1) // TILE + splits - 1) // splits * TILE
     first = gl.program_id(1) * run
     limit = gl.minimum(limit, first + run)
@@ -134,7 +135,7 @@ def _write(
     token = (query_start + row // HEADS).to(gl.int64)
     column = WG * HALF + gl.arange(0, HALF, gl.SliceLayout(0, layout))
     gl.store(
-        out + (token * stride_o_token + row % HEADS * stride_o_head)[:, None] + column[None, :],
+        out + (token * stride_o_token + (row % HEADS).to(gl.int64) * stride_o_head)[:, None] + column[None, :],
         acc.to(out.dtype.element_ty),
         mask=(row < query_len * HEADS)[:, None],
     )
@@ -161,11 +162,13 @@ def _nothing_yet(first_row, context, limit, HEADS: gl.constexpr):
 @gluon.jit
 def _left(
     out, lse, queries, keys, wide, rope, q_full, full, left_empty, cleaned, peaks, told, published, sums, summed,
-    seq_lens, query_start_loc, splits, scale, kv_scale, num_tokens, stride_o_token, stride_o_head,
+    seq_lens, query_start_loc, stride_lens, stride_starts, splits, scale, kv_scale, num_tokens, stride_o_token, stride_o_head,
     HEADS: gl.constexpr, SPLIT: gl.constexpr, RETURN_LSE: gl.constexpr,
 ):  # fmt: skip
     """Warpgroup 0: the scores of every tile a, and the left half of the columns."""
-    query_start, query_len, first_row, context, first, limit, tiles = _extent(seq_lens, query_start_loc, splits, HEADS)
+    query_start, query_len, first_row, context, first, limit, tiles = _extent(
+        seq_lens, query_start_loc, stride_lens, stride_starts, splits, HEADS
+    )
     visible, whole, m, total, acc = _nothing_yet(first_row, context, limit, HEADS)
     score_row: gl.constexpr = m.type.layout
     if tiles > 0:
@@ -213,11 +216,13 @@ def _left(
 @gluon.jit
 def _right(
     out, lse, queries, keys, wide, rope, q_full, full, right_empty, cleaned, peaks, told, published, sums, summed,
-    seq_lens, query_start_loc, splits, scale, kv_scale, num_tokens, stride_o_token, stride_o_head,
+    seq_lens, query_start_loc, stride_lens, stride_starts, splits, scale, kv_scale, num_tokens, stride_o_token, stride_o_head,
     HEADS: gl.constexpr, SPLIT: gl.constexpr, RETURN_LSE: gl.constexpr,
 ):  # fmt: skip
     """Warpgroup 1: the scores of every tile b, and the right half of the columns."""
-    query_start, query_len, first_row, context, first, limit, tiles = _extent(seq_lens, query_start_loc, splits, HEADS)
+    query_start, query_len, first_row, context, first, limit, tiles = _extent(
+        seq_lens, query_start_loc, stride_lens, stride_starts, splits, HEADS
+    )
     visible, whole, m, total, acc = _nothing_yet(first_row, context, limit, HEADS)
     score_row: gl.constexpr = m.type.layout
     if tiles > 0:
@@ -265,11 +270,12 @@ def _right(
 
 
 @gluon.jit
-def _pages(pages, start, limit, BLOCK_SIZE: gl.constexpr, CHUNK: gl.constexpr):
+def _pages(pages, stride_page, start, limit, BLOCK_SIZE: gl.constexpr, CHUNK: gl.constexpr):
     """The cache block of each chunk of the tile at token `start`. The table may end at `limit`."""
     blocks = ()
     for c in gl.static_range(TILE // CHUNK):
-        blocks = blocks + (gl.load(pages + gl.minimum(start + c * CHUNK, limit - 1) // BLOCK_SIZE),)  # noqa: RUF005
+        at = gl.minimum(start + c * CHUNK, limit - 1) // BLOCK_SIZE
+        blocks = blocks + (gl.load(pages + at.to(gl.int64) * stride_page),)  # noqa: RUF005
     return blocks
 
 
@@ -309,11 +315,13 @@ def _clear(strips, full, cleaned, tiles, unused):
 @gluon.jit
 def _fetch(
     query_map, cache_map, queries, places, strips, rope, q_full, full, left_empty, right_empty, cleaned,
-    table, seq_lens, query_start_loc, splits, block_rows, stride_table,
+    table, seq_lens, query_start_loc, splits, block_rows, stride_lens, stride_starts, stride_table, stride_page,
     HEADS: gl.constexpr, BLOCK_SIZE: gl.constexpr, CHUNK: gl.constexpr,
 ):  # fmt: skip
     """The warp that fetches queries and cache rows: each half of a tile as soon as its place is free."""
-    query_start, _, first_row, _, first, limit, tiles = _extent(seq_lens, query_start_loc, splits, HEADS)
+    query_start, _, first_row, _, first, limit, tiles = _extent(
+        seq_lens, query_start_loc, stride_lens, stride_starts, splits, HEADS
+    )
     pages = table + gl.program_id(2).to(gl.int64) * stride_table
     if tiles > 0:
         mbarrier.expect(q_full.index(0), ROWS * PIECES * 64 * 2)
@@ -325,8 +333,8 @@ def _fetch(
         both = 2 * pair + 1 < tiles
         inside_a = start % BLOCK_SIZE if BLOCK_SIZE > CHUNK else 0
         inside_b = (start + TILE) % BLOCK_SIZE if BLOCK_SIZE > CHUNK else 0
-        a = _pages(pages, start, limit, BLOCK_SIZE, CHUNK)
-        b = _pages(pages, start + TILE, limit, BLOCK_SIZE, CHUNK)
+        a = _pages(pages, stride_page, start, limit, BLOCK_SIZE, CHUNK)
+        b = _pages(pages, stride_page, start + TILE, limit, BLOCK_SIZE, CHUNK)
         mbarrier.wait(left_empty.index(0), phase)
         _copy(cache_map, a, block_rows, inside_a, places, 0, full, 0, 0, COLUMNS, CHUNK)
         if both:
@@ -349,7 +357,8 @@ def _fetch(
 )  # fmt: skip
 def hopper_mla_decode(
     out, lse, query_map, cache_map, table, seq_lens, query_start_loc,
-    splits, num_tokens, scale, kv_scale, block_rows, stride_o_token, stride_o_head, stride_table,
+    splits, num_tokens, scale, kv_scale, block_rows, stride_lens, stride_starts, stride_o_token, stride_o_head,
+    stride_table, stride_page,
     HEADS: gl.constexpr, BLOCK_SIZE: gl.constexpr, CHUNK: gl.constexpr,
     SPLIT: gl.constexpr, RETURN_LSE: gl.constexpr,
 ):  # fmt: skip
@@ -394,17 +403,18 @@ def hopper_mla_decode(
         [
             (_left, (
                 out, lse, queries, keys, wide, rope, q_full, full, left_empty, cleaned, peaks, told, published, sums, summed,
-                seq_lens, query_start_loc, splits, scale, kv_scale, num_tokens, stride_o_token, stride_o_head,
-                HEADS, SPLIT, RETURN_LSE,
+                seq_lens, query_start_loc, stride_lens, stride_starts, splits, scale, kv_scale, num_tokens,
+                stride_o_token, stride_o_head, HEADS, SPLIT, RETURN_LSE,
             )),
             (_right, (
                 out, lse, queries, keys, wide, rope, q_full, full, right_empty, cleaned, peaks, told, published, sums, summed,
-                seq_lens, query_start_loc, splits, scale, kv_scale, num_tokens, stride_o_token, stride_o_head,
-                HEADS, SPLIT, RETURN_LSE,
+                seq_lens, query_start_loc, stride_lens, stride_starts, splits, scale, kv_scale, num_tokens,
+                stride_o_token, stride_o_head, HEADS, SPLIT, RETURN_LSE,
             )),
             (_fetch, (
                 query_map, cache_map, queries, places, strips, rope_places, q_full, full, left_empty, right_empty, cleaned,
-                table, seq_lens, query_start_loc, splits, block_rows, stride_table, HEADS, BLOCK_SIZE, CHUNK,
+                table, seq_lens, query_start_loc, splits, block_rows, stride_lens, stride_starts, stride_table, stride_page,
+                HEADS, BLOCK_SIZE, CHUNK,
             )),
         ],
         [4, 1],

@@ -104,7 +104,7 @@ def _load_queries(
     head = kv_head * GROUP + row % GROUP
     d = gl.arange(0, D, gl.SliceLayout(0, IO))
     return gl.load(
-        query + (token * stride_q_token + head * stride_q_head)[:, None] + d[None, :],
+        query + (token * stride_q_token + head.to(gl.int64) * stride_q_head)[:, None] + d[None, :],
         mask=((row < query_len * GROUP) & runs)[:, None],
         other=0.0,
     )
@@ -114,7 +114,8 @@ def _load_queries(
 def _multiply(
     WG: gl.constexpr, out, lse, query, queries, keys, values, key_full, key_empty, value_full, value_empty, slots, told, heard,
     seq_lens, query_start_loc, key_start_loc, tiles, items, num_seqs, scale, v_scale, window_left, window_right,
-    shortest, heads, stride_q_token, stride_q_head, stride_o_token, stride_o_head,
+    shortest, heads, stride_lens, stride_starts, stride_key_starts,
+    stride_q_token, stride_q_head, stride_o_token, stride_o_head,
     GROUP: gl.constexpr, D: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
     PREFETCH: gl.constexpr, PAGED: gl.constexpr, HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr, RETURN_LSE: gl.constexpr,
 ):  # fmt: skip
@@ -130,9 +131,9 @@ def _multiply(
     count = 0
     turn = 0
     work = hear(slots, told, heard, turn)
-    kv_head, _, query_start, query_len, first_row, context, seq_len, _first, limit, begin, end, _ = extent(
-        gl.minimum(work, items - 1), tiles, items, seq_lens, query_start_loc, key_start_loc, num_seqs,
-        window_left, window_right, shortest, GROUP, BLOCK_M, BLOCK_N, PAGED, HAS_LEFT, HAS_RIGHT,
+    kv_head, _, query_start, query_len, first_row, context, seq_len, _first, limit, begin, end, _, real = extent(
+        gl.minimum(work, items - 1), tiles, items, seq_lens, query_start_loc, key_start_loc, stride_lens, stride_starts,
+        stride_key_starts, num_seqs, window_left, window_right, shortest, GROUP, BLOCK_M, BLOCK_N, PAGED, HAS_LEFT, HAS_RIGHT,
     )  # fmt: skip
     q = _load_queries(
         query, kv_head, query_start, query_len, first_row, end > begin, stride_q_token, stride_q_head, WG, GROUP, D, io
@@ -198,18 +199,20 @@ def _multiply(
         row_len = query_len
         row_first = first_row
         row_head = kv_head
+        written = real
         turn += 1
         work = hear(slots, told, heard, turn)
-        kv_head, _, query_start, query_len, first_row, context, seq_len, _first, limit, begin, end, _ = extent(
-            gl.minimum(work, items - 1), tiles, items, seq_lens, query_start_loc, key_start_loc, num_seqs,
-            window_left, window_right, shortest, GROUP, BLOCK_M, BLOCK_N, PAGED, HAS_LEFT, HAS_RIGHT,
+        kv_head, _, query_start, query_len, first_row, context, seq_len, _first, limit, begin, end, _, real = extent(
+            gl.minimum(work, items - 1), tiles, items, seq_lens, query_start_loc, key_start_loc, stride_lens, stride_starts,
+            stride_key_starts, num_seqs, window_left, window_right, shortest,
+            GROUP, BLOCK_M, BLOCK_N, PAGED, HAS_LEFT, HAS_RIGHT,
         )  # fmt: skip
         if PREFETCH:
             q = _load_queries(
                 query, kv_head, query_start, query_len, first_row, end > begin, stride_q_token, stride_q_head, WG, GROUP, D, io
             )
-        if runs:
-            # A row that sees no key at all (possible with a window) is zero, its log-sum-exp minus infinity.
+        if written:
+            # A row that sees no key at all (a window, or more queries than keys) is zero, its log-sum-exp minus infinity.
             factor = v_scale / gl.where(total == 0.0, 1.0, total)
             acc = acc * gl.convert_layout(factor, gl.SliceLayout(1, out_layout))[:, None]
             row = row_first + WG * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, io))
@@ -217,7 +220,7 @@ def _multiply(
             head = row_head * GROUP + row % GROUP
             d = gl.arange(0, D, gl.SliceLayout(0, io))
             gl.store(
-                out + (token * stride_o_token + head * stride_o_head)[:, None] + d[None, :],
+                out + (token * stride_o_token + head.to(gl.int64) * stride_o_head)[:, None] + d[None, :],
                 gl.convert_layout(acc.to(DTYPE), io),
                 mask=(row < row_len * GROUP)[:, None],
             )
@@ -244,7 +247,8 @@ def hopper_prefill(
     out, lse, query, key_map, value_map, taken, table, seq_lens, query_start_loc, key_start_loc,
     tiles, items, num_seqs, scale, v_scale, window_left, window_right, shortest, heads,
     key_block_rows, key_head_rows, key_head_columns, value_block_rows, value_head_rows, value_head_columns,
-    stride_q_token, stride_q_head, stride_o_token, stride_o_head, stride_table,
+    stride_lens, stride_starts, stride_key_starts, stride_q_token, stride_q_head, stride_o_token, stride_o_head, stride_table,
+    stride_page,
     GROUP: gl.constexpr, D: gl.constexpr, BLOCK_SIZE: gl.constexpr, BLOCK_N: gl.constexpr, CHUNK: gl.constexpr,
     STAGES: gl.constexpr, GROUPS: gl.constexpr, PREFETCH: gl.constexpr, PAGED: gl.constexpr,
     HAS_LEFT: gl.constexpr, HAS_RIGHT: gl.constexpr, RETURN_LSE: gl.constexpr,
@@ -289,19 +293,22 @@ def hopper_prefill(
             (_multiply, (
                 gl.constexpr(0), out, lse, query, queries, key_tiles, value_tiles, key_full, key_empty, value_full, value_empty,
                 slots, told, heard, seq_lens, query_start_loc, key_start_loc, tiles, items, num_seqs, scale, v_scale,
-                window_left, window_right, shortest, heads, stride_q_token, stride_q_head, stride_o_token, stride_o_head,
+                window_left, window_right, shortest, heads, stride_lens, stride_starts, stride_key_starts,
+                stride_q_token, stride_q_head, stride_o_token, stride_o_head,
                 GROUP, D, BLOCK_M, BLOCK_N, STAGES, PREFETCH, PAGED, HAS_LEFT, HAS_RIGHT, RETURN_LSE,
             )),
             (_multiply, (
                 gl.constexpr(1), out, lse, query, queries, key_tiles, value_tiles, key_full, key_empty, value_full, value_empty,
                 slots, told, heard, seq_lens, query_start_loc, key_start_loc, tiles, items, num_seqs, scale, v_scale,
-                window_left, window_right, shortest, heads, stride_q_token, stride_q_head, stride_o_token, stride_o_head,
+                window_left, window_right, shortest, heads, stride_lens, stride_starts, stride_key_starts,
+                stride_q_token, stride_q_head, stride_o_token, stride_o_head,
                 GROUP, D, BLOCK_M, BLOCK_N, STAGES, PREFETCH, PAGED, HAS_LEFT, HAS_RIGHT, RETURN_LSE,
             )),
             (fetch, (
                 key_map, value_map, keys, values, value_pieces, key_full, key_empty, value_full, value_empty, raw,
                 taken, slots, told, heard, table, seq_lens, query_start_loc, key_start_loc, tiles, items, num_seqs,
-                window_left, window_right, shortest, stride_table, key_block_rows, key_head_rows, key_head_columns,
+                window_left, window_right, shortest, stride_lens, stride_starts, stride_key_starts, stride_table, stride_page,
+                key_block_rows, key_head_rows, key_head_columns,
                 value_block_rows, value_head_rows, value_head_columns,
                 GROUP, D, BLOCK_SIZE, BLOCK_M, BLOCK_N, CHUNK, STAGES, PAGED, HAS_LEFT, HAS_RIGHT,
             )),

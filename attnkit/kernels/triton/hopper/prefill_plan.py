@@ -54,7 +54,7 @@ def rows_of(data: Tensor) -> Rows | None:
         return None
     rows = (blocks - 1) * (block // token) + (heads - 1) * head_rows + size
     columns = (heads - 1) * head_columns + width
-    if rows >= 1 << 31:
+    if not 1 <= rows < 1 << 31:  # the copy engine describes no empty matrix
         return None
     return Rows(rows, columns, token, block // token, head_rows, head_columns)
 
@@ -123,13 +123,14 @@ def plan(
     items = tiles * kv_heads
     same = (
         "query", "table", "seq_lens", "query_start_loc", "v_scale", "window_left", "window_right",
-        "stride_q_token", "stride_q_head", "stride_table",
+        "stride_q_token", "stride_q_head", "stride_lens", "stride_starts", "stride_table", "stride_page",
         "GROUP", "BLOCK_SIZE", "HAS_LEFT", "HAS_RIGHT",
     )  # fmt: skip
     args = {
         **{name: common[name] for name in same},
         **result_args(out, lse),
         "key_start_loc": None if paged else common["key_start_loc"],
+        "stride_key_starts": 1 if paged else common["stride_key_starts"],
         "key_map": key_map,
         "value_map": value_map,
         "taken": torch.zeros(1, dtype=torch.int32, device=out.device),

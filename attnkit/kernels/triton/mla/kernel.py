@@ -15,6 +15,7 @@ import triton.language as tl
 
 from attnkit.kernels.triton.rows import (
     cut_keys,
+    entry,
     find_rows,
     query_span,
     share_of,
@@ -57,7 +58,8 @@ def mla_tile(
 )
 def mla_decode_split(
     out, lse, query, cache, table, seq_lens, query_start_loc,
-    num_tokens, scale, kv_scale, stride_q_token, stride_q_head, stride_block, stride_token, stride_o_token, stride_o_head,
+    num_tokens, scale, kv_scale, stride_lens, stride_starts, stride_page,
+    stride_q_token, stride_q_head, stride_block, stride_token, stride_o_token, stride_o_head,
     stride_table,
     HEADS: tl.constexpr, LATENT: tl.constexpr, ROPE: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, SPLITS: tl.constexpr, FP8: tl.constexpr, RETURN_LSE: tl.constexpr,
@@ -69,10 +71,10 @@ def mla_decode_split(
     first_row = tl.program_id(0) * BLOCK_M
     split = tl.program_id(1)
     seq = tl.program_id(2)
-    query_start, query_len = query_span(query_start_loc, seq)
+    query_start, query_len = query_span(query_start_loc, stride_starts, seq)
     if first_row >= query_len * HEADS:
         return
-    seq_len = tl.load(seq_lens + seq)
+    seq_len = entry(seq_lens, stride_lens, seq)
     context = seq_len - query_len
     table += seq.to(tl.int64) * stride_table
 
@@ -86,7 +88,7 @@ def mla_decode_split(
             write_nothing(lse, rows, HEADS, BLOCK_M)
             return
 
-    at_row = query + rows.token[:, None] * stride_q_token + rows.head[:, None] * stride_q_head
+    at_row = query + rows.token[:, None] * stride_q_token + rows.head.to(tl.int64)[:, None] * stride_q_head
     c = tl.arange(0, LATENT)
     r = tl.arange(0, ROPE)
     q_latent = tl.load(at_row + c[None, :], mask=rows.real[:, None], other=0.0)
@@ -96,18 +98,18 @@ def mla_decode_split(
     acc = tl.zeros([BLOCK_M, LATENT], tl.float32)
 
     whole = tl.maximum(tl.minimum(limit, rows.lowest + 1) // BLOCK_N * BLOCK_N, first)
-    ahead = row_pages(first, table, first, limit, BLOCK_SIZE, BLOCK_N)
+    ahead = row_pages(first, table, stride_page, first, limit, BLOCK_SIZE, BLOCK_N)
     for at in tl.range(first, whole, BLOCK_N):
         start = tl.multiple_of(at, BLOCK_N)
         pages = ahead
-        ahead = row_pages(start + BLOCK_N, table, first, limit, BLOCK_SIZE, BLOCK_N)
+        ahead = row_pages(start + BLOCK_N, table, stride_page, first, limit, BLOCK_SIZE, BLOCK_N)
         acc, total, m = mla_tile(
             q_latent, q_rope, acc, total, m, start, pages, cache, rows.position, first, limit, scale,
             stride_block, stride_token, LATENT, ROPE, BLOCK_SIZE, BLOCK_N, FP8, False,
         )  # fmt: skip
     for at in tl.range(whole, limit, BLOCK_N):
         start = tl.multiple_of(at, BLOCK_N)
-        pages = row_pages(start, table, first, limit, BLOCK_SIZE, BLOCK_N)
+        pages = row_pages(start, table, stride_page, first, limit, BLOCK_SIZE, BLOCK_N)
         acc, total, m = mla_tile(
             q_latent, q_rope, acc, total, m, start, pages, cache, rows.position, first, limit, scale,
             stride_block, stride_token, LATENT, ROPE, BLOCK_SIZE, BLOCK_N, FP8, True,

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from attnkit.kernels.triton.rows import (
+    entry,
     find_program,
     find_rows,
     load_queries,
@@ -33,6 +34,7 @@ from attnkit.kernels.triton.tiles import LOG2E, Form, Keys, Mask, Scores, attend
 def paged_decode(
     out, lse, query, key, value, table, seq_lens, query_start_loc, alibi_slopes, sinks, tree_mask,
     num_tokens, scale, softcap, v_scale, window_left, window_right, num_nodes, longest,
+    stride_lens, stride_starts, stride_page, stride_slope, stride_sink, stride_node, stride_edge,
     stride_q_token, stride_q_head, stride_k_block, stride_k_token, stride_k_head,
     stride_v_block, stride_v_token, stride_v_head, stride_o_token, stride_o_head, stride_table,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
@@ -46,10 +48,10 @@ def paged_decode(
     SPLITS > 1: `out` [SPLITS, num_tokens, heads, HEAD_DIM_V] float32 and `lse` [SPLITS, num_tokens, heads] in log2.
     Sequences with more than `longest` new tokens are left alone: the prefill kernel computes them.
     """
-    here = find_program(query_start_loc, GROUP, BLOCK_M, ROW_TILES)
+    here = find_program(query_start_loc, stride_starts, GROUP, BLOCK_M, ROW_TILES)
     if here.first_row >= here.query_len * GROUP or here.query_len > longest:
         return
-    seq_len = tl.load(seq_lens + here.seq)
+    seq_len = entry(seq_lens, stride_lens, here.seq)
     context = seq_len - here.query_len
     table += here.seq.to(tl.int64) * stride_table
     rows = find_rows(here.first_row, here.query_start, here.query_len, context, here.kv_head, GROUP, BLOCK_M)
@@ -65,22 +67,22 @@ def paged_decode(
             return
 
     q = load_queries(query, rows, stride_q_token, stride_q_head, HEAD_DIM, BLOCK_D)
-    slope = tl.load(alibi_slopes + rows.head) if ALIBI else 0.0
+    slope = entry(alibi_slopes, stride_slope, rows.head).to(tl.float32) if ALIBI else 0.0
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     if SINKS:
         # The sink counts once: in the first split.
-        m = tl.where(here.split == 0, tl.load(sinks + rows.head).to(tl.float32) * LOG2E, m)
+        m = tl.where(here.split == 0, entry(sinks, stride_sink, rows.head).to(tl.float32) * LOG2E, m)
         total = tl.where(here.split == 0, 1.0, total)
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
     acc, total, m = attend(
         q, acc, total, m, rows,
         Keys(
             key + here.kv_head.to(tl.int64) * stride_k_head, value + here.kv_head.to(tl.int64) * stride_v_head, table, 0,
-            stride_k_block, stride_k_token, stride_v_block, stride_v_token,
+            stride_page, stride_k_block, stride_k_token, stride_v_block, stride_v_token,
         ),
         Scores(scale, softcap, slope),
-        Mask(window_left, window_right, tree_mask, num_nodes, first, limit),
+        Mask(window_left, window_right, tree_mask, stride_node, stride_edge, num_nodes, first, limit),
         Form(
             HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_SIZE, BLOCK_N, True, SAME_STRIDES,
             HAS_LEFT, HAS_RIGHT, SOFTCAP, ALIBI, TREE, FP8,

@@ -26,6 +26,7 @@ from attnkit.kernels.triton.launch import (
     require_rows,
     result_args,
     run_plan,
+    step,
     target_of,
 )
 from attnkit.kernels.triton.merge_splits import part_outputs, with_merge
@@ -70,8 +71,12 @@ def _softmax_args(softmax: Softmax, tree_mask: Tensor | None, k_scale: float) ->
     return {
         "alibi_slopes": softmax.alibi_slopes,
         "sinks": softmax.sinks,
-        "tree_mask": None if tree_mask is None else tree_mask.contiguous().view(torch.uint8),
+        "tree_mask": None if tree_mask is None else tree_mask.view(torch.uint8),
         "num_nodes": 0 if tree_mask is None else tree_mask.shape[0],
+        "stride_slope": step(softmax.alibi_slopes),
+        "stride_sink": step(softmax.sinks),
+        "stride_node": step(tree_mask),
+        "stride_edge": step(tree_mask, 1),
         "scale": scale,
         "softcap": float(softmax.softcap),
         "window_left": max(left, 0),
@@ -198,7 +203,11 @@ def plan_varlen(call: VarlenAttention, *, arch: str | None = None, prefill_tile:
         "stride_v_block": 0,
         "stride_v_token": call.value.stride(0),
         "stride_v_head": call.value.stride(1),
+        "stride_lens": 1,
+        "stride_starts": step(call.query_start_loc),
+        "stride_key_starts": step(call.key_start_loc),
         "stride_table": 0,
+        "stride_page": 1,
         **_softmax_args(call.softmax, None, 1.0),
         **_width_args(heads // kv_heads, head_dim, head_dim_v),
         "BLOCK_SIZE": 1,
@@ -230,6 +239,7 @@ def _prefill(
         return prefill_plan.plan(out, lse, common, units, num_seqs, kv_heads, shortest), "gluon_hopper_prefill"
     args = {
         "key_start_loc": None,
+        "stride_key_starts": 1,
         **common,
         **result_args(out, lse),
         "num_seqs": num_seqs,

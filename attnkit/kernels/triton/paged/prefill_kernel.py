@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from attnkit.kernels.triton.rows import find_rows, find_tile, load_queries, share_of, write_lse, write_rows
+from attnkit.kernels.triton.rows import entry, find_rows, find_tile, load_queries, query_span, share_of, write_lse, write_rows
 from attnkit.kernels.triton.tiles import LOG2E, Form, Keys, Mask, Scores, attend, visible_range
 
 
@@ -21,6 +21,7 @@ from attnkit.kernels.triton.tiles import LOG2E, Form, Keys, Mask, Scores, attend
 def paged_prefill(
     out, lse, query, key, value, table, seq_lens, query_start_loc, key_start_loc, alibi_slopes, sinks, tree_mask,
     num_seqs, scale, softcap, v_scale, window_left, window_right, num_nodes, shortest,
+    stride_lens, stride_starts, stride_key_starts, stride_page, stride_slope, stride_sink, stride_node, stride_edge,
     stride_q_token, stride_q_head, stride_k_block, stride_k_token, stride_k_head,
     stride_v_block, stride_v_token, stride_v_head, stride_o_token, stride_o_head, stride_table,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
@@ -32,24 +33,23 @@ def paged_prefill(
 
     Sequences with fewer than `shortest` new tokens are left alone: the decode kernel computes them.
     """
-    seq, query_start, query_len, first_row = find_tile(query_start_loc, num_seqs, GROUP, BLOCK_M)
+    seq, query_start, query_len, first_row = find_tile(query_start_loc, stride_starts, num_seqs, GROUP, BLOCK_M)
     kv_head = tl.program_id(1)
     if first_row >= query_len * GROUP or query_len < shortest:
         return
 
     if PAGED:
-        seq_len = tl.load(seq_lens + seq)
+        seq_len = entry(seq_lens, stride_lens, seq)
         key_start = 0
         table += seq.to(tl.int64) * stride_table
     else:
-        key_start = tl.load(key_start_loc + seq)
-        seq_len = tl.load(key_start_loc + seq + 1) - key_start
+        key_start, seq_len = query_span(key_start_loc, stride_key_starts, seq)
 
     rows = find_rows(first_row, query_start, query_len, seq_len - query_len, kv_head, GROUP, BLOCK_M)
     q = load_queries(query, rows, stride_q_token, stride_q_head, HEAD_DIM, BLOCK_D)
-    slope = tl.load(alibi_slopes + rows.head) if ALIBI else 0.0
+    slope = entry(alibi_slopes, stride_slope, rows.head).to(tl.float32) if ALIBI else 0.0
     if SINKS:
-        m = tl.load(sinks + rows.head).to(tl.float32) * LOG2E
+        m = entry(sinks, stride_sink, rows.head).to(tl.float32) * LOG2E
         total = tl.full([BLOCK_M], 1.0, tl.float32)
     else:
         m = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -61,10 +61,10 @@ def paged_prefill(
         q, acc, total, m, rows,
         Keys(
             key + kv_head.to(tl.int64) * stride_k_head, value + kv_head.to(tl.int64) * stride_v_head, table, key_start,
-            stride_k_block, stride_k_token, stride_v_block, stride_v_token,
+            stride_page, stride_k_block, stride_k_token, stride_v_block, stride_v_token,
         ),
         Scores(scale, softcap, slope),
-        Mask(window_left, window_right, tree_mask, num_nodes, first, limit),
+        Mask(window_left, window_right, tree_mask, stride_node, stride_edge, num_nodes, first, limit),
         Form(
             HEAD_DIM, HEAD_DIM_V, BLOCK_D, BLOCK_DV, BLOCK_SIZE, BLOCK_N, PAGED, SAME_STRIDES,
             HAS_LEFT, HAS_RIGHT, SOFTCAP, ALIBI, TREE, FP8,

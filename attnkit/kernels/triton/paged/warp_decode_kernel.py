@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 
 from attnkit.kernels.triton.rows import (
+    entry,
     find_program,
     find_rows,
     load_queries,
@@ -120,7 +121,7 @@ def dots(a, b, acc):
 
 
 @triton.jit
-def run_pages(start, table, first, limit, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, WARPS: tl.constexpr):
+def run_pages(start, table, stride_page, first, limit, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, WARPS: tl.constexpr):
     """Cache block of each key [W, N] of the tile at `start`, or of each run [W, 1] where a run never leaves its block.
 
     Outside [first, limit) the table is not read.
@@ -128,10 +129,10 @@ def run_pages(start, table, first, limit, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.
     RUN: tl.constexpr = BLOCK_N // WARPS
     n = start + tl.arange(0, WARPS)[:, None] * RUN
     if BLOCK_SIZE % RUN == 0:
-        pages = tl.load(table + n // BLOCK_SIZE, mask=(n + RUN > first) & (n < limit), other=0)
+        pages = tl.load(table + (n // BLOCK_SIZE).to(tl.int64) * stride_page, mask=(n + RUN > first) & (n < limit), other=0)
     else:
         n = n + tl.arange(0, RUN)[None, :]
-        pages = tl.load(table + n // BLOCK_SIZE, mask=(n >= first) & (n < limit), other=0)
+        pages = tl.load(table + (n // BLOCK_SIZE).to(tl.int64) * stride_page, mask=(n >= first) & (n < limit), other=0)
     return pages
 
 
@@ -150,7 +151,7 @@ def load_runs(
         slot = n % BLOCK_SIZE
     else:
         slot = (start + n) % BLOCK_SIZE
-    pointers = base + (slot * stride_token)[:, :, None] + d + (pages.to(tl.int64) * stride_block)[:, :, None]
+    pointers = base + (slot.to(tl.int64) * stride_token)[:, :, None] + d + (pages.to(tl.int64) * stride_block)[:, :, None]
     keep = ((start + n >= first) & (start + n < limit))[:, :, None]
     if MASKED:
         if WIDTH == PADDED:
@@ -242,11 +243,13 @@ def warp_attend(q_even, q_odd, even, odd, m, total, rows, keys, scores, mask, fo
     limit = mask.limit
 
     # Block numbers are fetched one tile ahead, so that no load of the loop waits for another load of the same step.
-    ahead = run_pages(full_lo, keys.table, first, limit, form.BLOCK_SIZE, form.BLOCK_N, WARPS)
+    ahead = run_pages(full_lo, keys.table, keys.stride_page, first, limit, form.BLOCK_SIZE, form.BLOCK_N, WARPS)
     for at in tl.range(full_lo, full_hi, form.BLOCK_N):
         start = tl.multiple_of(at, form.BLOCK_N)
         pages = ahead
-        ahead = run_pages(start + form.BLOCK_N, keys.table, first, limit, form.BLOCK_SIZE, form.BLOCK_N, WARPS)
+        ahead = run_pages(
+            start + form.BLOCK_N, keys.table, keys.stride_page, first, limit, form.BLOCK_SIZE, form.BLOCK_N, WARPS
+        )
         even, odd, total, m = warp_tile(
             q_even, q_odd, even, odd, total, m, start, pages, rows, keys, scores, mask, form, WARPS, False
         )
@@ -256,7 +259,7 @@ def warp_attend(q_even, q_odd, even, odd, m, total, rows, keys, scores, mask, fo
     for i in tl.range(0, left + right, num_stages=1):
         at = tl.where(i < left, begin + i * form.BLOCK_N, full_hi + (i - left) * form.BLOCK_N)
         start = tl.multiple_of(at, form.BLOCK_N)
-        pages = run_pages(start, keys.table, first, limit, form.BLOCK_SIZE, form.BLOCK_N, WARPS)
+        pages = run_pages(start, keys.table, keys.stride_page, first, limit, form.BLOCK_SIZE, form.BLOCK_N, WARPS)
         even, odd, total, m = warp_tile(
             q_even, q_odd, even, odd, total, m, start, pages, rows, keys, scores, mask, form, WARPS, True
         )
@@ -270,6 +273,7 @@ def warp_attend(q_even, q_odd, even, odd, m, total, rows, keys, scores, mask, fo
 def warp_decode(
     out, lse, query, key, value, table, seq_lens, query_start_loc, alibi_slopes, sinks, tree_mask,
     num_tokens, scale, softcap, v_scale, window_left, window_right, num_nodes, longest,
+    stride_lens, stride_starts, stride_page, stride_slope, stride_sink, stride_node, stride_edge,
     stride_q_token, stride_q_head, stride_k_block, stride_k_token, stride_k_head,
     stride_v_block, stride_v_token, stride_v_head, stride_o_token, stride_o_head, stride_table,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_DIM_V: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
@@ -281,10 +285,10 @@ def warp_decode(
 
     FP8: FP8_NONE, or key and value are uint16, two float8 each, and their strides count those.
     """
-    here = find_program(query_start_loc, GROUP, BLOCK_M, ROW_TILES)
+    here = find_program(query_start_loc, stride_starts, GROUP, BLOCK_M, ROW_TILES)
     if here.first_row >= here.query_len * GROUP or here.query_len > longest:
         return
-    seq_len = tl.load(seq_lens + here.seq)
+    seq_len = entry(seq_lens, stride_lens, here.seq)
     context = seq_len - here.query_len
     table += here.seq.to(tl.int64) * stride_table
     rows = find_rows(here.first_row, here.query_start, here.query_len, context, here.kv_head, GROUP, BLOCK_M)
@@ -319,13 +323,13 @@ def warp_decode(
         q_even = tl.broadcast_to(q[None, :, :], [WARPS, BLOCK_M, COLUMNS])
         q_odd = q_even
     even = tl.zeros([WARPS, BLOCK_M, COLUMNS_V], tl.float32)
-    slope = tl.load(alibi_slopes + rows.head) if ALIBI else 0.0
+    slope = entry(alibi_slopes, stride_slope, rows.head).to(tl.float32) if ALIBI else 0.0
     m = tl.full([WARPS, BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([WARPS, BLOCK_M], tl.float32)
     if SINKS:
         # The sink counts once: in the first warp of the first split.
         once = (here.split == 0) & (tl.arange(0, WARPS)[:, None] == 0)
-        m = tl.where(once, (tl.load(sinks + rows.head).to(tl.float32) * LOG2E)[None, :], m)
+        m = tl.where(once, (entry(sinks, stride_sink, rows.head).to(tl.float32) * LOG2E)[None, :], m)
         total = tl.where(once, 1.0, total)
 
     if SAME_STRIDES:
@@ -333,9 +337,9 @@ def warp_decode(
         stride_v_token = stride_k_token
     key += here.kv_head.to(tl.int64) * stride_k_head
     value += here.kv_head.to(tl.int64) * stride_v_head
-    keys = Keys(key, value, table, 0, stride_k_block, stride_k_token, stride_v_block, stride_v_token)
+    keys = Keys(key, value, table, 0, stride_page, stride_k_block, stride_k_token, stride_v_block, stride_v_token)
     scores = Scores(factor, softcap, slope)
-    mask = Mask(window_left, window_right, tree_mask, num_nodes, first, limit)
+    mask = Mask(window_left, window_right, tree_mask, stride_node, stride_edge, num_nodes, first, limit)
     even, odd, total, m = warp_attend(
         q_even, q_odd, even, odd, m, total, rows, keys, scores, mask,
         Form(

@@ -98,6 +98,9 @@ def objection(report: dict[str, Any], *, node_type: str | None, fault_ok: bool =
         if report.get("error"):
             parts.append(str(report["error"]))
         return "; ".join(parts)
+    levels = part(report, "levels")
+    if levels.get("enough") is False and not planted_ok:
+        return f"the self-test was {levels.get('ran')}, the node's profile says {levels.get('profile')}"
     if planted and not fault_ok:
         return f"the fault {planted!r} was injected on purpose and the self-test did not detect it"
     if node_type is not None and report.get("node_type") != node_type:

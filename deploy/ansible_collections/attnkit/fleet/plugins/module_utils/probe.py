@@ -85,7 +85,7 @@ def probe(
     health = (state.get("Health") or {}).get("Status", "none")
     if health not in ("none", "healthy"):
         return Probe(done=False, ok=False, reason=f"ready, but the health check says {health}", report=report)
-    ready_for = max(0.0, time.time() - ready_path.stat().st_mtime)  # a clock may have been set back
+    ready_for = max(0.0, time.time() - _ready_since(ready, ready_path))  # a clock may have been set back
     return Probe(done=True, ok=True, reason="", report=report, started=state["StartedAt"], ready_for=ready_for)
 
 
@@ -94,6 +94,16 @@ def _how_it_ended(inspected: dict[str, Any], report: dict[str, Any] | None) -> s
     state = inspected["State"]
     code = (report or {}).get("exit_code") if state["Running"] else state["ExitCode"]
     return f"the service ended with exit code {code}" if code or not state["Running"] else "the service ended and was restarted"
+
+
+def _ready_since(ready: dict[str, Any] | None, path: Path) -> float:
+    """When it became ready: the file's time, and where boot writes the file at every heartbeat, what it says."""
+    try:
+        if ready and ready.get("heartbeat"):
+            return moment(ready["since"]).timestamp()
+    except (KeyError, TypeError, ValueError, AttributeError):
+        pass
+    return path.stat().st_mtime
 
 
 def _mtime(path: Path) -> datetime.datetime:

@@ -1,0 +1,64 @@
+"""How many devices serve one model: what a vLLM command says about it, and of the memory it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from attnkit.engines.vllm.command import VllmCommand, option_value
+from attnkit.errors import UsageError
+
+USUAL_MEMORY_SHARE = 0.9
+"""vLLM's default of --gpu-memory-utilization; taken for other engines too, which fill the memory likewise."""
+
+
+@dataclass(frozen=True)
+class Parallelism:
+    """The devices of one copy of the model.
+
+    Args:
+        tensor: ranks that the heads of each layer are split over.
+        pipeline: stages that the layers are split over.
+    """
+
+    tensor: int = 1
+    pipeline: int = 1
+
+    @property
+    def devices(self) -> int:
+        """How many devices talk to one another."""
+        return self.tensor * self.pipeline
+
+
+def parallelism(command: VllmCommand | None, profile_args: Sequence[str] = ()) -> Parallelism:
+    """What the command says, else the profile's engine arguments; one device where neither does.
+
+    Raises:
+        UsageError: a size that is no positive whole number.
+    """
+    if command is None:
+        return Parallelism()
+    return Parallelism(
+        _size(command, profile_args, "--tensor-parallel-size", "-tp"),
+        _size(command, profile_args, "--pipeline-parallel-size", "-pp"),
+    )
+
+
+def memory_share(command: VllmCommand | None, profile_args: Sequence[str] = ()) -> float:
+    """Fraction of a device's memory that the engine takes."""
+    name = "--gpu-memory-utilization"
+    text = (command.option(name) if command else None) or option_value(profile_args, name)
+    try:
+        share = USUAL_MEMORY_SHARE if text is None else float(text)
+    except ValueError:
+        share = -1.0
+    if not 0.0 < share <= 1.0:
+        raise UsageError(f"{name} must be a number above 0 and up to 1, not {text!r}")
+    return share
+
+
+def _size(command: VllmCommand, profile_args: Sequence[str], *names: str) -> int:
+    text = command.option(*names) or option_value(profile_args, *names) or "1"
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise UsageError(f"{names[0]} must be a positive whole number, not {text!r}")
+    return int(text)

@@ -1,0 +1,1 @@
+"""Random calls against float64: what a backend claims, it computes."""

@@ -1,0 +1,227 @@
+"""Random calls of what backends claim, against float64: `python -m tools.fuzz.calls --backend NAME --device cuda --draws N`.
+
+A call passes where it is refused with `UnsupportedError`, or where the output is right by the self-test's rule, the log-sum-exp
+too, and nothing else was written: inputs, caches and the memory around the output are compared afterwards. A failing draw is
+printed as a test. Without --backend: every backend that has a provider here, each provider by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+import torch
+
+from attnkit.backends import registry
+from attnkit.backends.base import Backend, Provider, missing
+from attnkit.backends.torch_device import device_of
+from attnkit.contract import check
+from attnkit.errors import UnsupportedError
+from attnkit.selftest.baseline import baselines
+from attnkit.selftest.reference import reference
+from attnkit.selftest.tolerance import judge
+from attnkit.spec import AttentionOutput, VarlenAttention
+from tools.fuzz.build import Built, build
+from tools.fuzz.draws import Draw, draws
+
+FLOAT32 = 2e-5
+"""Allowed of the largest number in float32; the baselines of `judge` would take most of the time."""
+TOGETHER = 4
+"""Calls at once, each in a thread and, on a GPU, on a stream of its own."""
+
+
+@dataclass
+class Count:
+    """What became of the draws of a provider."""
+
+    run: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+
+
+def problem(draw: Draw, backend: str, provider: str | None = None, device: str = "cpu") -> str:
+    """What is wrong with the answer to a draw; "" where it is right.
+
+    Raises:
+        UnsupportedError: the call is refused.
+    """
+    made = build(draw, device)
+    before = made.snapshot()
+    result = _run(made, backend, provider)
+    return _wrong(made, result, before)
+
+
+def _run(made: Built, backend: str, provider: str | None) -> AttentionOutput:
+    check(made.call)
+    return registry.get(backend).run(made.call, provider)
+
+
+def _wrong(made: Built, result: AttentionOutput, before: list[torch.Tensor]) -> str:
+    if made.out is not None and result.out.data_ptr() != made.out.data_ptr():
+        return "the result is not in `out`"
+    after = made.snapshot()
+    if not all(torch.equal(one, other) for one, other in zip(before, after, strict=True)):
+        return "an input, or memory around the output, was written"
+    call, rows = made.call, made.rows
+    if not rows:
+        return ""
+    oracle = _first(reference(call), rows)
+    found = _first(result, rows)
+    if not oracle.out.any():
+        return _far(found.out, oracle.out, "output") or _lse(found, oracle)
+    if call.spec().dtype != "float32":
+        return judge(found, oracle, [_first(one, rows) for one in baselines(call)], call.spec()).reason
+    return _far(found.out, oracle.out, "output") or _lse(found, oracle)
+
+
+def _lse(found: AttentionOutput, oracle: AttentionOutput) -> str:
+    return "" if oracle.lse is None else _far(found.lse, oracle.lse, "log-sum-exp")
+
+
+def _far(found: torch.Tensor | None, oracle: torch.Tensor, what: str) -> str:
+    if found is None:
+        return f"{what} is missing"
+    found = found.cpu().double()
+    same = found == oracle  # infinities, too
+    error = torch.where(same, 0.0, (found - oracle).abs())
+    bound = FLOAT32 * max(1.0, float(oracle.masked_fill(~oracle.isfinite(), 0.0).abs().max()))
+    return (
+        "" if bool((error <= bound).all()) else f"{what}: largest error {float(error.max()):.3g} is over the bound {bound:.3g}"
+    )
+
+
+def _first(result: AttentionOutput, rows: int) -> AttentionOutput:
+    return replace(result, out=result.out[:rows], lse=None if result.lse is None else result.lse[:rows])
+
+
+def replayed(draw: Draw, backend: str, provider: str) -> str:
+    """A captured graph, run again after lengths and blocks have changed; "" where both answers are right."""
+    made = build(draw, "cuda")
+    batch = made.call.batch
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        _run(made, backend, provider)  # compiles
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            result = _run(made, backend, provider)
+    lens = batch.key_start_loc if isinstance(batch, VarlenAttention) else batch.seq_lens
+    for shorter in (False, True):
+        if shorter and isinstance(batch, VarlenAttention):
+            lens.copy_((lens // 2).sort().values)
+        elif shorter:
+            lens.copy_(lens // 2)
+        before = made.snapshot()
+        graph.replay()
+        torch.cuda.synchronize()
+        if wrong := _wrong(made, result, before):
+            return f"graph, {'shorter' if shorter else 'same'} lengths: {wrong}"
+    return ""
+
+
+def together(found: Sequence[Draw], backend: str, provider: str, device: str) -> Iterator[tuple[Draw, str]]:
+    """Several draws at once; those whose answer is not the one that they had alone."""
+    made = [build(draw, device) for draw in found]
+
+    def one(at: int) -> AttentionOutput:
+        if device == "cpu":
+            return _run(made[at], backend, provider)
+        with torch.cuda.stream(torch.cuda.Stream()):
+            result = _run(made[at], backend, provider)
+            torch.cuda.current_stream().synchronize()
+        return result
+
+    before = [x.snapshot() for x in made]
+    with ThreadPoolExecutor(len(made)) as pool:
+        results = list(pool.map(one, range(len(made))))
+    for draw, x, result, was in zip(found, made, results, before, strict=True):
+        yield draw, _wrong(x, result, was)
+
+
+def fuzz(backend: Backend, provider: Provider, device: str, number: int, seed: int) -> Count:
+    """`number` draws of what a provider claims."""
+    where = device_of(torch.empty(0, device=device))
+    count, ran = Count(), []
+    for draw in islice(draws(provider.capability, where, seed, small=device == "cpu"), number):
+        far = device != "cpu" and draw.op != "varlen" and draw.seed % 50 == 0
+        draw = replace(draw, far=far)
+        try:
+            wrong = problem(draw, backend.name, provider.name, device)
+            if not wrong and provider.capability.graphs and device != "cpu" and draw.seed % 4 == 0:
+                wrong = replayed(draw, backend.name, provider.name)
+        except UnsupportedError as error:
+            count.refused[str(error).split(":")[0]] += 1
+            continue
+        except Exception as error:  # whatever it is, the call was neither honoured nor refused
+            wrong = f"{type(error).__name__}: {str(error)[:200]}"
+        count.run += 1
+        if wrong:
+            count.wrong.append(as_test(draw, backend.name, provider.name, device, wrong))
+        elif provider.kind != "interpreter":
+            ran.append(draw)
+    for at in range(0, min(len(ran), 10 * TOGETHER), TOGETHER):
+        for draw, wrong in together(ran[at : at + TOGETHER], backend.name, provider.name, device):
+            if wrong:
+                count.wrong.append(as_test(draw, backend.name, provider.name, device, f"with others at once: {wrong}"))
+    return count
+
+
+def as_test(draw: Draw, backend: str, provider: str, device: str, wrong: str) -> str:
+    """A failing draw as a test."""
+    return (
+        "def test_draw():\n"
+        "    from tools.fuzz.calls import problem\n"
+        "    from tools.fuzz.draws import Draw\n\n"
+        f"    draw = {draw}\n"
+        f'    assert problem(draw, "{backend}", "{provider}", "{device}") == ""\n'
+        f"    # {wrong}\n"
+    )
+
+
+def providers(device: str, names: Sequence[str]) -> Iterator[tuple[Backend, Provider]]:
+    """Every provider of the backends named (none: of all) that can run on `device` with what is installed."""
+    where = device_of(torch.empty(0, device=device))
+    for backend in registry.all_backends():
+        if (names and backend.name not in names) or (not names and not backend.automatic):
+            continue
+        for provider in backend.providers:
+            if not provider.capability.device_reasons(where) and not missing(provider, backend.installed()):
+                yield backend, provider
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; 1 where a call was wrong, 2 where no provider can run."""
+    parser = argparse.ArgumentParser(prog="python -m tools.fuzz.calls", description=__doc__)
+    parser.add_argument("--backend", action="append", default=[], help="a backend's name; may be repeated")
+    parser.add_argument("--provider", default="", help="only this provider")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--draws", type=int, default=100, help="calls a provider")
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args(arguments)
+    names = [registry.canonical(name) for name in asked.backend]
+    chosen = [pair for pair in providers(asked.device, names) if asked.provider in ("", pair[1].name)]
+    wrong = 0
+    for backend, provider in chosen:
+        begin = time.monotonic()
+        count = fuzz(backend, provider, asked.device, asked.draws, asked.seed)
+        wrong += len(count.wrong)
+        took = time.monotonic() - begin
+        print(f"{backend.name}/{provider.name}: {count.run} run, {sum(count.refused.values())} refused, "
+              f"{len(count.wrong)} wrong, {took:.1f} s")  # fmt: skip
+        for reason, times in count.refused.most_common():
+            print(f"    refused {times}: {reason}")
+        print("\n".join(count.wrong), end="")
+    if not chosen:
+        print(f"no provider of {', '.join(names) or 'any backend'} runs on {asked.device} here", file=sys.stderr)
+        return 2
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
