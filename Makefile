@@ -12,7 +12,7 @@ PARALLEL := -n auto --maxprocesses 4 --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help venv engine image images images-test kernels-test bundle demo demo-fault demo-down lab lab-scale lock test-venv docs-venv \
-	test test-python test-docker test-oldest lint generate check-generated docs changelog dist contracts
+	test test-python test-unit test-fleet test-docker test-image test-oldest lint generate check-generated docs changelog dist contracts fuzz-inputs
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ images-test: test-venv ## builds and inspects every image (30 GB of disk, hours)
 
 kernels-test: test-venv ## compiles every kernel for every architecture (half an hour)
 	$(PYTEST) -m on_demand $(PARALLEL) tests/kernels tests/prebuilt tests/tools/kernels
+
+fuzz-inputs: test-venv ## 50,000 hostile inputs for everything that reads what others wrote (minutes)
+	$(BIN)/python -m tools.fuzz.inputs --draws 50000
 
 bundle: venv ## one file for hosts without a network: image, playbooks, profiles, wheels, checksums: make bundle PLATFORM=cpu
 	@$(VENV)/bin/python -m images.offline.bundle "$(PLATFORM)"
@@ -77,16 +80,27 @@ lint: test-venv ## style, types, layers, YAML, Dockerfiles, playbooks, generated
 	$(BIN)/python tests/packaging/machine_words.py
 	cd deploy && PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ANSIBLE_HOME="$(CURDIR)/.cache/ansible" ansible-lint
 
-test: lint test-python test-docker ## everything that this machine can run, against the installed wheel (ATTNKIT_REQUIRE_DOCKER=1: no skipped docker tests)
+# Side by side, as the image and the demo wait for network, disk and engines much of the time; the output of each comes in one piece.
+test: venv ## everything that this machine can run, against the installed wheel (ATTNKIT_REQUIRE_DOCKER=1: no skipped docker tests)
+	@echo "linters, tests and the image side by side; each shows what it printed once it has ended"
+	@$(MAKE) --no-print-directory --jobs --output-sync=target lint test-python test-docker
 
-# tests/deploy has a run of its own: Ansible changes the interpreter (sys.intern) in a way that torch's compiler does not tolerate.
-test-python: test-venv ## the tests that need no container runtime
-	$(PYTEST) -m 'not docker and not on_demand' $(PARALLEL) --ignore=tests/deploy --durations=10
-	$(PYTEST) -m 'not docker' tests/deploy --durations=5
+test-python: test-unit test-fleet ## the tests that need no container runtime
 
-test-docker: test-venv ## the tests that need a container runtime
-	@$(PYTHON) -m images.builder.container_engine || test "$$ATTNKIT_REQUIRE_DOCKER" != 1
+# nice: where cores are few, the longest chain, that of the image and the demo, goes first.
+test-unit: test-venv
+	nice -n 5 $(PYTEST) -m 'not docker and not on_demand' $(PARALLEL) --ignore=tests/deploy --durations=10
+
+# A run of its own: Ansible changes the interpreter (sys.intern) in a way that torch's compiler does not tolerate.
+test-fleet: test-venv
+	nice -n 5 $(PYTEST) -m 'not docker' tests/deploy --durations=5
+
+test-docker: test-venv test-image ## the tests that need a container runtime
 	$(PYTEST) -m 'docker and not on_demand' tests/images tests/deploy --durations=10
+
+test-image: venv
+	@if $(PYTHON) -m images.builder.container_engine; then $(VENV)/bin/python -m images.builder.build cpu; \
+	else test "$$ATTNKIT_REQUIRE_DOCKER" != 1; fi
 
 test-oldest: ## the package on the oldest Python that it supports, dependencies not locked: make test-oldest PYTHON=python3.10
 	@rm -rf $(OLDEST) && $(PYTHON) -m venv $(OLDEST)

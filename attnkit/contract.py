@@ -54,7 +54,7 @@ def check(call: Call) -> None:
     for name in ("max_query_len", "max_seq_len"):
         most = getattr(batch, name)
         if not (isinstance(most, int) and most >= 0):
-            raise UsageError(f"{name} must be a host integer from 0 on, not {_given(most)}")
+            raise UsageError(f"{name} must be a Python int from 0 on, not {_given(most)}")
     if isinstance(batch, VarlenAttention):
         _check_varlen(batch, num_seqs)
     else:
@@ -333,7 +333,7 @@ def _scale(scale: Any, name: str, cache: Tensor) -> None:
 
 
 def _number(value: Any, name: str, allowed: str, least: float = -math.inf) -> None:
-    ok = isinstance(value, Real) and math.isfinite(value) and value >= least
+    ok = isinstance(value, Real) and math.isfinite(value) and float(value) >= least
     if not ok:
         raise UsageError(f"{name} must be {allowed}, not {_given(value)}")
 

@@ -71,8 +71,27 @@ def require_packages(command: str, *packages: str) -> None:
     absent = [name for name in packages if find_spec(name) is None]
     if absent:
         raise UsageError(
-            f"{command} needs {' and '.join(absent)}, not installed here: install it, or run this in the platform's image"
+            f"{command} needs {' and '.join(absent)}, not installed here: {how_to_install(absent)}, or run this in the "
+            "platform's image"
         )
+
+
+EXTRAS = {"nvidia": "cuda", "amd": "rocm", "intel": "xpu", "google": "tpu", "cpu": "cpu"}
+"""The extra of pyproject.toml that brings what a vendor's devices need."""
+
+
+def how_to_install(packages: Iterable[str], vendor: str = "cpu") -> str:
+    """The command that brings missing packages: the extra that has them, else the package itself."""
+    names = list(packages)
+    extra = {"jax": "tpu", "flatbuffers": "tpu", "matplotlib": "bench", "triton": "cuda", "pynvml": "cuda"}
+    wanted = list(
+        dict.fromkeys(extra.get(name, EXTRAS[vendor]) for name in names if name in extra or name in ("torch", "numpy"))
+    )
+    if "cuda" in wanted:  # it brings torch too
+        wanted = [name for name in wanted if name != "cpu"]
+    if not wanted:
+        return f"pip install {' '.join(names)}"
+    return f"pip install 'attnkit[{','.join(wanted)}]'"
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> UsageError:

@@ -28,6 +28,12 @@ def number(value: float | None) -> str:
     return "" if value is None else f"{value:.1e}"
 
 
+def bar(share: float, width: int = 10) -> str:
+    """An error as a share of its bound, drawn and in figures: ▰▰▰▱▱▱▱▱▱▱ 0.31; full where it is over."""
+    filled = min(width, max(0, round(share * width)))
+    return f"{'▰' * filled}{'▱' * (width - filled)} {share:.2f}"
+
+
 def spec_text(spec: Any) -> str:
     """A spec in one line: paged bfloat16 32/8 heads of 128, blocks of 16."""
     value_dim = f"/{spec.head_dim_v}" if spec.head_dim_v not in (None, spec.head_dim) else ""
@@ -78,14 +84,21 @@ def heads_text(spec: Any) -> str:
 
 
 def short_reasons(reasons: Iterable[Any]) -> list[str]:
-    """Reasons as people want them: where the device already rules a backend out, that alone, once for all its providers.
+    """Reasons as people want them: of a provider that the device already rules out, that alone; every other one's in full.
 
     Args:
-        reasons: `Reason`s, or their plain form.
+        reasons: `Reason`s, or their plain form; of several providers, each message begins with the provider's name.
     """
     pairs = [(r["code"], r["message"]) if isinstance(r, Mapping) else (r.code, r.message) for r in reasons]
-    about_device = [message.partition(": ")[2] or message for code, message in pairs if code in ("device", "arch")]
-    return list(dict.fromkeys(about_device or [message for _, message in pairs]))
+    by_provider: dict[str, list[tuple[str, str]]] = {}
+    for code, message in pairs:
+        by_provider.setdefault(message.partition(": ")[0] if ": " in message else "", []).append((code, message))
+    about_device = {
+        name: [message for code, message in said if code in ("device", "arch")] for name, said in by_provider.items()
+    }
+    if all(about_device.values()):  # no provider is left, and for one cause: without their names
+        return list(dict.fromkeys(m.partition(": ")[2] or m for said in about_device.values() for m in said))
+    return list(dict.fromkeys(m for name, said in by_provider.items() for m in about_device[name] or [m for _, m in said]))
 
 
 def health_text(health: Any) -> str:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 else:
     Tensor = Any
 
+MOST_BYTES = 1 << 34
+"""Of a batch's mask, or where the function runs eagerly of its scores."""
+
 CAPABILITY = Capability(
     ops=frozenset({"paged", "varlen", "tree"}),
     archs={"nvidia": ("*",), "amd": ("gfx9*", "gfx11*", "gfx12*"), "intel": ("*",), "cpu": ("*",)},
@@ -46,6 +49,7 @@ def _flex(call: PagedAttention | VarlenAttention | TreeAttention) -> AttentionOu
     key, value, key_starts = gather_kv(batch)
     softmax = batch.softmax
     q_seq, q_pos, k_seq, k_pos = _positions(batch.query_start_loc, key_starts)
+    _require_room(q_seq.shape[0], k_seq.shape[0], batch.query)
     query, key, value = batch.query[: q_seq.shape[0]], key[: k_seq.shape[0]], value[: k_seq.shape[0]]  # the rest is padding
     if query.shape[0] == 0 or key.shape[0] == 0:
         out = query.new_zeros(*batch.query.shape[:2], value.shape[2])
@@ -75,6 +79,16 @@ def _flex(call: PagedAttention | VarlenAttention | TreeAttention) -> AttentionOu
     if padding:
         out, lse = torch.nn.functional.pad(out, (0, 0, 0, 0, 0, padding)), torch.cat((lse, no_keys(batch)[-padding:]))
     return finish(batch, out, lse if batch.return_lse else None, kernel)
+
+
+def _require_room(queries: int, keys: int, query: Tensor) -> None:
+    """Refuse what would not fit: the mask holds every query by every key of the batch, the eager function also all scores."""
+    nbytes = queries * keys * (4 * query.shape[1] if query.device.type == "cpu" else 1)
+    if nbytes > MOST_BYTES:
+        raise UnsupportedError(
+            f"FLEX_ATTENTION cannot run this call: {queries} queries by {keys} keys of the batch take {nbytes >> 30} GiB; "
+            f"it takes up to {MOST_BYTES >> 30} GiB"
+        )
 
 
 @contextmanager

@@ -83,7 +83,7 @@ def with_contiguous_indices(call: Any) -> Any:
 
 def _contiguous(holder: Any, names: tuple[str, ...]) -> dict[str, Any]:
     """The fields of these names that hold a torch tensor which is not contiguous, made so."""
-    given = {name: getattr(holder, name, None) for name in names}
+    given: dict[str, Any] = {name: getattr(holder, name, None) for name in names}
     return {name: x.contiguous() for name, x in given.items() if hasattr(x, "is_contiguous") and not x.is_contiguous()}
 
 

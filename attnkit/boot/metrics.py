@@ -24,6 +24,10 @@ def render_metrics(report: BootReport, *, ready: bool = False) -> str:
     for outcome in OUTCOMES:
         verdict.labels(outcome).set(report.verdict == outcome)
     gauge("attnkit_ready", "1 while the engine serves.").set(ready)
+    good = report.end is not None and report.end.kind != "failed"
+    gauge("attnkit_boot_ok", "1 where the boot serves, validated, or was stopped on request; else 0.").set(good)
+    if report.exit_code is not None:
+        gauge("attnkit_boot_exit_code", "Exit code of the boot; absent while it is not over.").set(report.exit_code)
     gauge("attnkit_planted_fault", "1 where a fault was injected for debugging.").set(report.planted_fault is not None)
     gauge("attnkit_planted_answer", "1 where the device was simulated: no kernel ran.").set(report.planted_answer is not None)
     gauge("attnkit_fallbacks", "Backends that were tried before the one that serves.").set(len(report.fallbacks))
@@ -55,14 +59,8 @@ def _cases(report: BootReport, registry: CollectorRegistry) -> None:
         for outcome in OUTCOMES:
             counted.labels(verdict.backend, verdict.device, outcome).inc(sum(c.outcome == outcome for c in verdict.cases))
         for case in verdict.cases:
-            pairs = (
-                (case.max_error, case.max_bound),
-                (case.mean_error, case.mean_bound),
-                (case.lse_max_error, case.lse_max_bound),
-            )
-            ratios = [error / bound for error, bound in pairs if error is not None and bound]
-            if ratios:
-                ratio.labels(verdict.backend, verdict.device, case.case).set(max(ratios))
+            if case.error_share is not None:
+                ratio.labels(verdict.backend, verdict.device, case.case).set(case.error_share)
 
 
 def _engine(report: BootReport, registry: CollectorRegistry) -> None:

@@ -22,7 +22,7 @@ from attnkit.isolation.collective import CollectiveResult
 from attnkit.jsonio import read_json, shorten, to_json, to_plain
 from attnkit.redact import Redactor
 from attnkit.select.choose import Decision
-from attnkit.selftest.results import CaseResult, Outcome, Verdict, roll_up
+from attnkit.selftest.results import Outcome, Verdict, roll_up
 from attnkit.spec import AttentionSpec, Dtype, Feature, KvCacheDtype, Op, Phase
 
 SCHEMA_VERSION: Literal[2] = 2
@@ -256,17 +256,11 @@ class BootReport(_Model):
         self.layer_kinds = _results(verdicts, lambda verdict: verdict.layer)
 
 
-def error_share(case: CaseResult) -> float | None:
-    """The largest error of a case as a share of its bound, None where nothing was compared."""
-    pairs = ((case.max_error, case.max_bound), (case.mean_error, case.mean_bound), (case.lse_max_error, case.lse_max_bound))
-    return max((error / bound for error, bound in pairs if error is not None and bound), default=None)
-
-
 def _results(verdicts: list[Verdict], name: Callable[[Verdict], str]) -> list[Result]:
     found = []
     for key in dict.fromkeys(name(verdict) for verdict in verdicts if name(verdict)):
         cases = [case for verdict in verdicts if name(verdict) == key for case in verdict.cases if case.outcome != "skipped"]
-        worst = max((share for case in cases if (share := error_share(case)) is not None), default=None)
+        worst = max((share for case in cases if (share := case.error_share) is not None), default=None)
         outcome = roll_up(verdict.outcome for verdict in verdicts if name(verdict) == key)
         found.append(Result(name=key, outcome=outcome, cases=len(cases), worst=worst))
     return found

@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any
 
 from attnkit import __version__
-from attnkit.backends.installed import installed_versions
+from attnkit.boot import census, preflight
 from attnkit.boot.candidates import Candidate, candidates
 from attnkit.boot.devices import Tested, bad_devices, device_reports, most_kernels, record, rolled_up, run_candidate
 from attnkit.boot.ending import failed_end, good_end, one_line, self_test_text
@@ -42,7 +42,9 @@ from attnkit.boot.report import (
     SpecReport,
 )
 from attnkit.boot.serving import EngineSettings, Serving
+from attnkit.boot.versions import versions
 from attnkit.engines.vllm import command as vllm_command
+from attnkit.engines.vllm.arguments import option_value
 from attnkit.engines.vllm.parallel import Parallelism, memory_share, parallelism
 from attnkit.errors import (
     EXIT_CHECK_FAILED,
@@ -52,6 +54,7 @@ from attnkit.errors import (
     AttnkitError,
     InternalError,
     NoBackendError,
+    NotUnderstoodError,
     UsageError,
 )
 from attnkit.hardware.device import Detection, Device
@@ -64,7 +67,7 @@ from attnkit.jsonio import now, to_json, to_plain
 from attnkit.redact import Redactor
 from attnkit.select.choose import no_backend_text
 from attnkit.select.node import Node, find_node, inspect_machine
-from attnkit.select.plan import Plan, make_plan
+from attnkit.select.plan import Plan, Requirements, make_plan
 from attnkit.selftest.results import LEVELS, OUTCOMES, CaseResult, Level, Verdict, check_level
 from attnkit.web import check_url
 
@@ -137,7 +140,7 @@ def refused(message: str, argv: Sequence[str], environment: Mapping[str, str]) -
     """Say in the files that a command line was refused: those that it or the environment names, else the usual ones."""
 
     def named(option: str) -> str | None:
-        return vllm_command.option_value(argv, f"--{option}") or environment.get(f"ATTNKIT_{option.upper()}")
+        return option_value(argv, f"--{option}") or environment.get(f"ATTNKIT_{option.upper()}")
 
     report = Path(named("report") or default_directory() / "report.json")
     ready = Path(named("ready") or default_directory() / "ready.json")
@@ -235,6 +238,7 @@ class _Boot:
         where = self._detect()
         plan = self._select(where, explicit)
         self._note_level(level or plan.settings.level, plan.settings.level)
+        preflight.check(options.command, self.vllm, options.health_url)
         validated = self._validate(plan, level or plan.settings.level, explicit)
         if validated is not None and not self._collectives_work(plan):
             validated = None
@@ -255,7 +259,7 @@ class _Boot:
         self.report.node_type = where.profile.name if where.profile else None
         self.report.node_type_source = "given" if where.source == "given" else "detected"
         self.report.node_type_why = where.why
-        self.report.versions = _versions(where.device)
+        self.report.versions = versions(where.device)
         self.report.boot_seconds.detect = self.seconds["detect"]
         self.outputs.save_partial(self.report)
         self.events.emit(
@@ -268,14 +272,14 @@ class _Boot:
             probe_errors={p.probe: p.error for p in detection.probes if p.error},
             seconds=self.seconds["detect"],
         )
+        if self.options.simulated_device is None:
+            require_device(detection, os.environ)
         engine_args = where.profile.engine.args if where.profile else ()
         self.parallelism = parallelism(self.vllm, engine_args)
         self._check_injected(where)
         self.report.devices = device_reports(where.devices, self.options.root, memory_share(self.vllm, engine_args))
         self.outputs.save_partial(self.report)
         self.events.emit("devices", devices=[row.model_dump() for row in self.report.devices])
-        if self.options.simulated_device is None:
-            require_device(detection, os.environ)
         return where
 
     def _check_injected(self, where: Node) -> None:
@@ -289,6 +293,13 @@ class _Boot:
         if self.fault.name != WRONG_RANK or where.device.kind != "cpu":  # the ranks of a CPU are no devices
             check_devices(self.fault.devices, where.devices)
 
+    def _census(self) -> tuple[Requirements | None, str | None]:
+        """What the engine says that it builds; nothing is asked where attnkit's own implementation is what is tested."""
+        options = self.options
+        if options.model is not None or options.simulated_device is not None or not options.engine_check:
+            return None, None
+        return census.ask(self.vllm, os.environ)
+
     def _select(self, where: Node, explicit: str | None) -> Plan:
         report, options = self.report, self.options
         with self._timed("select"):
@@ -298,6 +309,7 @@ class _Boot:
                 overrides = self.vllm.overrides() | {"tensor_parallel": self.parallelism.tensor}
                 if model is None and self.vllm.local_model is not None:
                     model = str(self.vllm.local_model)
+            counted, unasked = self._census()
             plan = make_plan(
                 where,
                 model=model,
@@ -305,12 +317,17 @@ class _Boot:
                 explicit=explicit,
                 assume_installed=options.simulated_device is not None,
                 overrides=overrides,
+                requirements=counted,
             )
         need = plan.requirements
         report.need = NeedReport(
             source=need.source, specs=[SpecReport.from_spec(spec) for spec in need.specs], notes=list(need.notes)
         )
         report.decision = DecisionReport.from_decision(plan.decision, plan.installed_source)
+        concerns = preflight.warnings(options.command, self.vllm, model or plan.settings.model)
+        concerns += [f"not understood, so not tested: {text}" for text in need.not_understood]
+        concerns += [unasked] if unasked else []
+        report.decision.warnings += concerns
         report.boot_seconds.select = self.seconds["select"]
         self.outputs.save_partial(report)
         self.events.emit(
@@ -324,11 +341,16 @@ class _Boot:
             accepted=plan.decision.accepted,
             rejected=plan.decision.rejected,
             installed=plan.installed_source,
-            warnings=plan.decision.warnings,
+            warnings=report.decision.warnings,
             seconds=self.seconds["select"],
         )
+        if plan.attention_free:
+            raise NotUnderstoodError(
+                f"{need.source}: the model holds no softmax attention, so there is nothing that attnkit can validate: "
+                "start the engine without it"
+            )
         if plan.decision.chosen is None:
-            raise NoBackendError(no_backend_text(plan.decision.rejected, where.device.name, explicit))
+            raise NoBackendError(no_backend_text(plan.decision.rejected, where.device.name, explicit, where.device.vendor))
         return plan
 
     def _validate(self, plan: Plan, level: Level, explicit: str | None) -> Candidate | None:
@@ -577,19 +599,6 @@ def _check_times(options: BootOptions) -> None:
     for name, seconds in (("--health-timeout", options.health_timeout), ("--selftest-timeout", options.selftest_timeout)):
         if not 1.0 <= seconds <= MOST_SECONDS:  # NaN is not between them either
             raise UsageError(f"{name} must be 1 to {MOST_SECONDS:.0f} seconds, not {seconds:g}")
-
-
-def _versions(device: Device) -> dict[str, str]:
-    """What a verdict depends on, as found here; nothing is imported for it."""
-    found = {name: version for name, version in installed_versions().items() if version is not None}
-    engine = vllm_command.engine_version()
-    return {
-        "attnkit": __version__,
-        "python": platform.python_version(),
-        **found,
-        **({"vllm": engine} if engine else {}),
-        **({"driver": device.driver} if device.driver else {}),
-    }
 
 
 def _proof_key(report: BootReport) -> str:

@@ -17,6 +17,7 @@ from attnkit.boot.events import Events
 from attnkit.boot.outputs import Outputs
 from attnkit.boot.report import BootReport, Completion, EngineReport
 from attnkit.boot.supervisor import Supervisor
+from attnkit.engines import listener
 from attnkit.engines.openai import NoSuchApiError, complete, wait_until_healthy
 from attnkit.engines.vllm import command as vllm_command
 from attnkit.engines.vllm import log as vllm_log
@@ -67,6 +68,7 @@ class Serving:
         self._events = events
         self._boot_started = started
         self._vllm = vllm_command.recognise(settings.command)
+        self._loaded = threading.Event()
         self._expected: Expected | None = None
         self._problem: AttnkitError | None = None
         self._ready = False
@@ -77,9 +79,10 @@ class Serving:
         Args:
             visible: the variables that hide the devices which are left out.
         """
-        environment = {**os.environ, **(visible or {})}
+        environment = dict(os.environ)
         engine = self._prepare(device, settings, validated, environment)
         if visible:
+            environment |= visible
             engine.env |= visible
             engine.notes.append(f"sees the validated devices alone: {' '.join(f'{k}={v}' for k, v in visible.items())}")
         self._report.engine = engine
@@ -87,7 +90,7 @@ class Serving:
         supervisor = Supervisor(
             engine.argv,
             environment,
-            keep=vllm_log.matters if validated.expected else None,
+            keep=self._keep if self._vllm is not None else None,
             clean=self._redactor.text,
             on_stop=self._outputs.stopping,
         )
@@ -147,7 +150,7 @@ class Serving:
             backend_flag=list(launch.backend_flag),
             own_backend=None if validated.serves == launch.own_backend else launch.own_backend,
             notes=list(launch.notes),
-            health_url=self._settings.health_url or self._vllm.health_url,
+            health_url=self._settings.health_url or (self._vllm.health_url if self._vllm.address is not None else None),
         )
 
     def _watch(self, supervisor: Supervisor, engine: EngineReport, started: float) -> None:
@@ -200,11 +203,19 @@ class Serving:
 
     def _until_ready(self, supervisor: Supervisor, engine: EngineReport) -> str:
         """Why the engine counts as ready, once it does."""
+        if engine.health_url is None and self._vllm is not None and self._vllm.headless:
+            return self._until_loaded(supervisor, engine)
         if engine.health_url is None:
             supervisor.ended.wait(ALIVE_SECONDS)
             return f"no health endpoint is known (--health-url); the process is alive after {ALIVE_SECONDS:g} s"
-        seconds = wait_until_healthy(engine.health_url, timeout=self._settings.health_timeout, ended=supervisor.ended)
+        seconds = wait_until_healthy(
+            engine.health_url,
+            timeout=self._settings.health_timeout,
+            ended=supervisor.ended,
+            progress=lambda: supervisor.last_progress,
+        )
         engine.health_seconds = round(seconds, 3)
+        self._check_listener(supervisor, engine, engine.health_url)
         self._events.emit("engine.healthy", url=engine.health_url, seconds=engine.health_seconds)
         try:
             answer = complete(engine.health_url, api_key=self._api_key(engine.health_url))
@@ -212,6 +223,12 @@ class Serving:
             if self._vllm is not None:
                 raise
             return f"healthy; no completion was requested: {error}"
+        served = self._vllm.served_names if self._vllm is not None else ()
+        if served and answer.model not in served:
+            raise AttnkitError(
+                f"what answers at {engine.health_url} serves {answer.model!r}, not {' or '.join(map(repr, served))}: it is not "
+                "the engine that was started"
+            )
         speed = answer.tokens_per_s
         engine.completion = Completion(
             prompt_tokens=answer.prompt_tokens,
@@ -229,6 +246,46 @@ class Serving:
             return None
         own = {"127.0.0.1", "localhost", "::1", socket.gethostname().casefold(), urlsplit(self._vllm.health_url).hostname}
         return self._vllm.api_key(os.environ) if urlsplit(url).hostname in own else None
+
+    def _keep(self, line: str) -> bool:
+        """Whether a line of the engine's output is kept."""
+        if vllm_log.LOADED.search(line):
+            self._loaded.set()
+        return vllm_log.matters(line)
+
+    def _until_loaded(self, supervisor: Supervisor, engine: EngineReport) -> str:
+        """A node without an API server: its log says when its engine processes hold the model.
+
+        Raises:
+            AttnkitError: nothing of it, and no progress, within the time limit.
+        """
+        started = time.monotonic()
+        while not self._loaded.wait(0.1) and not supervisor.ended.is_set():
+            since = max(started, supervisor.last_progress or started)
+            if time.monotonic() - since > self._settings.health_timeout:
+                raise AttnkitError(f"the headless engine did not load its model within {self._settings.health_timeout:.0f} s")
+        running = self._check_backend(supervisor, engine)
+        return f"headless: its log says that its engine is initialised; {running}"
+
+    def _check_listener(self, supervisor: Supervisor, engine: EngineReport, health_url: str) -> None:
+        """What listens there is our child, or was started by it.
+
+        Raises:
+            AttnkitError: another process does; with SO_REUSEPORT both can, and either gets a request.
+        """
+        parts = urlsplit(health_url)
+        if parts.hostname is None or not listener.is_local(parts.hostname):
+            return
+        found = listener.listeners(parts.port or (443 if parts.scheme == "https" else 80))
+        if found is None:
+            engine.notes.append("who listens on the engine's port cannot be told (a process of another user, or outside)")
+            return
+        foreign = sorted(pid for pid in found if not listener.descends_from(pid, supervisor.pid))
+        if foreign:
+            raise AttnkitError(
+                f"process {', '.join(map(str, foreign))} listens on the engine's port {parts.port} and is not the engine that "
+                "was started: it would get the engine's requests"
+            )
 
     def _check_backend(self, supervisor: Supervisor, engine: EngineReport) -> str:
         """Check the engine's log against the validated backend.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,8 @@ from attnkit.errors import UsageError
 from attnkit.isolation.lifeline import GroupGuard, end_with_parent
 
 KEPT_LINES = 30
+_PROGRESS = re.compile(r"\d+(?:\.\d+)?\s?%|\b\d+/\d+\b")
+"""A line that counts something, as loaders and compilers write them."""
 MOST_KEPT = 1000
 """A child that writes matching lines for ever must not fill the memory."""
 MAX_LINE = 8192
@@ -50,6 +53,8 @@ class Supervisor:
         keep: which lines of its output are kept for good, besides the last ones; None: none.
         clean: what is passed on and kept of a line (secrets masked); None: all of it.
         on_stop: called from a signal's handler at the first signal that asks for the end; must not wait.
+
+    `last_progress` is when its output last counted something further (`time.monotonic`), None where it never did.
     """
 
     def __init__(
@@ -72,6 +77,8 @@ class Supervisor:
         self._kept: deque[str] = deque(maxlen=MOST_KEPT)
         self._waiting: queue.Queue[str | None] = queue.Queue(MOST_WAITING)
         self._dropped = 0
+        self._counted: deque[str] = deque(maxlen=KEPT_LINES)
+        self.last_progress: float | None = None
         self._asked_to_end = 0
         self._previous: dict[int, Any] = {}
         self._others: frozenset[int] = frozenset()
@@ -260,6 +267,9 @@ class Supervisor:
         text = data.decode("utf-8", "replace").rstrip("\r") + ("… (cut)" if cut else "")
         text = self._clean(text) if self._clean is not None else text
         self._lines.append(text)
+        if _PROGRESS.search(text) and (seen := " ".join(_PROGRESS.findall(text))) not in self._counted:
+            self._counted.append(seen)  # the same count again is no progress
+            self.last_progress = time.monotonic()
         if self._keep is not None and self._keep(text):
             self._kept.append(text)
         try:

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from attnkit import __version__
-from attnkit.cli import bench, boot, inspect, kernels, report, selftest
+from attnkit.cli import bench, boot, census, env, inspect, kernels, report, selftest
 from attnkit.cli.group import Command, Group, current_name
 
 main = typer.Typer(
@@ -21,7 +21,7 @@ main = typer.Typer(
     cls=Group,
     help="Select and validate LLM attention backends on heterogeneous accelerators.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": current_name},
@@ -50,15 +50,17 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     inspect.resolve,
     selftest.selftest,
     boot.boot,
+    census.census,
     bench.bench,
     report.report,
+    env.env,
     report.tiny_model,
 )
 for _command in COMMANDS:
     main.command(
         _command.__name__.replace("_", "-"),
         cls=Command,
-        # what follows boot's first word that is no option belongs to the engine's command
-        context_settings={"allow_interspersed_args": _command is not boot.boot},
+        # what follows the first word of these two that is no option belongs to the engine's command
+        context_settings={"allow_interspersed_args": _command not in (boot.boot, census.census)},
     )(_command)
 main.add_typer(kernels.kernels, name="kernels")

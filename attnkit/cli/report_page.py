@@ -5,7 +5,7 @@ from __future__ import annotations
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from attnkit.boot.report import BootReport
-from attnkit.wording import MARKS, health_text, memory_text, number, spec_text
+from attnkit.wording import MARKS, health_text, memory_text, number, printable, spec_text
 
 
 def render_html(report: BootReport) -> str:
@@ -16,6 +16,7 @@ def render_html(report: BootReport) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
     )
     environment.filters |= {"number": number, "memory": memory_text, "spec": spec_text, "health": health_text}
     return environment.get_template("report.html.jinja").render(report=report, marks=MARKS)

@@ -25,15 +25,19 @@ def selftest(
         typer.Option("--seed", min=0, help="Draw the case that is new in each run as in an earlier run.", show_default=False),
     ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write verdicts as JSON to this file; - for stdout.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Show passed cases too.")] = False,
 ) -> None:
     """Validate backends against a float64 reference."""
     from attnkit.cli import tables
+    from attnkit.cli.progress import Progress
+    from attnkit.cli.report_tables import show_verdicts
     from attnkit.isolation.check import CheckOptions, run_checks
     from attnkit.jsonio import check_writable
 
     if json is not None and str(json) != "-":
         check_writable(json)  # before the minutes that the tests take
 
+    progress = Progress()
     raise typer.Exit(
         run_checks(
             CheckOptions(
@@ -47,7 +51,8 @@ def selftest(
                 json_file=json,
                 seed=seed,
             ),
-            tables.show_verdicts,
-            tables.show_fault_results,
+            lambda verdicts: progress.around(lambda: show_verdicts(verdicts, everything=everything)),
+            lambda name, results: progress.around(lambda: tables.show_fault_results(name, results)),
+            progress,
         )
     )

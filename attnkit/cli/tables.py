@@ -2,61 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, ConsoleOptions
-from rich.segment import Segment
-from rich.table import Table
+from rich.console import Console
 from rich.text import Text
 
-from attnkit.wording import (
-    COLOURS,
-    MARKS,
-    heads_text,
-    health_text,
-    layer_text,
-    memory_text,
-    number,
-    printable,
-    short_reasons,
-    spec_text,
-)
+from attnkit.cli.console import columns, console
+from attnkit.wording import heads_text, layer_text, memory_text, short_reasons, spec_text
 
 if TYPE_CHECKING:
-    from attnkit.boot.report import BootReport
+    from attnkit.engines.vllm.census import Census
     from attnkit.engines.vllm.names import Resolution
     from attnkit.hardware.device import Device
     from attnkit.select.catalog import BackendRow
     from attnkit.select.node import Machine
     from attnkit.select.plan import Plan
-    from attnkit.selftest.results import FaultResult, Verdict
-
-MAX_WIDTH = 100
-
-
-class _PlainConsole(Console):
-    """Text is text: no markup in it, and control characters are shown instead of sent."""
-
-    def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """See `Console.render`."""
-        for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(printable(segment.text), segment.style)
-
-
-def console() -> Console:
-    """A console on stdout: 80 columns where it is no terminal, at most 100 where it is."""
-    made = _PlainConsole(highlight=False, markup=False, emoji=False)
-    made.width = min(made.width, MAX_WIDTH)
-    return made
-
-
-def _table(*columns: str, **options: Any) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", **options)
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column in ("error", "bound"))
-    return table
+    from attnkit.selftest.results import FaultResult
 
 
 def show_machine(machine: Machine, profile_files: Iterable[Path]) -> None:
@@ -144,16 +108,33 @@ def _show_files(out: Console, profile_files: Iterable[Path]) -> None:
 
 
 def show_catalog(rows: Iterable[BackendRow]) -> None:
-    """`attnkit backends`."""
+    """`attnkit backends`: what is usable here, then the rest by cause."""
     out = console()
-    table = _table("backend", "here", "provider", "evidence", "why not")
-    for row in rows:
-        usable = next((p for p in row.providers if p.usable), None)
-        provider = f"{usable.name} {usable.version or ''}".strip() if usable else ""
-        mark = Text("yes", style="green") if row.usable else Text("no", style="dim")
-        table.add_row(row.name, mark, provider, row.evidence, Text(row.why_not, style="dim"))
-    out.print(table)
+    rows = list(rows)
+    table = columns("usable here", "provider", "evidence", "what it is")
+    for row in (row for row in rows if row.usable):
+        provider = next(p for p in row.providers if p.usable)
+        version = f"{provider.name} {provider.version or ''}".strip()
+        table.add_row(Text(row.name, style="green"), version, row.evidence, Text(row.summary, style="dim"))
+    out.print(table if table.row_count else Text("no backend is usable here", style="bold red"))
+    causes: dict[tuple[bool, str], list[str]] = {}
+    for row in (row for row in rows if not row.usable):
+        causes.setdefault(_cause(row), []).append(row.name)
+    for (_, cause), names in sorted(causes.items()):
+        out.print()
+        out.print(Text(cause, style="bold"))
+        out.print(Text(f"  {', '.join(names)}", style="dim"))
+    out.print()
     out.print(Text("Evidence is for this machine's architecture; --json lists every target, alias and reason.", style="dim"))
+
+
+def _cause(row: BackendRow) -> tuple[bool, str]:
+    """Why a backend is not usable, as several may have it; first what an installation would change."""
+    for provider in row.providers:
+        if not any(reason.code in ("device", "arch") for reason in provider.reasons):
+            return False, "; ".join(reason.message for reason in provider.reasons)
+    messages = [reason.message for p in row.providers for reason in p.reasons if reason.code in ("device", "arch")]
+    return True, " or ".join(dict.fromkeys(message.partition(", not on")[0] for message in messages)) or row.why_not
 
 
 def show_plan(plan: Plan, profile_files: Iterable[Path]) -> None:
@@ -180,7 +161,7 @@ def show_plan(plan: Plan, profile_files: Iterable[Path]) -> None:
     if node.device.obstacle is not None:
         out.print(Text.assemble(("no usable device: ", "bold red"), node.device.obstacle))
         return
-    table = _table("", "backend", "why")
+    table = columns("", "backend", "why")
     for position, accepted in enumerate(decision.accepted):
         mark = Text("→" if position == 0 else str(position + 1), style="green")
         table.add_row(
@@ -200,12 +181,44 @@ def _show_layers(out: Console, plan: Plan) -> None:
     if not plan.layers and not plan.requirements.other:
         return
     out.print()
-    table = _table("layers", "kind", "heads × size", "", "backend")
+    table = columns("layers", "kind", "heads × size", "", "backend")
     for choice in plan.layers:
         name = Text(choice.chosen.backend, style="green") if choice.chosen else Text("none", style="red")
         kind = choice.kind
         table.add_row(str(kind.count), f"{kind.role} {kind.spec.dtype}", heads_text(kind.spec), layer_text(kind), name)
     for other in plan.requirements.other:
+        table.add_row(str(other.count), "other", "", other.what, Text("not attention", style="dim"))
+    out.print(table)
+
+
+def show_environment(found: Mapping[str, Any]) -> None:
+    """`attnkit env`."""
+    out = console()
+    out.print(Text(f"system     {found['system']}"))
+    out.print(Text(f"node type  {found['node_type'] or 'unknown'}"))
+    for name, count in Counter(found["devices"]).items():
+        out.print(Text(f"device     {f'{count} × ' if count > 1 else ''}{name}"))
+    table = columns("version of", "")
+    for name, version in found["versions"].items():
+        table.add_row(name, Text(version))
+    out.print(table)
+    for name, value in found["variables"].items():
+        out.print(Text(f"{name}={value}", overflow="fold"))
+
+
+def show_census(census: Census) -> None:
+    """`attnkit census`."""
+    out = console()
+    ranks = f", one of {census.tensor} tensor-parallel ranks" if census.tensor > 1 else ""
+    stages = f", one of {census.pipeline} pipeline stages" if census.pipeline > 1 else ""
+    out.print(Text(f"{census.architecture or 'unknown architecture'}{ranks}{stages}  {census.model}"))
+    out.print()
+    table = columns("layers", "kind", "heads × size", "", "backend")
+    for one in census.counted:
+        kind = one.kind
+        shape = heads_text(kind.spec)
+        table.add_row(str(kind.count), f"{kind.role} {kind.spec.dtype}", shape, layer_text(kind), one.backend or "not said")
+    for other in census.other:
         table.add_row(str(other.count), "other", "", other.what, Text("not attention", style="dim"))
     out.print(table)
 
@@ -224,93 +237,12 @@ def show_resolution(found: Resolution, platform: str) -> None:
         out.print(Text(found.note))
 
 
-def show_verdicts(verdicts: Iterable[Verdict]) -> None:
-    """`attnkit selftest`: every case with its error and bound."""
-    out = console()
-    for verdict in verdicts:
-        fault = f", injected fault {verdict.fault}" if verdict.fault else ""
-        title = f"{verdict.backend} through {verdict.provider} on {verdict.device}, {verdict.level}{fault}"
-        out.print(Text.assemble((MARKS[verdict.outcome] + " ", COLOURS[verdict.outcome]), (title, "bold")))
-        kernels = dict.fromkeys(case.kernel for case in verdict.cases if case.kernel)
-        if kernels:
-            out.print(Text(f"  ran {', '.join(kernels)}", style="dim"))
-        table = _table("", "case", "error", "bound", "")
-        table.columns[1].no_wrap = True
-        for case in verdict.cases:
-            mark = Text(MARKS[case.outcome], style=COLOURS[case.outcome])
-            table.add_row(mark, case.case, number(case.max_error), number(case.max_bound), case.reason)
-        out.print(table)
-        for text in verdict.unseen:
-            out.print(Text(f"not seen at this level: {text}", style="dim"))
-        out.print(Text(f"{verdict.outcome} in {verdict.seconds:.1f} s", style=COLOURS[verdict.outcome]))
-        out.print()
-
-
 def show_fault_results(backend: str, results: Iterable[FaultResult]) -> None:
     """`attnkit selftest --inject-faults`: which case detects which fault."""
     out = console()
     out.print(Text(f"{backend}: injected faults", style="bold"))
-    table = _table("", "fault", "detected by", "dtype")
+    table = columns("", "fault", "detected by", "dtype")
     for result in results:
         mark = Text("✓", style="green") if result.caught else Text("✗", style="red")
         table.add_row(mark, result.fault, result.by or "nothing", result.dtype or "")
     out.print(table)
-
-
-def show_report(report: BootReport) -> None:
-    """`attnkit report FILE`."""
-    out = console()
-    colour = COLOURS[report.verdict]
-    out.print(Text.assemble((f"{MARKS[report.verdict]} {report.verdict}", f"bold {colour}"), f"  {report.created}"))
-    rows = [
-        ("node type", f"{report.node_type or 'unknown'} ({report.node_type_source}: {report.node_type_why})"),
-        ("device", f"{report.decision.device.name} ({report.decision.device.arch})" if report.decision else ""),
-        ("backend", f"{report.backend} through {report.provider}" if report.backend else "none"),
-        ("order", f"{', '.join(report.decision.order)} ({report.decision.order_source})" if report.decision else ""),
-        ("simulated", f"device is {report.planted_answer}, no kernel ran" if report.planted_answer else ""),
-        ("injected", f"fault {report.planted_fault}" if report.planted_fault else ""),
-        ("error", report.error or ""),
-        ("seconds", "  ".join(f"{k} {v:g}" for k, v in report.boot_seconds.model_dump().items() if v is not None)),
-        ("engine", _engine_text(report)),
-    ]
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for name, text in rows:
-        if text:
-            table.add_row(Text(name, style="dim"), Text(text))
-    out.print(table)
-    for row in report.devices if len(report.devices) > 1 else ():
-        verdict = "left out" if row.left_out else row.verdict or "not tested"
-        out.print(Text(f"device {row.index}   {verdict}: {row.reason or health_text(row.health)}"))
-    for finding in (finding for row in report.devices for finding in row.findings):
-        out.print(Text(f"finding    {finding}", style="yellow"))
-    if report.collective is not None:
-        found = report.collective
-        out.print(Text(f"collective {found.outcome} over {found.backend or 'nothing'}: {found.reason or 'right to the bit'}"))
-    for step in report.fallbacks:
-        out.print(Text(f"fallback   {step.from_backend} → {step.to_backend or 'nothing left'}: {step.reason}", style="yellow"))
-    out.print()
-    show_verdicts(report.selftest)
-    if report.decision:
-        table = _table("rejected", "why")
-        for rejected in report.decision.rejected:
-            table.add_row(rejected.backend, Text("; ".join(short_reasons(rejected.reasons)), style="dim"))
-        if report.decision.rejected:
-            out.print(table)
-
-
-def _engine_text(report: BootReport) -> str:
-    engine = report.engine
-    if engine is None:
-        return ""
-    parts = [f"{engine.name or engine.argv[0]} {engine.version or ''}".rstrip()]
-    if engine.backend_flag:
-        parts.append(" ".join(engine.backend_flag))
-    if engine.health_seconds is not None:
-        parts.append(f"healthy after {engine.health_seconds:g} s")
-    if engine.running_backend is not None:
-        parts.append(f"runs {engine.running_backend}")
-    if engine.completion and engine.completion.tokens_per_s is not None:
-        parts.append(f"{engine.completion.tokens_per_s:g} tokens/s")
-    if engine.exit_code is not None:
-        parts.append(f"ended with exit code {engine.exit_code}")
-    return "\n".join([", ".join(parts), *engine.notes])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -44,11 +45,14 @@ class Answer:
         return self.completion_tokens / self.seconds if self.completion_tokens and self.seconds > 0 else None
 
 
-def wait_until_healthy(url: str, *, timeout: float, ended: threading.Event) -> float:
+def wait_until_healthy(
+    url: str, *, timeout: float, ended: threading.Event, progress: Callable[[], float | None] = lambda: None
+) -> float:
     """Poll `url` until it answers with a 2xx; a redirect is none.
 
     Args:
-        timeout: seconds to wait at most.
+        timeout: seconds to wait at most without progress.
+        progress: when the engine was last seen to get on (`time.monotonic`), None: never.
         ended: set when the engine is gone; the wait ends then.
 
     Returns:
@@ -61,7 +65,7 @@ def wait_until_healthy(url: str, *, timeout: float, ended: threading.Event) -> f
     started = time.monotonic()
     said = "it never answered"
     while not ended.is_set():
-        left = timeout - (time.monotonic() - started)
+        left = timeout - (time.monotonic() - max(started, progress() or started))
         try:
             answer = web.request(url, seconds=max(0.1, min(5.0, left)), verify=False)
             if 200 <= answer.status < 300:
@@ -69,9 +73,11 @@ def wait_until_healthy(url: str, *, timeout: float, ended: threading.Event) -> f
             said = f"it answered HTTP {answer.status}"
         except web.WebError as error:
             said = f"it never answered ({error})"
-        if time.monotonic() - started > timeout:
+        last = progress()
+        if time.monotonic() - max(started, last or started) > timeout:
+            since = "" if last is None else " after its output last showed progress"
             raise AttnkitError(
-                f"the engine was not healthy within {timeout:.0f} s: {url}: {said}",
+                f"the engine was not healthy within {timeout:.0f} s{since}: {url}: {said}",
                 f"see what it was doing in its last lines; if it needs longer, set ATTNKIT_HEALTH_TIMEOUT above {timeout:.0f}",
             )
         ended.wait(POLL_SECONDS)

@@ -7,6 +7,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +62,14 @@ def run_checks(
     options: CheckOptions,
     show_verdicts: Callable[[tuple[Verdict, ...]], None],
     show_fault_results: Callable[[str, tuple[FaultResult, ...]], None],
+    on_case: Callable[[str, int, int], None] | None = None,
 ) -> int:
     """Run them and return the exit code: 1 where a case failed or a fault went unseen, 4 where something could not be judged.
 
     Args:
         options: what was asked.
         show_verdicts, show_fault_results: called with a backend's results as they come, where no JSON file was asked for.
+        on_case: called after each case with the backend, its position and how many there are.
 
     Raises:
         UsageError: an unknown backend, level or fault.
@@ -92,8 +95,9 @@ def run_checks(
     if options.inject_faults:
         return _inject_faults(candidates, plan, specs, level, options, show_fault_results)
     verdicts: list[Verdict] = []
-    for candidate in candidates:
-        found = _test(_request(candidate, plan, specs, level, options.seed), plan, fault)
+    for position, candidate in enumerate(candidates):
+        done = partial(on_case, candidate.backend, position, len(candidates)) if on_case else None
+        found = _test(_request(candidate, plan, specs, level, options.seed), plan, fault, done)
         verdicts.extend(found)
         if options.json_file is None:
             show_verdicts(found)
@@ -108,7 +112,7 @@ def exit_code(outcomes: Iterable[Outcome]) -> int:
 
 def _candidates(plan: Plan, explicit: str | None) -> tuple[Accepted, ...]:
     if not plan.decision.accepted:
-        raise NoBackendError(no_backend_text(plan.decision.rejected, plan.node.device.name, explicit))
+        raise NoBackendError(no_backend_text(plan.decision.rejected, plan.node.device.name, explicit, plan.node.device.vendor))
     return plan.decision.accepted
 
 
@@ -130,7 +134,7 @@ def _runnable(device: Device, explicit: str | None) -> tuple[Accepted, ...]:
         else:
             against.append(Rejected(backend.name, tuple(dict.fromkeys(reasons))))
     if not found:
-        raise NoBackendError(no_backend_text(tuple(against), f"{device.name} ({device.arch})", explicit))
+        raise NoBackendError(no_backend_text(tuple(against), f"{device.name} ({device.arch})", explicit, device.vendor))
     return tuple(found)
 
 
@@ -140,8 +144,8 @@ def _request(
     return Request(candidate.backend, candidate.provider or None, plan.node.device, specs, level, seed=seed)
 
 
-def _test(request: Request, plan: Plan, fault: Injected | None) -> tuple[Verdict, ...]:
-    """The verdicts of every device that serves, all tested at once."""
+def _test(request: Request, plan: Plan, fault: Injected | None, done: Callable[[], None] | None = None) -> tuple[Verdict, ...]:
+    """The verdicts of every device that serves, all tested at once; `done` is called after each case."""
     where = plan.node
     everything = where.detection.devices if where.detection else where.devices
     tasks = [
@@ -152,7 +156,7 @@ def _test(request: Request, plan: Plan, fault: Injected | None) -> tuple[Verdict
         )
         for device in where.devices
     ]
-    found = compare_devices(where.devices, run_on_devices(tasks))
+    found = compare_devices(where.devices, run_on_devices(tasks, on_case=lambda *_: done() if done else None))
     return tuple(verdict for verdicts in found for verdict in verdicts)
 
 

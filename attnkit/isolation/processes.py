@@ -76,14 +76,19 @@ class _Child:
 def _start(position: int, task: ChildTask, threads: str | None) -> _Child:
     environment = {**os.environ, **({"OMP_NUM_THREADS": threads} if threads else {}), **task.environment}
     read_end, write_end = os.pipe()
-    process = subprocess.Popen(
-        [sys.executable, "-m", task.module, str(write_end)],
-        stdin=subprocess.PIPE,
-        stdout=2,  # library chatter must not mix with our events
-        pass_fds=(write_end,),
-        env=environment,
-    )
-    os.close(write_end)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", task.module, str(write_end)],
+            stdin=subprocess.PIPE,
+            stdout=2,  # library chatter must not mix with our events
+            pass_fds=(write_end,),
+            env=environment,
+        )
+    except OSError:
+        os.close(read_end)
+        raise
+    finally:
+        os.close(write_end)
     assert process.stdin is not None
     with suppress(BrokenPipeError), process.stdin:
         process.stdin.write(json.dumps(to_plain(task.payload)).encode())

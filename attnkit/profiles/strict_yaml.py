@@ -42,6 +42,19 @@ def read_model(path: Path, model: type[M], context: dict[str, Any] | None = None
         raise UsageError(_syntax(path, error)) from None
 
 
+def read_mapping(path: Path) -> dict[Any, Any]:
+    """The file's mapping, as it stands, without a model.
+
+    Raises:
+        UsageError: unreadable, not YAML, a key twice, or no mapping.
+    """
+    try:
+        mapping: dict[Any, Any] = yaml.constructor.SafeConstructor().construct_document(_compose(path))
+    except yaml.YAMLError as error:
+        raise UsageError(_syntax(path, error)) from None
+    return mapping
+
+
 def _compose(path: Path) -> Any:
     text = read_text(path, MAX_BYTES)
     try:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from attnkit.backends.base import Accepted, Reason, Rejected
 from attnkit.backends.registry import all_backends, canonical, get
 from attnkit.backends.versions import Installed
+from attnkit.errors import how_to_install
 from attnkit.hardware.device import Device
 from attnkit.select.order import built_in_order, with_the_operations_own
 from attnkit.spec import AttentionSpec, Op
@@ -125,10 +126,12 @@ def _warnings(spec: AttentionSpec, workload: str | None) -> tuple[str, ...]:
     return (f"workload {workload} is for {op}; this need is {spec.op}, so the workload changes nothing",)
 
 
-def no_backend_text(rejected: tuple[Rejected, ...], device: str, explicit: str | None) -> str:
+def no_backend_text(rejected: tuple[Rejected, ...], device: str, explicit: str | None, vendor: str = "cpu") -> str:
     """Every reason against every backend, one a line; only the asked one's where one was asked for."""
     name = canonical(explicit) if explicit else None
     asked = [r for r in rejected if name is None or r.backend == name]
+    if one := _torch_alone(asked, vendor):
+        return f"no backend can serve on {device}: {one}"
     said = {reason.message for r in asked for reason in r.reasons}
     if len(said) == 1 and len(asked) > 1:  # what is wrong with the device is wrong for every backend
         return f"no backend can serve on {device}: {said.pop()}"
@@ -138,6 +141,15 @@ def no_backend_text(rejected: tuple[Rejected, ...], device: str, explicit: str |
         else f"no backend can serve on {device}:"
     )
     return "\n".join([head, *(f"  {r.backend}: {reason.message}" for r in asked for reason in r.reasons)])
+
+
+def _torch_alone(asked: list[Rejected], vendor: str) -> str:
+    """What to install, where nothing but installations is in the way of what the device can run, and torch is; else ''."""
+    made = [r for r in asked if not any(reason.code in ("device", "arch", "op", "policy") for reason in r.reasons)]
+    lacking = [any(reason.message.split(": ")[-1] == "torch is not installed" for reason in r.reasons) for r in made]
+    if not any(lacking):
+        return ""
+    return f"torch is not installed: {how_to_install(['torch'], vendor)}; for a CPU without CUDA's 3 GB see the README"
 
 
 def combine(decisions: list[Decision]) -> Decision:

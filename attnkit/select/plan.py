@@ -102,6 +102,7 @@ def make_plan(
     explicit: str | None = None,
     assume_installed: bool = False,
     overrides: dict[str, Any] | None = None,
+    requirements: Requirements | None = None,
 ) -> Plan:
     """Decide.
 
@@ -112,6 +113,7 @@ def make_plan(
         explicit: a backend that must be taken.
         assume_installed: treat every library that the platform's image holds as installed; always so for another machine.
         overrides: dtype, kv_cache_dtype, block_size and tensor_parallel that the engine's command sets.
+        requirements: what the engine itself says that it builds, of one rank; None: read from the model's configuration.
 
     Raises:
         UsageError: an unknown name, a model config that cannot be read.
@@ -119,7 +121,8 @@ def make_plan(
     workload_profile = load_workload(workload) if workload is not None else None
     settings = effective(node.profile, workload_profile)
     ranks = (overrides or {}).get("tensor_parallel", 1)
-    requirements = _one_rank(_requirements(node.device, settings, model, overrides or {}), ranks)
+    if requirements is None:
+        requirements = _one_rank(_requirements(node.device, settings, model, overrides or {}), ranks)
     installed: Installed
     if assume_installed or not node.here:
         installed = assumed_installed(node.device)
@@ -147,7 +150,7 @@ def make_plan(
     layers = []
     for kind in requirements.layers:
         # The language model is served by one backend; a tower by its own, which the explicit choice is not about.
-        own = decide(kind.spec, None, None) if kind.role in TOWERS else alone[kind.spec]
+        own = decide(kind.spec, None, None) if kind.role in TOWERS else alone.get(kind.spec, decision)
         chosen = own.chosen if kind.role in TOWERS else decision.chosen
         layers.append(LayerChoice(kind, chosen, () if chosen else own.rejected))
     unused = tuple(map(str, plugin_findings()))

@@ -52,6 +52,16 @@ class CaseResult:
     lse_max_bound: float | None = None
     seconds: float = 0.0
 
+    @property
+    def error_share(self) -> float | None:
+        """The largest of its errors as a share of its bound, over 1 fails; None where nothing was compared."""
+        pairs = (
+            (self.max_error, self.max_bound),
+            (self.mean_error, self.mean_bound),
+            (self.lse_max_error, self.lse_max_bound),
+        )
+        return max((error / bound for error, bound in pairs if error is not None and bound), default=None)
+
 
 @dataclass(frozen=True)
 class Speed:

@@ -188,7 +188,7 @@ REFUSED: dict[str, tuple[Call, str]] = {
         "sequence of 3 tokens; lengths lie in 0..2, max_query_len",
     ),
     "keys past the last": (like(PACKED, "key_start_loc", entry(1, 9)), "key_start_loc ends with 9; key has 5 tokens"),
-    "a longest that is a tensor": (PAGED.with_batch(max_seq_len=torch.tensor(20)), "max_seq_len must be a host integer"),
+    "a longest that is a tensor": (PAGED.with_batch(max_seq_len=torch.tensor(20)), "max_seq_len must be a Python int"),
     "blocks of no token": (
         like(like(PAGED, "key_cache", lambda x: x[:, :0]), "value_cache", lambda x: x[:, :0]),
         "blocks of no token",
@@ -232,6 +232,8 @@ def test_a_batch_beyond_a_grid() -> None:
     keys = cache.squeeze(2)[table[:, 0].long()]
     p = torch.softmax(0.25 * torch.einsum("nhd,nkd->nhk", query, keys), -1)
     torch.testing.assert_close(api.run(call, "TORCH_SDPA").out, torch.einsum("nhk,nkd->nhd", p, keys), rtol=0, atol=1e-5)
+    with pytest.raises(UnsupportedError, match="66000 queries by 1056000 keys of the batch take 259 GiB"):
+        api.run(call, "FLEX_ATTENTION")
 
 
 def test_a_launch_beyond_a_grid_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,6 +261,20 @@ def test_packing_leaves_out_queries_that_no_key_precedes() -> None:
     assert list(xformers._parts(call, keys)) == [([(1, 2), (11, 19)], [(0, 1), (1, 9)])]
     free = replace(call, softmax=Softmax(1.0, causal=False))
     assert list(xformers._parts(free, keys)) == [([(0, 2), (2, 19)], [(0, 1), (1, 9)])]
+
+
+def test_new_keys_go_into_a_view_of_a_cache() -> None:
+    both = torch.zeros(3, 2, 4, 1, 8)
+    slots = torch.tensor([[5, 9], [-1, 9], [2, 9]])[:, 0]
+    new = torch.randn(3, 1, 8)
+    api.write_kv_cache(new, 2 * new, both[:, 0], both[:, 1], slots)
+    flat = both.transpose(1, 2).reshape(12, 2, 8)
+    assert torch.equal(flat[[5, 2]], torch.stack((new, 2 * new), 2)[[0, 2], 0])
+    assert flat.any(-1).any(-1).sum() == 2
+    with pytest.raises(UsageError, match="slot_mapping holds 12; the caches have slots 0 to 11"):
+        api.write_kv_cache(new, new, both[:, 0], both[:, 1], slots + 7)
+    with pytest.raises(UsageError, match=r"k_scale must be a finite number above 0, of the whole cache, not a tensor \[8\]"):
+        api.write_kv_cache(new, new, both[:, 0], both[:, 1], slots, torch.ones(8))
 
 
 def test_a_format_that_only_another_provider_reads_goes_there() -> None:

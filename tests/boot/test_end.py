@@ -298,7 +298,7 @@ def test_a_report_from_the_future_is_none(tmp_path: Path) -> None:
 
 
 def test_the_profiles_variables_reach_the_self_test() -> None:
-    from attnkit.hardware.device import pretend
+    from attnkit.hardware.archs import pretend
     from attnkit.isolation.messages import Request
     from attnkit.isolation.parent import run_isolated
 

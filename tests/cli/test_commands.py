@@ -226,3 +226,59 @@ def test_quick_commands_import_no_more_than_they_use(
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "ABSENT []"
+
+
+def test_env_names_versions_devices_and_variables_without_secrets(cli: Cli, trees: Path) -> None:
+    tree = next(path for path in sorted(trees.iterdir()) if "h100" in path.name)
+    variables = {"VLLM_API_KEY": "sesame-open-123", "VLLM_LOGGING_LEVEL": "INFO"}
+    done = cli("env", "--json", "--root", tree, env=variables)
+    found = json.loads(done.stdout)
+    assert found["node_type"] == "h100" and found["devices"][0].endswith("(sm_90)")
+    assert {"attnkit", "python"} <= set(found["versions"])
+    assert found["variables"]["VLLM_LOGGING_LEVEL"] == "INFO"
+    assert "sesame-open-123" not in done.stdout
+    text = cli("env", "--root", tree, env=variables).stdout
+    assert "attnkit" in text and "sesame-open-123" not in text
+
+
+def test_select_shows_every_kind_of_layer_with_its_choice(cli: Cli, tmp_path: Path) -> None:
+    cases = json.loads((Path(__file__).parents[1] / "data/models.json").read_text())
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(cases["gemma4"]["config"]))
+    done = cli("select", "--device", "sm_90", "--model", path, "--json")
+    assert done.returncode == 0
+    layers = json.loads(done.stdout)["layers"]
+    seen = [(row["role"], row["count"], row["spec"]["head_dim"], row["window"], row["backend"]) for row in layers]
+    assert seen == [
+        ("decoder", 25, 256, 1024, "TORCH_SDPA"),
+        ("decoder", 5, 512, None, "TORCH_SDPA"),
+        ("vision", 27, 72, None, "FLASH_ATTN"),
+    ]
+    refused = {row["backend"]: str(row["reasons"]) for row in json.loads(done.stdout)["decision"]["rejected"]}
+    for name in ("FLASH_ATTN", "FLASHINFER"):
+        assert "head_dim 512 is not supported" in refused[name]
+    text = cli("select", "--device", "sm_90", "--model", path).stdout
+    assert max(map(len, text.splitlines())) <= 80
+    assert "25      decoder bfloat16  16/8 × 256    window 1024" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "says"),
+    [("mamba", 0, "attention-free"), ("t5", 3, "relative_bias"), ("sparse-mla", 3, "*_SPARSE"), ("mpt", 0, "ALiBi")],
+)
+def test_select_says_what_a_model_s_attention_is(cli: Cli, tmp_path: Path, name: str, code: int, says: str) -> None:
+    cases = json.loads((Path(__file__).parents[1] / "data/models.json").read_text())
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(cases[name]["config"]))
+    done = cli("select", "--device", "sm_80", "--model", path)
+    assert (done.returncode, says in done.stdout) == (code, True)
+
+
+def test_select_of_a_model_that_nobody_has_read_is_not_understood(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"model_type": "from-tomorrow", "hidden_size": 64, "num_attention_heads": 2}')
+    done = cli("select", "--device", "sm_90", "--model", path)
+    assert done.returncode == 4
+    assert "not understood: field 'model_type'" in done.stderr
+    path.write_text('{"model_type": "llama", "num_key_value_heads": "8"}')
+    assert cli("select", "--device", "sm_90", "--model", path).returncode == 2

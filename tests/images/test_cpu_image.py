@@ -235,7 +235,7 @@ def test_an_engine_that_runs_another_backend_is_stopped(cpu_image: str) -> None:
     """vLLM is kept from loading attnkit's plugin, so it silently runs CPU_ATTN where attnkit's TORCH_SDPA was proven."""
     options = [*LOCKED_DOWN, "-e", "ATTNKIT_VLLM_BACKEND=TORCH_SDPA", "-e", "VLLM_PLUGINS="]
     serve = "attnkit boot --level quick -- vllm serve /tmp/tiny --enforce-eager --max-model-len 256"
-    variables = ("--shm-size", "1g", "-e", "VLLM_CPU_KVCACHE_SPACE=1")
+    variables = ("--shm-size", "1g", "-e", "VLLM_CPU_KVCACHE_SPACE=1", "-e", "OMP_NUM_THREADS=1")
     done = _run(
         cpu_image,
         *("sh", "-c", f"attnkit tiny-model /tmp/tiny >&2; {serve}; code=$?; cat $ATTNKIT_REPORT; exit $code"),

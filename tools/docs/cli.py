@@ -19,6 +19,8 @@ EXIT_CODES = {
     errors.EXIT_USAGE: "wrong usage or configuration; the message names file, line, field and the allowed values",
     errors.EXIT_NO_BACKEND: "no usable backend; the message lists the reason of every rejection",
     errors.EXIT_INCONCLUSIVE: "inconclusive: nothing was shown to be wrong, and nothing to be right",
+    errors.EXIT_ENGINE: "boot: the engine ended by itself; its own code is the report's `engine.exit_code`",
+    errors.EXIT_INTERNAL: "boot: attnkit itself broke, or the machine refused it descriptors, processes or memory",
 }
 
 

@@ -1,7 +1,7 @@
 """What transformers knows of model types, beside what attnkit's reader makes of them.
 
     python -m tools.engines.model_types defaults    writes attnkit/data/model-types.json from the configuration classes
-    python -m tools.engines.model_types table       writes docs/reports/model-types.json: every type, and the reader's answer
+    python -m tools.engines.model_types table       writes tests/data/model-types.json: every type, and the reader's answer
 
 Needs transformers; the files are committed, and the default tests read them.
 """
@@ -21,7 +21,7 @@ from attnkit.select.model_types import RULES, SAME_TOWER, WRAPPERS
 
 ROOT = Path(__file__).parents[2]
 DEFAULTS = ROOT / "attnkit/data/model-types.json"
-TABLE = ROOT / "docs/reports/model-types.json"
+TABLE = ROOT / "tests/data/model-types.json"
 
 
 def write_defaults() -> None:

@@ -20,9 +20,8 @@ from attnkit.spec import (
     TreeAttention,
     VarlenAttention,
 )
-from tools.fuzz.draws import Draw
+from tools.fuzz.draws import JUNK, Draw
 
-JUNK = {"nan": math.nan, "inf": math.inf, "huge": 3e4}
 PARENTS = (-1, 0, 0, 1, 1, 2, 3, 3)
 NOWHERE = 1 << 24
 """A block that no cache has."""
@@ -92,9 +91,9 @@ class _Builder:
         if draw.op == "varlen":
             keys = self.junk(self.normal(sum(total) + draw.padding, draw.kv_heads, draw.head_dim), sum(total))
             values = self.junk(self.normal(sum(total) + draw.padding, draw.kv_heads, draw.head_dim_v), sum(total))
-            pair = [self.rows(x.to(self.dtype), draw.query) for x in (keys, values)]
+            key, value = (self.rows(x.to(self.dtype), draw.query) for x in (keys, values))
             key_starts = self.index([0, *accumulate(total)])
-            call = VarlenAttention(query, *pair, starts, key_starts, longest, most, softmax, draw.lse, out)
+            call = VarlenAttention(query, key, value, starts, key_starts, longest, most, softmax, draw.lse, out)
         else:
             table, key, value, scale = self.caches(total)
             lens = self.index(total)

@@ -30,7 +30,7 @@ from attnkit.spec import AttentionOutput, VarlenAttention
 from tools.fuzz.build import Built, build
 from tools.fuzz.draws import Draw, draws
 
-FLOAT32 = 2e-5
+FLOAT32 = 1e-4
 """Allowed of the largest number in float32; the baselines of `judge` would take most of the time."""
 TOGETHER = 4
 """Calls at once, each in a thread and, on a GPU, on a stream of its own."""
@@ -138,17 +138,20 @@ def together(found: Sequence[Draw], backend: str, provider: str, device: str) ->
         return result
 
     before = [x.snapshot() for x in made]
+    if device != "cpu":
+        torch.cuda.synchronize()
     with ThreadPoolExecutor(len(made)) as pool:
         results = list(pool.map(one, range(len(made))))
     for draw, x, result, was in zip(found, made, results, before, strict=True):
         yield draw, _wrong(x, result, was)
 
 
-def fuzz(backend: Backend, provider: Provider, device: str, number: int, seed: int) -> Count:
-    """`number` draws of what a provider claims."""
+def fuzz(backend: Backend, provider: Provider, device: str, number: int, seed: int, alike: int = 1) -> Count:
+    """`number` draws of what a provider claims; `alike` as of `draws`."""
     where = device_of(torch.empty(0, device=device))
     count, ran = Count(), []
-    for draw in islice(draws(provider.capability, where, seed, small=device == "cpu"), number):
+    found = draws(provider.capability, where, seed, small=device == "cpu", alike=alike)
+    for draw in islice(found, number):
         far = device != "cpu" and draw.op != "varlen" and draw.seed % 50 == 0
         draw = replace(draw, far=far)
         try:
@@ -203,13 +206,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--draws", type=int, default=100, help="calls a provider")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--alike", type=int, default=1, help="draws in a row that a compiler is asked once for")
     asked = parser.parse_args(arguments)
     names = [registry.canonical(name) for name in asked.backend]
     chosen = [pair for pair in providers(asked.device, names) if asked.provider in ("", pair[1].name)]
     wrong = 0
     for backend, provider in chosen:
         begin = time.monotonic()
-        count = fuzz(backend, provider, asked.device, asked.draws, asked.seed)
+        count = fuzz(backend, provider, asked.device, asked.draws, asked.seed, asked.alike)
         wrong += len(count.wrong)
         took = time.monotonic() - begin
         print(f"{backend.name}/{provider.name}: {count.run} run, {sum(count.refused.values())} refused, "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from attnkit.backends.base import Capability
@@ -24,6 +25,8 @@ PAIRS = ((192, 128), (576, 512), (80, 64), (160, 128))
 """Widths of keys and values, where they differ."""
 BLOCK_SIZES = (1, 2, 3, 5, 8, 16, 17, 24, 32, 48, 64, 100, 128, 256, 1056)
 GROUPS = (1, 1, 2, 3, 4, 5, 7, 8, 16)
+JUNK = {"nan": math.nan, "inf": math.inf, "huge": 3e4}
+PADDINGS = (0, 0, 0, 1, 5)
 
 
 @dataclass(frozen=True)
@@ -108,17 +111,28 @@ class Draw:
         return f"Draw({', '.join(said)})"
 
 
-def draws(capability: Capability, device: Device, seed: int, *, small: bool = True) -> Iterator[Draw]:
+def draws(capability: Capability, device: Device, seed: int, *, small: bool = True, alike: int = 1) -> Iterator[Draw]:
     """Calls that `capability` claims on `device`, without end; the same for the same seed.
 
     Args:
         small: lengths and heads for an interpreter or a CPU.
+        alike: draws in a row that a compiler is asked once for: other lengths, contents and padding of one kind of call.
     """
     chance = random.Random(seed)
     while True:
         draw = _draw(chance, capability, small)
-        if not capability.reject(draw.spec(), device):
-            yield draw
+        if capability.reject(draw.spec(), device):
+            continue
+        yield draw
+        for _ in range(alike - 1):
+            yield replace(
+                draw,
+                seed=chance.randrange(1 << 30),
+                seqs=_sequences(chance, draw.block_size, draw.op, small),
+                junk=chance.choice(tuple(JUNK)),
+                shared=chance.random() < 0.25,
+                padding=chance.choice(PADDINGS),
+            )
 
 
 def _draw(chance: random.Random, capability: Capability, small: bool) -> Draw:
@@ -146,7 +160,7 @@ def _draw(chance: random.Random, capability: Capability, small: bool) -> Draw:
         head_dim_v=values,
         block_size=size,
         cache=chance.choice(float8) if float8 and op != "varlen" and chance.random() < 0.25 else "",
-        seqs=tuple(_lengths(chance, size, op, small) for _ in range(chance.choice((1, 2, 3, 5)))),
+        seqs=_sequences(chance, size, op, small),
         causal=causal,
         window=window if not plain or op == "differential" else NO_WINDOW,
         softcap=chance.choice((0.5, 5.0, 50.0)) if not latent and op != "dual_chunk" and maybe("softcap") else 0.0,
@@ -158,22 +172,31 @@ def _draw(chance: random.Random, capability: Capability, small: bool) -> Draw:
         caches=chance.choice(("", "stacked", "turned")) if op != "differential" else chance.choice(("", "stacked")),
         out=chance.choice(("", "inside", "turned")),
         views=chance.random() < 0.4,
-        junk=chance.choice(("nan", "inf", "huge")),
+        junk=chance.choice(tuple(JUNK)),
         shared=chance.random() < 0.25,
-        padding=chance.choice((0, 0, 0, 1, 5)),
+        padding=chance.choice(PADDINGS),
     )
+
+
+def _sequences(chance: random.Random, size: int, op: Op, small: bool) -> tuple[tuple[int, int], ...]:
+    return tuple(_lengths(chance, size, op, small) for _ in range(chance.choice((1, 2, 3, 5))))
 
 
 def _lengths(chance: random.Random, size: int, op: Op, small: bool) -> tuple[int, int]:
     """New tokens and keys of a sequence, near the borders of blocks and tiles."""
     border = chance.choice((1, 16, 32, 64, size, 2 * size) if small else (1, 64, 128, 256, 1000, size, 3 * size))
-    total = max(0, min(border + chance.choice((-1, 0, 1)), 130 if small else 4000))
-    kind = chance.choice(("decode", "decode", "some", "all", "more", "no keys", "no queries"))
+    total = max(0, min(border + chance.choice((-1, 0, 1)), 130 if small else 1100))
     if op == "tree":
         return min(chance.choice((1, 3, 8)), max(total, 1)), max(total, 1)
-    if op == "mla_decode" or kind == "decode":
-        return chance.choice((1, 1, 2)) if op == "mla_decode" else 1, total
-    some = chance.randrange(1, total + 2)
-    return {"some": (some, total), "all": (max(total, 1), total), "more": (total + some, total)}.get(
-        kind, (some, 0) if kind == "no keys" else (0, total)
-    )
+    if op == "mla_decode":
+        return chance.choice((1, 1, 2)), total
+    some = chance.randrange(1, min(total, 300) + 2)
+    kinds = {
+        "decode": (1, total),
+        "some": (some, total),
+        "all": (max(min(total, 300), 1), total),
+        "more": (min(total, 300) + some, min(total, 300)),
+        "no keys": (some, 0),
+        "no queries": (0, total),
+    }
+    return kinds[chance.choice(("decode", *kinds))]

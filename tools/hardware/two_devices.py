@@ -250,12 +250,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--simulate", action="store_true", help="simulated devices of a made machine; collectives on the CPU")
     parser.add_argument("--hang-timeout", type=float, default=120.0, help="--selftest-timeout of the boot whose device hangs")
     parser.add_argument("--only", help="names of steps, with commas between")
-    parser.add_argument("arguments", nargs="*", help="more options of every boot, after --: --level quick --backend NAME …")
+    parser.add_argument("arguments", nargs="*", help="more options of every boot, after --: --level standard (quick) …")
     given = parser.parse_args(argv)
     out: Path = given.out
     out.mkdir(parents=True, exist_ok=True)
     root = made_machine(out / "machine") if given.simulate else Path("/")
-    common = [*(("--root", "machine") if given.simulate else ()), *given.arguments]
+    level = () if "--level" in given.arguments else ("--level", "quick")
+    common = [*(("--root", "machine") if given.simulate else ()), *level, *given.arguments]
     try:
         where = find_node(root=root)
         if len(where.devices) < 2:
@@ -281,7 +282,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(given: argparse.Namespace, where: Node, common: Sequence[str]) -> Iterator[Outcome]:
     wanted = set(given.only.split(",")) if given.only else None
     runs: list[tuple[str, Callable[[], Iterator[Outcome]]]] = []
-    second = where.devices[1].ordinal or 0
+    ordinal = where.devices[1].ordinal
+    second = 1 if ordinal is None else ordinal
     for step in steps(where, given.out, simulate=given.simulate, timeout=given.hang_timeout):
         runs.append((step.name, lambda step=step: iter([run_step(step, given.out, common, second)])))  # type: ignore[misc]
     runs.append(("collective", lambda: run_collectives(where, given.out, simulate=given.simulate)))

@@ -38,7 +38,7 @@ def flash_attn_func(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float | None
     starts, key_starts = (
         torch.arange(0, (x.shape[0] + 1) * x.shape[1], x.shape[1], dtype=torch.int32, device=x.device) for x in (q, k)
     )
-    packed = (x.flatten(0, 1) for x in (q, k, v))
+    packed = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
     found = flash_attn_varlen_func(*packed, starts, key_starts, q.shape[1], k.shape[1], softmax_scale=softmax_scale, **more)
     if isinstance(found, tuple):
         return found[0].view(*q.shape[:3], v.shape[3]), found[1].unflatten(1, q.shape[:2]).transpose(0, 1)

@@ -9,19 +9,23 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from attnkit.backends.registry import canonical
 from attnkit.backends.versions import find_version
-from attnkit.engines.vllm.names import Resolution, resolve
+from attnkit.engines.vllm.arguments import attention_options, option_value, spelling, split_model, with_config_file
+from attnkit.engines.vllm.hub import cached_snapshot
+from attnkit.engines.vllm.names import Resolution, refuse_untested, resolve
 from attnkit.engines.vllm.plugin import SLOTS
 from attnkit.engines.vllm.plugin import VARIABLE as PLUGIN_VARIABLE
+from attnkit.engines.vllm.wrappers import Unwrapped, unwrap
 from attnkit.errors import UsageError
 from attnkit.hardware.device import Device
-from attnkit.jsonio import parse_json, shorten
+from attnkit.jsonio import shorten
 
 SERVER_MODULES = ("vllm.entrypoints.openai.api_server", "vllm.entrypoints.cli.main")
 BACKEND_VARIABLE = "VLLM_ATTENTION_BACKEND"
@@ -35,9 +39,13 @@ class VllmCommand:
 
     Args:
         argv: as given.
-        options: everything after the launcher and, for `serve`, the positional model.
+        launcher: the words before the options, without wrappers.
+        options: everything after the launcher and, for `serve`, the positional model; what the file of `--config` says comes
+            first, as the command line wins over it.
         model: the model, None where vLLM's default is used.
         serve: True for the `vllm serve` form.
+        wrapped: what stands in front (`numactl`, `env`, `sh -c` …).
+        words: the options as they were written, without the file's.
     """
 
     argv: tuple[str, ...]
@@ -45,6 +53,8 @@ class VllmCommand:
     options: tuple[str, ...]
     model: str | None
     serve: bool
+    wrapped: Unwrapped = field(default_factory=lambda: Unwrapped((), ()))
+    words: tuple[str, ...] = ()
 
     def option(self, *names: str) -> str | None:
         """The last value given for any of the options' names, None where absent."""
@@ -75,14 +85,61 @@ class VllmCommand:
 
     @property
     def local_model(self) -> Path | None:
-        """The model's directory where it lies on this machine with a config.json."""
-        if self.model is None or not (Path(self.model) / "config.json").is_file():
+        """The folder on this machine that holds the model's configuration: its own, or one in the hub's cache."""
+        if self.model is None:
             return None
-        return Path(self.model)
+        config = self.option("--hf-config-path") or self.model
+        if any((Path(config) / name).is_file() for name in ("config.json", "params.json")):
+            return Path(config)
+        return cached_snapshot(config, self.option("--revision"), self.option("--download-dir"), self.environment(os.environ))
+
+    @property
+    def engine_options(self) -> tuple[str, ...]:
+        """The options for vLLM's own parser: the model as `--model`, the file's options in the place of `--config`."""
+        kept: list[str] = []
+        words = iter(self.options)
+        for word in words:
+            if word == "--config":
+                next(words, None)
+            elif not word.startswith("--config="):
+                kept.append(word)
+        named = option_value(self.options, "--model") is not None
+        return (*(("--model", self.model) if self.model and not named else ()), *kept)
+
+    @property
+    def served_names(self) -> tuple[str, ...]:
+        """The names under which the model is served; empty where they are not known."""
+        names: list[str] = []
+        for position, word in enumerate(self.options):
+            name, separator, given = word.partition("=")
+            if name.startswith("--") and spelling(name) == "--served-model-name":
+                names = [given] if separator else []
+                for following in () if separator else self.options[position + 1 :]:
+                    if following.startswith("-"):
+                        break
+                    names.append(following)
+        return tuple(names) or ((self.model,) if self.model else ())
+
+    @property
+    def headless(self) -> bool:
+        """A node of several that starts engine processes and no API server."""
+        return any(spelling(word) == "--headless" for word in self.options)
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """(host, port) on which it will listen; None where it does not."""
+        if self.headless or self.option("--uds"):
+            return None
+        parts = urlsplit(self.health_url)
+        return str(parts.hostname), int(parts.port or 8000)
+
+    def environment(self, outer: Mapping[str, str]) -> dict[str, str]:
+        """`outer` with the variables that wrappers set."""
+        return {**outer, **self.wrapped.environment}
 
     def api_key(self, environment: Mapping[str, str]) -> str | None:
         """The key that requests must carry."""
-        return self.option("--api-key") or environment.get("VLLM_API_KEY")
+        return self.option("--api-key") or self.environment(environment).get("VLLM_API_KEY")
 
 
 @dataclass(frozen=True)
@@ -106,22 +163,29 @@ class Launch:
 
 
 def recognise(argv: Sequence[str]) -> VllmCommand | None:
-    """The command's parts, or None where it is not vLLM's server."""
-    parts = tuple(argv)
+    """The command's parts, whatever wraps it, or None where it is not vLLM's server.
+
+    Raises:
+        UsageError: the file of its `--config` cannot be read.
+    """
+    wrapped = unwrap(argv)
+    parts = wrapped.argv
     if len(parts) >= 2 and Path(parts[0]).name == "vllm" and parts[1] == "serve":
-        return _serve(parts, 2)
+        return _command(tuple(argv), wrapped, 2, serve=True)
     if len(parts) >= 3 and _PYTHON.fullmatch(Path(parts[0]).name) and parts[1] == "-m" and parts[2] in SERVER_MODULES:
         if parts[2] == SERVER_MODULES[1]:
-            return _serve(parts, 4) if parts[3:4] == ("serve",) else None
-        return VllmCommand(parts, parts[:3], parts[3:], option_value(parts[3:], "--model"), serve=False)
+            return _command(tuple(argv), wrapped, 4, serve=True) if parts[3:4] == ("serve",) else None
+        return _command(tuple(argv), wrapped, 3, serve=False)
     return None
 
 
-def _serve(parts: tuple[str, ...], start: int) -> VllmCommand:
-    rest = parts[start:]
-    positional = bool(rest) and not rest[0].startswith("-")
-    options = rest[1:] if positional else rest
-    return VllmCommand(parts, parts[:start], options, rest[0] if positional else option_value(options, "--model"), serve=True)
+def _command(argv: tuple[str, ...], wrapped: Unwrapped, start: int, *, serve: bool) -> VllmCommand:
+    launcher, words = wrapped.argv[:start], wrapped.argv[start:]
+    model = None
+    if serve:
+        model, words = split_model(words)
+    options = with_config_file(words)
+    return VllmCommand(argv, launcher, options, model or option_value(options, "--model"), serve, wrapped, words)
 
 
 def whole_number(option: str, text: str, most: int) -> int:
@@ -135,23 +199,17 @@ def whole_number(option: str, text: str, most: int) -> int:
     return int(text)
 
 
-def option_value(options: Sequence[str], *names: str) -> str | None:
-    """The last value of `--name VALUE` or `--name=VALUE`; vLLM takes dashes and underscores alike."""
-    wanted = {_spelling(name) for name in names}
-    found = None
-    for position, text in enumerate(options):
-        name, separator, value = text.partition("=")
-        if not name.startswith("-") or _spelling(name) not in wanted:
-            continue
-        if separator:
-            found = value
-        elif position + 1 < len(options):
-            found = options[position + 1]
-    return found
-
-
-def _spelling(option: str) -> str:
-    return option.replace("_", "-")
+def unseen(argv: Sequence[str]) -> str | None:
+    """What to warn of where a command is not recognised; None where it is."""
+    if not argv or recognise(argv) is not None:
+        return None
+    about = (
+        "mentions vllm, but what stands in front of it cannot be seen through (a script, or a shell's variables and pipes): "
+        "start `vllm serve` itself, or through env, numactl, nice, taskset or sh -c with a plain command"
+        if any("vllm" in word for word in argv)
+        else "is not one that attnkit knows"
+    )
+    return f"the engine's command {about}; the backend that it serves with was neither handed over nor tested"
 
 
 def backend_given(command: VllmCommand, environment: Mapping[str, str]) -> tuple[str, str] | None:
@@ -161,18 +219,10 @@ def backend_given(command: VllmCommand, environment: Mapping[str, str]) -> tuple
         UsageError: the command and the environment contradict each other.
     """
     found: list[tuple[str, str]] = []
-    for name in ("--attention-backend", "--attention-config.backend"):
-        value = command.option(name)
-        if value:
-            found.append((value, name))
-    config = command.option("--attention-config", "-ac")
-    if config:
-        document = parse_json(config, "--attention-config")
-        value = document.get("backend") if isinstance(document, dict) else None
-        if not isinstance(document, dict) or not isinstance(value, str | None):
-            raise UsageError(f"--attention-config is not a JSON object with a backend's name: {shorten(config)!r}")
-        if value:
-            found.append((value, "--attention-config"))
+    stated = attention_options(command.options)
+    if stated.backend is not None and stated.backend.casefold() != "auto":
+        found.append((stated.backend, stated.where))
+    environment = command.environment(environment)
     variable = environment.get(BACKEND_VARIABLE)
     if variable:
         found.append((variable, BACKEND_VARIABLE))
@@ -190,7 +240,7 @@ def explicit_backend(asked: str | None, command: VllmCommand, environment: Mappi
     """
     asked = _ours(asked) if asked is not None else None
     given = backend_given(command, environment)
-    plugin = environment.get(PLUGIN_VARIABLE, "").strip()
+    plugin = command.environment(environment).get(PLUGIN_VARIABLE, "").strip()
     found = [(asked, "attnkit's --backend")] if asked is not None else []
     if plugin:
         found.append((canonical(plugin), PLUGIN_VARIABLE))
@@ -207,8 +257,12 @@ def _ours(name: str) -> str:
 
     Raises:
         UsageError: unknown.
+        InconclusiveError: vLLM has it, and attnkit has not.
     """
-    return "TORCH_SDPA" if name.strip().upper() == "CPU_ATTN" else canonical(name)
+    if name.strip().upper() == "CPU_ATTN":
+        return "TORCH_SDPA"
+    refuse_untested(name)
+    return canonical(name)
 
 
 def platform_of(device: Device) -> str:
@@ -254,16 +308,17 @@ def prepare(
         own = found.now if not found.flag and not found.env and found.now != name else None
         launch, flag, switch = _with_backend(launch, found, given, notes)
         added |= switch
-    argv = (*launch.launcher, *((launch.model,) if launch.serve and launch.model else ()), *launch.options)
-    if version is not None and launch.serve and not _has_metadata():
+    positional = (launch.model,) if launch.serve and launch.model and option_value(launch.options, "--model") is None else ()
+    argv = (*launch.launcher, *positional, *launch.words)
+    if starts_as_module(launch):
         argv = _module_form(launch)
         notes.append("this vLLM build is not registered as 'vllm', so its own `vllm serve` cannot start; started as a module")
-    return Launch(argv, added, version, flag, own, tuple(notes))
+    return Launch(launch.wrapped.rebuilt(argv), added, version, flag, own, tuple(notes))
 
 
 def _with_profile(command: VllmCommand, args: Sequence[str]) -> VllmCommand:
     """Append the profile's options that the user did not set."""
-    options = list(command.options)
+    options: list[str] = []
     words = list(args)
     while words:
         name = words.pop(0)
@@ -271,9 +326,9 @@ def _with_profile(command: VllmCommand, args: Sequence[str]) -> VllmCommand:
         while words and not words[0].startswith("--"):
             values.append(words.pop(0))
         bare = name.partition("=")[0]
-        if not any(_spelling(text.partition("=")[0]) == _spelling(bare) for text in command.options):
+        if not any(spelling(text.partition("=")[0]) == spelling(bare) for text in command.options):
             options += [name, *values]
-    return replace(command, options=tuple(options))
+    return replace(command, options=(*command.options, *options), words=(*command.words, *options))
 
 
 def _with_backend(
@@ -294,9 +349,24 @@ def _with_backend(
         flag = tuple(f"{name}={value}" for name, value in found.env.items())
     if found.flag:
         flag = (*flag, *found.flag)
-        if command.option("--attention-backend", "--attention-config.backend", "--attention-config", "-ac") is None:
-            command = replace(command, options=(*command.options, *found.flag))
+        stated = attention_options(command.options)
+        if stated.backend is None:
+            command = replace(command, options=(*command.options, *found.flag), words=(*command.words, *found.flag))
+        elif stated.backend.casefold() == "auto":
+            command = _instead_of_auto(command, stated.where, found.flag)
     return command, flag, switch
+
+
+def starts_as_module(command: VllmCommand) -> bool:
+    """Whether `vllm serve` is started as a module of this Python instead."""
+    return command.serve and engine_version() is not None and not _has_metadata()
+
+
+def _instead_of_auto(command: VllmCommand, where: str, flag: Sequence[str]) -> VllmCommand:
+    """The validated backend in the place of "auto", which would let vLLM choose anew."""
+    if where != "--attention-backend":  # a second option would contradict it, and vLLM refuses both together
+        raise UsageError(f"{where} says auto: leave the backend out, and the validated one is handed over")
+    return replace(command, options=(*command.options, *flag), words=(*command.words, *flag))  # the last one wins
 
 
 def _has_metadata() -> bool:
@@ -310,4 +380,4 @@ def _has_metadata() -> bool:
 
 def _module_form(command: VllmCommand) -> tuple[str, ...]:
     model = ("--model", command.model) if command.model and option_value(command.options, "--model") is None else ()
-    return (sys.executable, "-m", SERVER_MODULES[0], *model, *command.options)
+    return (sys.executable, "-m", SERVER_MODULES[0], *model, *command.words)

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 LOG_LINE = "attention is computed by attnkit's {backend}, in the place of vLLM's {slot}"
 """What our own plugin says, once a process, when vLLM really builds a layer on it. See `vllm_backend`."""
 
+LOADED = re.compile(r"\binit engine \(profile, create kv cache, warmup model\) took ")
+"""The engine process holds its model and its cache (vllm/v1/engine/core.py); all that a node without an API server says."""
+
 READ = (">=0.25,<0.34",)
 """vLLM versions whose lines are known."""
 
@@ -46,6 +49,7 @@ class Running:
 
     Args:
         backend: vLLM's name of the backend, or attnkit's where our plugin computes in its place; None where nothing is said.
+        others: further backends that the log names: a model's kinds of layer may run on several.
         place: the vLLM backend whose place our plugin took, else None.
         refused: what vLLM was asked for and did not take (CPU), else None.
         line: the line that says so, "" where it follows from the platform alone.
@@ -55,6 +59,7 @@ class Running:
     place: str | None = None
     refused: str | None = None
     line: str = ""
+    others: tuple[str, ...] = ()
 
 
 def is_known(version: str) -> bool:
@@ -77,7 +82,7 @@ def read_log(lines: Iterable[str], version: str) -> Running:
     """What the log of a vLLM of this version says about its attention backend. Later lines win; ours win over vLLM's."""
     if not is_known(version):
         return Running(None)
-    said: tuple[str, str] | None = None
+    all_said: dict[str, str] = {}
     ours: tuple[str, str, str] | None = None
     refused: tuple[str, str] | None = None
     on_cpu = False
@@ -89,12 +94,14 @@ def read_log(lines: Iterable[str], version: str) -> Running:
         elif found := _CANNOT.search(text):
             refused = found["name"], text
         elif name := _said(text):
-            said = name, text
+            all_said.pop(name, None)
+            all_said[name] = text
+    said = next(reversed(all_said.items()), None)
     cannot = refused[0] if refused else None
     if ours:
-        return Running(ours[0], ours[1], cannot, ours[2])
+        return Running(ours[0], ours[1], cannot, ours[2], tuple(name for name in all_said if name != ours[1]))
     if said:
-        return Running(said[0], None, cannot, said[1])
+        return Running(said[0], None, cannot, said[1], tuple(name for name in all_said if name != said[0]))
     if refused:
         return Running("CPU_ATTN", None, cannot, refused[1])
     # CPU_ATTN is the one that does not announce itself: the platform has no other for anything but MLA, which does.
@@ -127,8 +134,11 @@ def assert_chosen(chosen: str, lines: Iterable[str], version: str) -> str | None
     """
     name = chosen.removeprefix("vllm:").upper()
     running = read_log(lines, version)
-    if running.backend == name:
+    if running.backend == name and not running.others:
         return None
+    if running.others:
+        every = ", ".join((*running.others, str(running.backend)))
+        return f"vLLM {version} runs several attention backends, {every} (by its log), and only {name} was validated"
     if running.backend is None:
         what = "its log does not name one" if is_known(version) else "the log lines of this version are not known"
         return f"cannot tell which attention backend vLLM {version} runs: {what}; {name} was chosen"

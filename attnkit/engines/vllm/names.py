@@ -16,7 +16,7 @@ import yaml
 from packaging.version import InvalidVersion, Version
 
 from attnkit.backends.registry import all_backends, get, spellings
-from attnkit.errors import UsageError, unknown_name
+from attnkit.errors import InconclusiveError, UsageError, unknown_name
 
 VARIABLE = "VLLM_ATTENTION_BACKEND"
 _SUFFIX = "_VLLM_V1"
@@ -100,6 +100,25 @@ def attnkit_name(vllm_name: str) -> str | None:
     table = spellings()
     folded = vllm_name.strip().casefold()
     return table.get(folded) or table.get(folded.removesuffix(_SUFFIX.casefold()))
+
+
+def refuse_untested(name: str) -> None:
+    """Refuse a backend that some vLLM has and attnkit has not.
+
+    Raises:
+        InconclusiveError: with what to do.
+    """
+    upper = name.strip().upper()
+    if attnkit_name(name) is not None or upper.removesuffix(_SUFFIX) in _CPU_MLA:
+        return
+    having = [version for version in versions() if upper in _data()["versions"][version]["names"]]
+    if having:
+        ours = ", ".join(sorted({our for their in names(versions()[-1]) if (our := attnkit_name(their))}))
+        raise InconclusiveError(
+            f"{upper} is vLLM's (in {having[0]} to {having[-1]}); attnkit has no test for it, so nothing says whether it "
+            f"is right on this device. Give one that attnkit can test ({ours}), leave the choice to "
+            "attnkit, or start vLLM without it"
+        )
 
 
 def versions() -> tuple[str, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from attnkit.engines.vllm.command import VllmCommand, option_value
+from attnkit.engines.vllm.arguments import option_value
+from attnkit.engines.vllm.command import VllmCommand
 from attnkit.errors import UsageError
 
 USUAL_MEMORY_SHARE = 0.9

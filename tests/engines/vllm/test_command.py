@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from attnkit.engines.vllm import command as vllm_command
-from attnkit.errors import UsageError
+from attnkit.engines.vllm.arguments import attention_options
+from attnkit.engines.vllm.names import attnkit_name, names, versions
+from attnkit.errors import InconclusiveError, UsageError
 from attnkit.hardware.device import Device
 
 H100 = Device("nvidia", "gpu", "NVIDIA H100", "sm_90")
@@ -36,7 +38,14 @@ def test_forms_of_the_server(argv: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "argv", [(), ("vllm", "bench"), ("python", "server.py"), ("python", "-m", "http.server"), ("bash", "-c", "vllm serve")]
+    "argv",
+    [
+        (),
+        ("vllm", "bench"),
+        ("python", "server.py"),
+        ("python", "-m", "http.server"),
+        ("bash", "-c", "vllm serve $MODEL | tee log"),
+    ],
 )
 def test_what_is_not_the_server(argv: tuple[str, ...]) -> None:
     assert vllm_command.recognise(argv) is None
@@ -120,7 +129,7 @@ def test_options_that_change_the_need() -> None:
     command = recognised("vllm", "serve", "m", "--dtype", "half", "--kv-cache-dtype", "fp8", "--block-size", "32")
     assert command.overrides() == {"dtype": "float16", "kv_cache_dtype": "fp8_e4m3", "block_size": 32}
     assert recognised("vllm", "serve", "m", "--dtype", "auto").overrides() == {}
-    with pytest.raises(UsageError, match="--block-size must be a whole number, not 'big'"):
+    with pytest.raises(UsageError, match="--block-size must be a whole number from 1 to 1048576, not 'big'"):
         recognised("vllm", "serve", "m", "--block-size", "big").overrides()
 
 
@@ -196,3 +205,69 @@ def test_what_the_user_set_wins_over_the_profile(installed) -> None:
     assert "9" not in launch.argv
     assert launch.env["B"] == "profile"
     assert "A" not in launch.env
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (("--attention-config", '{"flash_attn_version": 2}'), (None, 2)),
+        (("-ac", '{"backend": "FLASH_ATTN", "flash_attn_version": 3}'), ("FLASH_ATTN", 3)),
+        (("-ac.backend", "TRITON_ATTN"), ("TRITON_ATTN", None)),
+        (("--attention-config.backend=TRITON_ATTN", "-ac.flash_attn_version", "2"), ("TRITON_ATTN", 2)),
+        (("--attention_config.flash-attn-version=2",), (None, 2)),
+        (("--attention-backend", "auto"), ("auto", None)),
+    ],
+)
+def test_what_the_command_says_of_attention(options: tuple[str, ...], found: tuple[str | None, int | None], installed) -> None:
+    installed("0.33.0")
+    command = recognised("vllm", "serve", "m", *options)
+    stated = attention_options(command.options)
+    assert (stated.backend, stated.flash_attn_version) == found
+    named = None if found[0] in (None, "auto") else found[0]
+    assert vllm_command.explicit_backend(None, command, {}) == named
+    argv = vllm_command.prepare(command, backend=named or "FLASH_ATTN", device=H100, environment={}).argv
+    assert argv[: 3 + len(options)] == ("vllm", "serve", "m", *options)
+    # Handed over where no backend is named, or auto; never twice, which vLLM refuses.
+    assert argv[3 + len(options) :] == (() if named else ("--attention-backend", "FLASH_ATTN"))
+
+
+def test_a_backend_by_kind_is_read() -> None:
+    command = recognised("vllm", "serve", "m", "--attention-config", '{"backend_per_kind": {"mla_attention": "TRITON_MLA"}}')
+    assert attention_options(command.options).by_kind == {"mla_attention": "TRITON_MLA"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--attention-config", "[]"),
+        ("--attention-config", '{"flash_attn_version": "two"}'),
+        ("-ac.flash_attn_version", "²"),
+        ("-ac.backend_per_kind", "{"),
+        ("--attention-config", '{"backend_per_kind": {"a": 1}}'),
+        ("--attention-backend", "A", "-ac.backend", "B"),
+    ],
+)
+def test_attention_options_that_are_wrong(options: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError):
+        attention_options(recognised("vllm", "serve", "m", *options).options)
+
+
+def test_every_backend_of_vllm_is_known_and_what_attnkit_cannot_test_is_said() -> None:
+    newest = names(versions()[-1])
+    assert len(newest) >= 50
+    unknown = [
+        name for name in newest if attnkit_name(name) is None and name not in ("CPU_MLA", "AMX_MLA", "CPU_ATTN", "CUSTOM")
+    ]
+    assert {"ROCM_AITER_UNIFIED_ATTN", "FLASHMLA_SPARSE"} <= set(unknown)
+    for name in unknown:
+        with pytest.raises(InconclusiveError, match=f"{name} is vLLM's .* attnkit has no test for it.*Give one") as caught:
+            vllm_command.explicit_backend(name.lower(), recognised("vllm", "serve", "m"), {})
+        assert caught.value.exit_code == 4
+    with pytest.raises(UsageError, match="unknown backend 'FLSH_ATTN'"):
+        vllm_command.explicit_backend("FLSH_ATTN", recognised("vllm", "serve", "m"), {})
+
+
+def test_the_names_under_which_the_model_is_served() -> None:
+    assert recognised("vllm", "serve", "m").served_names == ("m",)
+    assert recognised("vllm", "serve", "m", "--served-model-name", "a", "b", "--port", "1").served_names == ("a", "b")
+    assert recognised("vllm", "serve").served_names == ()

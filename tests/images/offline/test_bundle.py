@@ -159,7 +159,7 @@ INVENTORY = {
                 *("vllm", "serve", "/models/tiny", "--served-model-name", "tiny", "--host", "0.0.0.0", "--port", "8000"),
                 *("--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "4"),
             ],
-            "attnkit_env": {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "2"},
+            "attnkit_env": {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"},
             "attnkit_init_command": ["tiny-model", "/models/tiny"],
             "attnkit_init_creates": "/var/lib/attnkit/models/tiny/config.json",
         },

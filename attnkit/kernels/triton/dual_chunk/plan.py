@@ -113,7 +113,7 @@ def plan(
         "rope_sin": call.rope_sin,
         "num_seqs": num_seqs,
         "num_tokens": tokens,
-        "scale": paged.softmax.softmax_scale * paged.k_scale,
+        "scale": float(paged.softmax.softmax_scale * paged.k_scale),
         "v_scale": float(paged.v_scale),
         "period": period,
         "chunk_size": call.chunk_size,

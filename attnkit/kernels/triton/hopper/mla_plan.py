@@ -92,7 +92,7 @@ def plan(call: MlaDecode, out: Tensor, lse: Tensor | None, units: int, splits: i
         "cache_map": TensorDescriptor(cache, [rows.rows, rows.columns], [rows.stride, 1], [chunk, 64], layout),
         "splits": splits,
         "num_tokens": tokens,
-        "scale": call.softmax_scale * call.kv_scale * LOG2E.value,
+        "scale": float(call.softmax_scale * call.kv_scale * LOG2E.value),
         "kv_scale": float(call.kv_scale),
         "block_rows": rows.block_rows,
         "HEADS": heads,

@@ -65,7 +65,7 @@ def _softmax_args(softmax: Softmax, tree_mask: Tensor | None, k_scale: float) ->
     left, right = softmax.window
     if softmax.causal:
         right = 0
-    scale = softmax.softmax_scale * k_scale
+    scale = float(softmax.softmax_scale * k_scale)
     if scale <= 0.0:
         raise UnsupportedError(f"softmax_scale * k_scale must be positive, got {scale}")
     return {

@@ -1,0 +1,115 @@
+"""The census: vLLM's own layers, counted by kind; without vLLM the child's answer is read from data."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attnkit.engines.vllm.census import Census, count, language_specs, take
+from attnkit.errors import InconclusiveError
+
+ROW: dict[str, Any] = {
+    "class": "Attention",
+    "kind": "decoder",
+    "num_heads": 8,
+    "num_kv_heads": 2,
+    "head_dim": 64,
+    "head_dim_v": 64,
+    "window": None,
+    "scale": 0.125,
+    "cache_dtype": "auto",
+    "backend": "TRITON_ATTN",
+}
+FOUND: dict[str, Any] = {
+    "model": "/models/m",
+    "architecture": "SomeForCausalLM",
+    "ranks": {"tensor": 2, "pipeline": 1},
+    "dtype": "bfloat16",
+    "block_size": 16,
+}
+
+
+def lines(census: Census) -> list[str]:
+    """One line a kind: count, role, operation, heads, sizes, window, features, backend."""
+    return [
+        f"{one.kind.count} {one.kind.role} {one.kind.spec.op} {one.kind.spec.num_heads}/{one.kind.spec.num_kv_heads} x "
+        f"{one.kind.spec.head_dim}/{one.kind.spec.value_dim} w={one.kind.window} {sorted(one.kind.spec.features)} {one.backend}"
+        for one in census.counted
+    ]
+
+
+def test_layers_are_counted_by_kind_and_backend() -> None:
+    mla = ROW | {"kind": "mla", "num_kv_heads": 1, "head_dim": 576, "head_dim_v": 512, "backend": "TRITON_MLA"}
+    rows = [
+        ROW,
+        ROW | {"window": 128, "sinks": True},
+        ROW,
+        ROW | {"backend": "FLASH_ATTN"},
+        ROW | {"cache_dtype": "fp8_e5m2", "softcap": 30.0},
+        ROW | {"chunk": 8192, "alibi": True, "scale": 1.0},
+        mla,
+        mla | {"kind": "sparse_mla", "backend": "FLASHMLA_SPARSE"},
+        ROW | {"kind": "cross"},
+        ROW | {"kind": "encoder", "window": 64},
+        ROW | {"kind": "vision", "backend": None},
+        {"kind": "other", "what": "mamba2", "class": "MambaMixer2"},
+        {"kind": "cache", "what": "DeepseekV32IndexerCache", "class": "DeepseekV32IndexerCache"},
+    ]
+    census = count(FOUND | {"layers": rows})
+    assert (census.tensor, census.pipeline, census.architecture) == (2, 1, "SomeForCausalLM")
+    assert lines(census) == [
+        "2 decoder paged 8/2 x 64/64 w=None [] TRITON_ATTN",
+        "1 decoder paged 8/2 x 64/64 w=128 ['sinks', 'window'] TRITON_ATTN",
+        "1 decoder paged 8/2 x 64/64 w=None [] FLASH_ATTN",
+        "1 decoder paged 8/2 x 64/64 w=None ['softcap'] TRITON_ATTN",
+        "1 decoder paged 8/2 x 64/64 w=None ['alibi', 'chunked'] TRITON_ATTN",
+        "1 decoder mla_decode 8/1 x 576/512 w=None [] TRITON_MLA",
+        "1 decoder sparse_mla 8/1 x 576/512 w=None [] FLASHMLA_SPARSE",
+        "1 cross varlen 8/2 x 64/64 w=None ['cross', 'non_causal'] TRITON_ATTN",
+        "1 encoder varlen 8/2 x 64/64 w=64 ['non_causal', 'window'] TRITON_ATTN",
+        "1 vision varlen 8/2 x 64/64 w=None ['non_causal'] None",
+    ]
+    assert [(o.what, o.count) for o in census.other] == [("mamba2", 1)]
+    caches = [one.kind.spec.kv_cache_dtype for one in census.counted]
+    assert caches[3] == "fp8_e5m2" and set(caches) == {"auto", "fp8_e5m2"}
+    assert [one.kind.softmax_scale for one in census.counted][4] == 1.0
+    assert len(list(language_specs(census))) == 8, "one backend or another makes no other shape; towers are apart"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed: the tests below ask it")
+def test_without_vllm_the_reason_is_said() -> None:
+    with pytest.raises(InconclusiveError, match="No module named 'vllm'"):
+        take(("--model", "m"))
+
+
+SLIDING = {
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "num_hidden_layers": 3,
+    "sliding_window": 128,
+    "vocab_size": 128,
+    "max_position_embeddings": 1024,
+    "torch_dtype": "bfloat16",
+}
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed here")
+@pytest.mark.parametrize(("options", "heads"), [((), "8/4"), (("--tensor-parallel-size", "2"), "4/2")])
+def test_vllm_itself_is_asked(tmp_path: Path, options: tuple[str, ...], heads: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SLIDING))
+    census = take(("--model", str(tmp_path), *options))
+    assert [line.rsplit(" ", 1)[0] for line in lines(census)] == [f"3 decoder paged {heads} x 64/64 w=128 ['window']"]
+    assert census.counted[0].backend is not None
+    with pytest.raises(InconclusiveError, match="could not build the model"):
+        take(("--model", str(tmp_path / "absent")))
