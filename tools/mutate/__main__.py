@@ -32,6 +32,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--family", action="append", choices=list(FAMILIES), help="one family; several times for several")
     parser.add_argument("--results", type=Path, default=REPORT, help="where results are kept")
     parser.add_argument("--fresh", action="store_true", help="forget earlier results")
+    parser.add_argument("--unfinished", action="store_true", help="ask those again that survived a part of the standard level")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
     parser.add_argument("--seconds", type=float, default=120.0, help="no further standard case of a mutant after so long")
     parser.add_argument("--for", dest="most", type=float, default=1e9, help="no further mutant after so many seconds")
@@ -47,6 +48,8 @@ def main(arguments: list[str]) -> int:
             print(f"{name}: {mutant.name} [{mutant.rule}]")
         return 0
     kept = _read(given.results) if given.results.exists() and not given.fresh else []
+    # one that survived a part of the standard level is asked again, and from its beginning
+    kept = [row for row in kept if row["standard"] or row["asked"] == row["of"]] if given.unfinished else kept
     known = {(row["family"], row["name"]) for row in kept}
     waiting = [item for item in trial.every(chosen) if (item[0], item[2].name) not in known][: given.limit]
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
