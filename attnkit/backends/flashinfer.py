@@ -13,6 +13,7 @@ Sources: flashinfer/prefill.py, flashinfer/decode.py, flashinfer/mla.
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from math import log
 from typing import Any
@@ -195,6 +196,7 @@ def _rows_without_keys(call: VarlenAttention) -> list[int]:
 
 
 def _mla_wrapper(call: MlaDecode) -> AttentionOutput:
+    import torch
     from flashinfer.mla import BatchMLAPagedAttentionWrapper
 
     from attnkit.backends.torch_device import finish
@@ -225,7 +227,11 @@ def _mla_wrapper(call: MlaDecode) -> AttentionOutput:
         call.kv_cache[..., rank:],
         return_lse=True,
     )
-    lse = lse.float() * _LN2 if call.return_lse else None
+    # A sequence without keys (the padding of a captured batch): nothing is written for its rows.
+    tokens = call.query.shape[0]
+    empty = torch.repeat_interleave(call.seq_lens == 0, call.query_start_loc.diff(), output_size=tokens)[:, None]
+    out = out.masked_fill(empty[..., None], 0.0)
+    lse = (lse.float() * _LN2).masked_fill(empty, -math.inf) if call.return_lse else None
     return finish(call, out, lse, "flashinfer.BatchMLAPagedAttentionWrapper")
 
 
