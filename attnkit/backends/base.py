@@ -218,6 +218,7 @@ class Provider:
         why: one line on what it is, for the docs table.
         kind: "kernel" (one kernel reads the cache's pages where they lie), "composed" (pages are gathered, then the library's
             dense kernel runs) or "interpreter"; what speed is expected of it (`selftest.speed`). None: nothing is stated.
+        kernels: patterns of the kernel names that its answers may bear; the self-test holds it to them.
         to_get: what to do where a requirement of our own ("attnkit-…") is missing, which no package installs.
         any_stride: takes index tensors, slopes and sinks whatever their strides; others get contiguous copies of views.
         max_sequences: sequences that a call may have at most; None for any number.
@@ -230,6 +231,7 @@ class Provider:
     why: str = ""
     kind: Literal["kernel", "composed", "interpreter"] | None = None
     to_get: str = ""
+    kernels: tuple[str, ...] = ()
     any_stride: bool = False
     max_sequences: int | None = None
 

@@ -38,5 +38,6 @@ BACKENDS: tuple[Backend, ...] = (
         aliases=("DIFFERENTIAL_FLASH_ATTN_VLLM_V1", "differential", "differential_flash_attn"),
         summary="Differential Transformer: the difference of two softmaxes",
         why="our Triton kernels: two passes and a combine",
+        names=("*+triton_differential_combine",),
     ),
 )

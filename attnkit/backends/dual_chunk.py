@@ -37,5 +37,6 @@ BACKENDS: tuple[Backend, ...] = (
         aliases=("DUAL_CHUNK_FLASH_ATTN_VLLM_V1", "dual_chunk", "dual_chunk_flash_attn"),
         summary="dual chunk attention for contexts past the trained length (Qwen2.5-1M)",
         why="our Triton kernel; rotates keys on load",
+        names=("triton_dual_chunk*", "turing:triton_dual_chunk*"),
     ),
 )

@@ -196,6 +196,7 @@ BACKENDS: tuple[Backend, ...] = (
                 ("torch>=2.8", "vllm.vllm_flash_attn._vllm_fa3_C"),
                 "vLLM's build of FlashAttention 3",
                 kind="kernel",
+                kernels=("vllm_flash_attn.fa3",),
             ),
             Provider(
                 "vllm_flash_attn-fa2",
@@ -204,6 +205,7 @@ BACKENDS: tuple[Backend, ...] = (
                 ("torch>=2.8", "vllm.vllm_flash_attn._vllm_fa2_C"),
                 "vLLM's build of FlashAttention 2",
                 kind="kernel",
+                kernels=("vllm_flash_attn.fa2",),
                 max_sequences=_MOST_SEQUENCES,
             ),
             Provider(
@@ -213,6 +215,7 @@ BACKENDS: tuple[Backend, ...] = (
                 ("torch>=2.8", "flash-attn>=2.6,<3"),
                 "FlashAttention 2",
                 kind="kernel",
+                kernels=("flash_attn.varlen",),
                 max_sequences=_MOST_SEQUENCES,
             ),
             Provider(
@@ -222,6 +225,7 @@ BACKENDS: tuple[Backend, ...] = (
                 ("torch>=2.8", "flash-attn-4"),
                 "FlashAttention 4, in CuTe DSL",
                 kind="kernel",
+                kernels=("flash_attn.cute",),
             ),
         ),
         aliases=("FLASH_ATTN_VLLM_V1",),

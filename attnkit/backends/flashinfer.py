@@ -13,6 +13,7 @@ Sources: flashinfer/prefill.py, flashinfer/decode.py, flashinfer/mla.
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from math import log
 from typing import Any
@@ -195,6 +196,7 @@ def _rows_without_keys(call: VarlenAttention) -> list[int]:
 
 
 def _mla_wrapper(call: MlaDecode) -> AttentionOutput:
+    import torch
     from flashinfer.mla import BatchMLAPagedAttentionWrapper
 
     from attnkit.backends.torch_device import finish
@@ -225,7 +227,11 @@ def _mla_wrapper(call: MlaDecode) -> AttentionOutput:
         call.kv_cache[..., rank:],
         return_lse=True,
     )
-    lse = lse.float() * _LN2 if call.return_lse else None
+    # A sequence without keys (the padding of a captured batch): nothing is written for its rows.
+    tokens = call.query.shape[0]
+    empty = torch.repeat_interleave(call.seq_lens == 0, call.query_start_loc.diff(), output_size=tokens)[:, None]
+    out = out.masked_fill(empty[..., None], 0.0)
+    lse = (lse.float() * _LN2).masked_fill(empty, -math.inf) if call.return_lse else None
     return finish(call, out, lse, "flashinfer.BatchMLAPagedAttentionWrapper")
 
 
@@ -256,15 +262,41 @@ _REQUIRES = ("torch>=2.8", "flashinfer-python>=0.3")
 BACKENDS: tuple[Backend, ...] = (
     Backend(
         "FLASHINFER",
-        (Provider("flashinfer-python", _PAGED, _flashinfer, _REQUIRES, "FlashInfer; reads float8 caches", kind="kernel"),),
+        (
+            Provider(
+                "flashinfer-python",
+                _PAGED,
+                _flashinfer,
+                _REQUIRES,
+                "FlashInfer; reads float8 caches",
+                kind="kernel",
+                kernels=("flashinfer.*",),
+            ),
+        ),
         aliases=("FLASHINFER_VLLM_V1",),
         summary="FlashInfer's prefill and decode kernels",
     ),
     Backend(
         "FLASHINFER_MLA",
         (
-            Provider("flashinfer-mla", _MLA_WRAPPER, _mla_wrapper, _REQUIRES, "FlashInfer's MLA wrapper", kind="kernel"),
-            Provider("flashinfer-trtllm", _MLA_TRTLLM, _mla_trtllm, _REQUIRES, "TensorRT-LLM's kernels", kind="kernel"),
+            Provider(
+                "flashinfer-mla",
+                _MLA_WRAPPER,
+                _mla_wrapper,
+                _REQUIRES,
+                "FlashInfer's MLA wrapper",
+                kind="kernel",
+                kernels=("flashinfer.BatchMLAPagedAttentionWrapper",),
+            ),
+            Provider(
+                "flashinfer-trtllm",
+                _MLA_TRTLLM,
+                _mla_trtllm,
+                _REQUIRES,
+                "TensorRT-LLM's kernels",
+                kind="kernel",
+                kernels=("flashinfer.trtllm_*",),
+            ),
         ),
         summary="FlashInfer's MLA decode",
     ),

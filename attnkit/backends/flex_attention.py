@@ -191,6 +191,7 @@ BACKENDS: tuple[Backend, ...] = (
                 ("torch>=2.8",),
                 "torch.nn.attention.flex_attention",
                 kind="composed",
+                kernels=("flex_attention(*)", "none: no keys"),
                 any_stride=True,
             ),
         ),

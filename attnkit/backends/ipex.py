@@ -161,6 +161,7 @@ BACKENDS: tuple[Backend, ...] = (
                 ("torch>=2.8,<2.9", "intel-extension-for-pytorch>=2.8,<2.9"),
                 "IPEX 2.8.0, the last release",
                 kind="kernel",
+                kernels=("torch_ipex.*",),
             ),
             Provider(
                 "vllm-xpu-kernels",
@@ -169,9 +170,16 @@ BACKENDS: tuple[Backend, ...] = (
                 ("torch>=2.8", "vllm-xpu-kernels"),
                 "vLLM's kernels for Intel GPUs",
                 kind="kernel",
+                kernels=("vllm_xpu_kernels.*",),
             ),
             Provider(
-                "torch-xpu", _TORCH_XPU, _torch_xpu, ("torch>=2.8",), "torch's own attention on Intel GPUs", kind="composed"
+                "torch-xpu",
+                _TORCH_XPU,
+                _torch_xpu,
+                ("torch>=2.8",),
+                "torch's own attention on Intel GPUs",
+                kind="composed",
+                kernels=("torch.scaled_dot_product_attention(xpu)",),
             ),
         ),
         summary="Intel CPUs (IPEX 2.8) and GPUs (vllm-xpu-kernels, torch XPU)",

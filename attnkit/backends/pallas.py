@@ -111,7 +111,14 @@ BACKENDS: tuple[Backend, ...] = (
     Backend(
         "PALLAS",
         (
-            Provider("attnkit", CAPABILITY, partial(_pallas, interpret=False), ("jax>=0.10",), "our own Pallas kernels"),
+            Provider(
+                "attnkit",
+                CAPABILITY,
+                partial(_pallas, interpret=False),
+                ("jax>=0.10",),
+                "our own Pallas kernels",
+                kernels=("pallas_*",),
+            ),
             Provider(
                 "attnkit-interpreter",
                 replace(CAPABILITY, archs={"cpu": ("*",)}),
@@ -119,6 +126,7 @@ BACKENDS: tuple[Backend, ...] = (
                 ("jax>=0.10", "attnkit-pallas-interpreter"),
                 "the same kernels in Pallas' interpreter, for tests",
                 kind="interpreter",
+                kernels=("pallas_*(interpreter)",),
                 to_get="off a TPU these kernels run only in the interpreter (ATTNKIT_PALLAS_INTERPRET=1), for tests",
             ),
         ),

@@ -138,20 +138,44 @@ BACKENDS: tuple[Backend, ...] = (
                 ("torch>=2.8", "flash-attn>=2.6,<3"),
                 "flash_attn's ROCm build",
                 kind="composed",
+                kernels=("flash_attn.varlen(rocm)",),
             ),
-            Provider("attnkit", _OWN, _own, REQUIRES, "our Triton kernels, compiled for gfx", kind="kernel", any_stride=True),
+            Provider(
+                "attnkit",
+                _OWN,
+                _own,
+                REQUIRES,
+                "our Triton kernels, compiled for gfx",
+                kind="kernel",
+                kernels=("triton_*",),
+                any_stride=True,
+            ),
         ),
         aliases=("ROCM_ATTN",),
         summary="attention on AMD GPUs, by flash_attn's ROCm build or our Triton kernels",
     ),
     Backend(
         "ROCM_AITER_FA",
-        (Provider("amd-aiter", _AITER, _aiter, ("torch>=2.8", "amd-aiter"), "AMD's AITER", kind="composed"),),
+        (
+            Provider(
+                "amd-aiter", _AITER, _aiter, ("torch>=2.8", "amd-aiter"), "AMD's AITER", kind="composed", kernels=("aiter.*",)
+            ),
+        ),
         summary="AITER's attention (MI300, MI350)",
     ),
     Backend(
         "ROCM_AITER_MLA",
-        (Provider("amd-aiter", _AITER_MLA, _aiter_mla, ("torch>=2.8", "amd-aiter"), "AMD's AITER", kind="kernel"),),
+        (
+            Provider(
+                "amd-aiter",
+                _AITER_MLA,
+                _aiter_mla,
+                ("torch>=2.8", "amd-aiter"),
+                "AMD's AITER",
+                kind="kernel",
+                kernels=("aiter.mla_decode_fwd",),
+            ),
+        ),
         aliases=("ROCM_AITER_MLA_VLLM_V1",),
         summary="AITER's MLA decode (MI300, MI350)",
     ),

@@ -37,5 +37,6 @@ BACKENDS: tuple[Backend, ...] = (
         aliases=("tree_attn", "tree"),
         summary="speculative decoding over a tree of drafts",
         why="our Triton kernels with a tree mask",
+        names=("triton_tree:*", "turing:triton_tree:*"),
     ),
 )

@@ -30,5 +30,6 @@ BACKENDS: tuple[Backend, ...] = (
         aliases=("TRITON_ATTN_VLLM_V1", "triton", "triton_attn"),
         summary="paged / varlen attention on every GPU",
         why="our Triton kernels; no vendor library needed",
+        names=("triton_*", "gluon_hopper_prefill*"),
     ),
 )

@@ -50,6 +50,7 @@ def triton_backend(
     aliases: tuple[str, ...],
     summary: str,
     why: str,
+    names: tuple[str, ...],
     interpreted: bool = True,
 ) -> Backend:
     """A backend of our Triton kernels, which run on a GPU and (tests only) in Triton's interpreter on the CPU.
@@ -60,10 +61,11 @@ def triton_backend(
     Args:
         kernels: (call, code) -> result; the code is "sm_75" where the kernels are to be planned for Turing's tensor cores, or
             None: for what the tensors live on.
+        names: patterns of the names of the kernels that run.
         interpreted: False where the CPU shows nothing of it.
     """
     run = partial(_launch, name, kernels)
-    on_gpu = Provider("attnkit", capability, run, REQUIRES, why, kind="kernel", any_stride=True)
+    on_gpu = Provider("attnkit", capability, run, REQUIRES, why, kind="kernel", kernels=names, any_stride=True)
     on_cpu = Provider(
         "attnkit-interpreter",
         replace(capability, archs={"cpu": ("*",)}, fp8_archs=None, graphs=False),
@@ -71,6 +73,7 @@ def triton_backend(
         (*REQUIRES, "attnkit-triton-interpreter"),
         "the same kernels in Triton's interpreter, for tests",
         kind="interpreter",
+        kernels=names,
         to_get=ONLY_INTERPRETED,
         any_stride=True,
     )

@@ -40,5 +40,6 @@ BACKENDS: tuple[Backend, ...] = (
         aliases=("TRITON_MLA_VLLM_V1", "triton_mla"),
         summary="MLA decode on the compressed cache, every GPU",
         why="our Triton kernel on the compressed cache",
+        names=("triton_mla_*", "gluon_hopper_mla_*", "turing:triton_mla_*"),
     ),
 )

@@ -34,6 +34,7 @@ BACKENDS: tuple[Backend, ...] = (
         aliases=("turing",),
         summary="our Triton kernels with Turing's tensor cores (float16)",
         why="our Triton kernels, compiled to Turing's own matrix instructions",
+        names=("turing:triton_*",),
         interpreted=False,
     ),
 )

@@ -168,6 +168,7 @@ BACKENDS: tuple[Backend, ...] = (
                 ("torch>=2.8", "xformers"),
                 "xformers.ops with block-diagonal masks",
                 kind="composed",
+                kernels=("xformers.*",),
             ),
             Provider(
                 "torch-efficient",
@@ -176,6 +177,7 @@ BACKENDS: tuple[Backend, ...] = (
                 ("torch>=2.8",),
                 "torch's _efficient_attention_forward, the same kernel",
                 kind="composed",
+                kernels=("torch._efficient_attention_forward",),
             ),
         ),
         aliases=("XFORMERS_VLLM_V1",),

@@ -20,6 +20,10 @@ def selftest(
     model: Model = None,
     fault: Fault = None,
     root: Root = Path("/"),
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", min=0, help="Draw the case that is new in each run as in an earlier run.", show_default=False),
+    ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write verdicts as JSON to this file; - for stdout.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Show passed cases too.")] = False,
 ) -> None:
@@ -45,6 +49,7 @@ def selftest(
                 fault=fault,
                 root=root,
                 json_file=json,
+                seed=seed,
             ),
             lambda verdicts: progress.around(lambda: show_verdicts(verdicts, everything=everything)),
             lambda name, results: progress.around(lambda: tables.show_fault_results(name, results)),

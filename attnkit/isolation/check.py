@@ -43,6 +43,7 @@ class CheckOptions:
             "vllm:NAME" is vLLM's own implementation, driven through vLLM's interface.
         level: None takes the profile's.
         inject_faults: inject every fault and see which case catches it.
+        seed: of the case that is drawn anew, as a verdict has it; None draws one.
         json_file: where to write the report; "-" is stdout; None prints tables.
     """
 
@@ -54,6 +55,7 @@ class CheckOptions:
     fault: str | None = None
     root: Path = Path("/")
     json_file: Path | None = None
+    seed: int | None = None
 
 
 def run_checks(
@@ -95,7 +97,7 @@ def run_checks(
     verdicts: list[Verdict] = []
     for position, candidate in enumerate(candidates):
         done = partial(on_case, candidate.backend, position, len(candidates)) if on_case else None
-        found = _test(_request(candidate, plan, specs, level), plan, fault, done)
+        found = _test(_request(candidate, plan, specs, level, options.seed), plan, fault, done)
         verdicts.extend(found)
         if options.json_file is None:
             show_verdicts(found)
@@ -136,8 +138,10 @@ def _runnable(device: Device, explicit: str | None) -> tuple[Accepted, ...]:
     return tuple(found)
 
 
-def _request(candidate: Accepted, plan: Plan, specs: tuple[AttentionSpec, ...], level: Level) -> Request:
-    return Request(candidate.backend, candidate.provider or None, plan.node.device, specs, level)
+def _request(
+    candidate: Accepted, plan: Plan, specs: tuple[AttentionSpec, ...], level: Level, seed: int | None = None
+) -> Request:
+    return Request(candidate.backend, candidate.provider or None, plan.node.device, specs, level, seed=seed)
 
 
 def _test(request: Request, plan: Plan, fault: Injected | None, done: Callable[[], None] | None = None) -> tuple[Verdict, ...]:

@@ -109,6 +109,7 @@ def _judge(
         provider=request.provider,
         on_case=on_case,
         torch_device=torch_device,
+        seed=request.seed,
     )
 
 

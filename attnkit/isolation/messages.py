@@ -23,6 +23,7 @@ class Request:
         fault: a fault to inject (of `selftest.FAULTS` or `injected.PROCESS_FAULTS`), or None.
         planted_answer: what the device is made to answer (see `attnkit.isolation.simulated`), or None: it is really asked.
         inject_faults: inject every fault instead, and report which case catches it.
+        seed: of the case that is drawn anew; None draws one.
     """
 
     backend: str
@@ -33,6 +34,7 @@ class Request:
     fault: str | None = None
     planted_answer: str | None = None
     inject_faults: bool = False
+    seed: int | None = None
 
 
 REQUEST = TypeAdapter(Request)

@@ -105,6 +105,7 @@ class Verdict:
             the cases too.
         layer: the kind of attention layer that was asked for, in words; "" where no model said.
         device_index, device_uuid, pci_address: which device of the machine it was, None where it is not known.
+        seed: of the case that was drawn anew; `attnkit selftest --seed` draws it again. None where none was drawn.
     """
 
     backend: str
@@ -121,6 +122,7 @@ class Verdict:
     device_index: int | None = None
     device_uuid: str | None = None
     pci_address: str | None = None
+    seed: int | None = None
 
 
 def check_level(level: str | None) -> Level | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from attnkit.selftest.cases import Case
+from attnkit.selftest.case import TREE_PARENTS, Case
 from attnkit.spec import (
     Call,
     DifferentialAttention,
@@ -29,15 +29,14 @@ if TYPE_CHECKING:
 else:
     Tensor = Any
 
-CHUNK_SIZE, LOCAL_SIZE = 64, 16
 FP8 = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
-TREE_PARENTS = (-1, 0, 0, 1, 1, 2, 3, 3)
-"""Parent of each node of the test tree; -1 is the root."""
+FAR = 1 << 31
+"""Elements of a cache that a case with `far` puts before the blocks in use."""
 
 
 def build(case: Case, device: str = "cpu") -> Call:
     """The call of a case, its tensors on `device`, its output buffer filled with NaN."""
-    draw = torch.Generator().manual_seed(zlib.crc32(f"{case.op}/{case.name}".encode()))
+    draw = torch.Generator().manual_seed(zlib.crc32(f"{case.op}/{case.name}".encode()) + (case.seed << 32))
     scale = softmax_scale(case)
     parts = [_contents(case, new, total, scale, draw) for new, total in case.seqs]
     query = torch.cat([q for q, _, _ in parts]).to(_dtype(case))
@@ -49,7 +48,7 @@ def build(case: Case, device: str = "cpu") -> Call:
         case.causal,
         case.window,
         case.softcap,
-        _slopes(case.heads).to(device) if case.alibi else None,
+        (case.alibi_by * _slopes(case.heads)).to(device) if case.alibi else None,
         # Exact in bfloat16, in which models keep them and some kernels want them.
         (0.5 + torch.randn(case.heads, generator=draw)).bfloat16().float().to(device) if case.sinks else None,
         score_mod=relative_bias if case.score_mod else None,
@@ -72,12 +71,17 @@ def build(case: Case, device: str = "cpu") -> Call:
             out=out,
         )
     assert case.block_size is not None
-    table, caches, scales = _paged(case, [(k, v) for _, k, v in parts], draw)
+    table, small, scales = _paged(case, [(k, v) for _, k, v in parts], draw)
+    caches = [_at_the_end(cache, device) if case.far else cache.to(device) for cache in small]
+    if case.apart:
+        caches[1] = _wider(caches[1])
+    if case.far:
+        table = table + (caches[0].shape[0] - small[0].shape[0])
     lens = torch.tensor(total, dtype=torch.int32, device=device)
     if case.op == "mla_decode":
         return MlaDecode(
             query.to(device),
-            caches[0].squeeze(2).to(device),
+            caches[0].squeeze(2),
             table.to(device),
             lens,
             starts.to(device),
@@ -91,8 +95,8 @@ def build(case: Case, device: str = "cpu") -> Call:
         )
     paged = PagedAttention(
         query.to(device),
-        caches[0].to(device),
-        caches[1].to(device),
+        caches[0],
+        caches[1],
         table.to(device),
         lens,
         starts.to(device),
@@ -105,13 +109,16 @@ def build(case: Case, device: str = "cpu") -> Call:
         out=out,
     )
     if case.op == "tree":
-        return TreeAttention(paged, tree_mask().to(device))
+        return TreeAttention(paged, tree_mask(case.tree).to(device))
     if case.op == "dual_chunk":
-        cos, sin = _rope(CHUNK_SIZE * 2, case.head_dim)
-        return DualChunkAttention(paged, CHUNK_SIZE, LOCAL_SIZE, cos.to(device), sin.to(device), original_max_position=100)
+        size, local = case.chunk
+        cos, sin = _rope(2 * size, case.head_dim)
+        return DualChunkAttention(
+            paged, size, local, cos.to(device), sin.to(device), original_max_position=100 if case.stretched else None
+        )
     if case.op == "differential":
         weight = (1.0 + 0.1 * torch.randn(2 * case.head_dim, generator=draw)).to(_dtype(case)).to(device)
-        return DifferentialAttention(paged, lambda_full=0.45, lambda_init=0.36, norm_weight=weight)
+        return DifferentialAttention(paged, lambda_full=0.45, lambda_init=0.36, norm_weight=weight if case.weighted else None)
     return paged
 
 
@@ -130,11 +137,11 @@ def softmax_scale(case: Case) -> float:
     return 1.0 / math.sqrt(192 if case.op == "mla_decode" else case.head_dim)
 
 
-def tree_mask() -> Tensor:
-    """[8, 8] bool: node i sees node j where j is i or an ancestor of i."""
-    nodes = len(TREE_PARENTS)
+def tree_mask(parents: tuple[int, ...] = TREE_PARENTS) -> Tensor:
+    """[nodes, nodes] bool: node i sees node j where j is i or an ancestor of i."""
+    nodes = len(parents)
     mask = torch.eye(nodes, dtype=torch.bool)
-    for node, parent in enumerate(TREE_PARENTS):
+    for node, parent in enumerate(parents):
         if parent >= 0:
             mask[node] |= mask[parent]
     return mask
@@ -204,8 +211,28 @@ def _paged(
     if case.kv_cache_dtype == "auto":
         return table, (keys.to(_dtype(case)), values.to(_dtype(case))), (1.0, 1.0)
     fp8 = FP8[case.kv_cache_dtype]
-    scales = tuple(float(2.0 ** math.ceil(math.log2(x.nan_to_num().abs().max().item() / 200.0))) for x in (keys, values))
+    # No powers of two, and unlike, so that one in the place of the other shows. One cache (MLA's) has one scale.
+    scales = tuple(x.nan_to_num().abs().max().item() / most for x, most in ((keys, 230.0), (values, 170.0)))
     return table, ((keys / scales[0]).to(fp8), (values / scales[1]).to(fp8)), (scales[0], scales[1])
+
+
+def _at_the_end(cache: Tensor, device: str) -> Tensor:
+    """`cache` [blocks, ...] as the last blocks of one that has more than `FAR` elements before them.
+
+    What lies before is never written, and of a CPU's memory never taken.
+    """
+    before = FAR // cache[0].numel() + 1
+    large = torch.empty(before + cache.shape[0], *cache.shape[1:], dtype=cache.dtype, device=device)
+    large[before:] = cache.to(device)
+    return large
+
+
+def _wider(cache: Tensor) -> Tensor:
+    """`cache` [blocks, size, heads, width] as a view of one with a head more, which is NaN."""
+    wide = torch.full((*cache.shape[:2], cache.shape[2] + 1, cache.shape[3]), math.nan, device=cache.device).to(cache.dtype)
+    part = wide[:, :, :-1]
+    part.view(torch.uint8).copy_(cache.view(torch.uint8))
+    return part
 
 
 def _nan_output(case: Case, tokens: int, device: str) -> Tensor:

@@ -34,22 +34,24 @@ def test_every_fault_of_the_quick_level_is_caught_in_every_dtype():
 @pytest.mark.parametrize("backend", ["TORCH_SDPA", "FLEX_ATTENTION"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_every_fault_in_a_claimed_feature_is_caught(backend, dtype):
+    """By a case of the standard level that has the feature, whatever else it has beside it."""
     found = registry.get(backend)
-    capability = next(p for p in found.providers if p.name == "torch").capability
-    wanted = {"window", "softcap", "alibi", "sinks", "lse-sinks", "score-mod", "mask-mod", "decode-cache-fp8_e4m3"}
-    picked = [c for c in cases("standard", capability, CPU, None) if c.op == "paged" and c.dtype == dtype and c.name in wanted]
-    features = frozenset().union(*(c.features() for c in picked))
-    assert features == capability.features - {"non_causal"}
-    missed = []
-    for case in picked:
+    provider = next(p for p in found.providers if p.name == "torch")
+    offered = [c for c in cases("standard", provider.capability, CPU, None) if c.op == "paged" and c.dtype == dtype]
+    offered = [c for c in offered if c.name.startswith("cover-") and c.softcap < 10]  # see calls with a cap of 50 in float32
+    picked = [next(c for c in offered if feature in c.features()) for feature in sorted(provider.capability.features)]
+    picked += [next(c for c in offered if c.kv_cache_dtype != "auto")]
+    missed = set(FEATURE_FAULTS)
+    for case in dict.fromkeys(picked):
         question = runner._ask(case, "cpu")
-        assert runner._examine(found, "torch", capability, question, "cpu").outcome == "pass"
-        for name in FEATURE_FAULTS:
-            if FAULTS[name].applies(question.call):
-                faulty = with_fault(found, name)
-                if runner._examine(faulty, "torch", capability, question, "cpu").outcome != "fail":
-                    missed.append((case.name, name))
-    assert missed == []
+        assert runner._examine(found, provider, question, "cpu").outcome == "pass", case.name
+        for name in sorted(missed):
+            if not FAULTS[name].applies(question.call):
+                continue
+            if runner._examine(with_fault(found, name), provider, question, "cpu").outcome == "fail":
+                missed.discard(name)
+    unclaimed = {"softcap-ignored", "score-mod-ignored", "mask-mod-ignored"} if backend == "TORCH_SDPA" else set()
+    assert missed == unclaimed
 
 
 FEATURE_FAULTS = (
@@ -72,14 +74,14 @@ FEATURE_FAULTS = (
 def test_a_narrow_accumulator_of_mla_overflows_and_a_right_one_does_not(dtype, heads):
     """Whatever the draw: the sum over equal keys is beyond what float16 holds (FLASHMLA, 64 and 128 heads, once missed it)."""
     found = registry.get("TORCH_SDPA")
-    capability = next(p for p in found.providers if p.name == "torch").capability
+    provider = next(p for p in found.providers if p.name == "torch")
     need = AttentionSpec(
         op="mla_decode", dtype=dtype, num_heads=heads, num_kv_heads=1, head_dim=576, head_dim_v=512, block_size=64
     )
-    case = next(c for c in cases("quick", capability, CPU, need) if c.content == "equal")
+    case = next(c for c in cases("quick", provider.capability, CPU, need) if c.content == "equal")
     question = runner._ask(case, "cpu")
-    assert runner._examine(found, "torch", capability, question, "cpu").outcome == "pass"
-    caught = runner._examine(with_fault(found, "fp16-accumulator"), "torch", capability, question, "cpu")
+    assert runner._examine(found, provider, question, "cpu").outcome == "pass"
+    caught = runner._examine(with_fault(found, "fp16-accumulator"), provider, question, "cpu")
     assert caught.outcome == "fail" and "not finite" in caught.reason
 
 
@@ -127,11 +129,11 @@ def tiring():
 
 @pytest.mark.parametrize(("soak", "outcome"), [(0, "pass"), (8, "fail")])
 def test_an_error_that_comes_only_after_a_while_is_found_by_the_extended_level(soak, outcome):
-    capability = next(p for p in registry.get("TORCH_SDPA").providers if p.name == "torch").capability
-    drawn = next(c for c in cases("extended", capability, CPU, SMALL) if c.name == "drawn-0")
+    provider = next(p for p in registry.get("TORCH_SDPA").providers if p.name == "torch")
+    drawn = next(c for c in cases("extended", provider.capability, CPU, SMALL) if c.name == "drawn-0")
     assert drawn.soak == 8
     question = runner._ask(replace(drawn, seqs=((3, 40),), soak=soak), "cpu")
-    found = runner._examine(tiring(), "torch", capability, question, "cpu")
+    found = runner._examine(tiring(), provider, question, "cpu")
     assert found.outcome == outcome
     assert ("under load" in found.reason) == (outcome == "fail")
 
@@ -157,7 +159,7 @@ def test_what_a_backend_raises_becomes_a_result(error, outcome):
 @pytest.mark.parametrize("op", ["paged", "varlen", "mla_decode", "tree", "dual_chunk", "differential"])
 def test_the_need_of_a_case_is_that_of_its_call(op):
     capability = registry.get("NO_ATTENTION").providers[0].capability
-    made = [c for c in cases("standard", capability, CPU, None) if c.op == op and max(t for _, t in c.seqs) < 300]
+    made = [c for c in cases("standard", capability, CPU, None) if c.op == op and max(t for _, t in c.seqs) < 300 and not c.far]
     assert made
     for case in made:
         assert build(case).spec() == case.spec(), case.name

@@ -113,4 +113,5 @@ _READERS = {
     "demo": _nothing,
     "image": _nothing,
     "fleet": _nothing,
+    "mutation": _nothing,
 }
