@@ -218,7 +218,8 @@ def difference(call: DifferentialAttention, out: Tensor) -> Tensor:
     """(first - lambda * second) of each head pair, RMSNorm over the pair's width, times 1 - lambda_init."""
     d = out[:, 0::2] - call.lambda_full * out[:, 1::2]
     mean = d.square().double().mean(dim=-1, keepdim=True).to(d.dtype)
-    normed = d / torch.sqrt(mean + call.eps)
+    # By way of float64: a vector library's float32 root is not the same on every host.
+    normed = d / (mean + call.eps).double().sqrt().to(d.dtype)
     weight = 1.0 if call.norm_weight is None else call.norm_weight.to(out.dtype).cpu()
     return (1.0 - call.lambda_init) * normed * weight
 
