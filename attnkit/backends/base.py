@@ -88,6 +88,8 @@ class Capability:
         graphs: safe under CUDA/HIP graph capture.
         deterministic: same input, same bits.
         tensor_cores: runs on tensor cores alone; refused on the GPUs of an architecture that are made without them.
+        keyless_rows: answers rows that see no key (a sequence with more new tokens than keys, a padded decode). False for an
+            engine's own code, which is called by the engine alone: it never asks for such rows.
     """
 
     ops: frozenset[Op]
@@ -109,6 +111,7 @@ class Capability:
     graphs: bool = False
     deterministic: bool = False
     tensor_cores: bool = False
+    keyless_rows: bool = True
 
     def reject(self, spec: AttentionSpec, device: Device) -> tuple[Reason, ...]:
         """Every reason why this cannot serve `spec` on `device`; empty where it can."""

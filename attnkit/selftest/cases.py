@@ -40,10 +40,18 @@ def cases(level: Level, capability: Capability, device: Device, need: AttentionS
                 candidates += _extended(geometry)
             found += [
                 case
-                for case in candidates
+                for case in (candidates if capability.keyless_rows else _with_keys(candidates))
                 if not capability.reject(case.spec(), device) and not (case.content == "balanced" and dtype == "float32")
             ]
     return tuple({(case.name, case.dtype, case.op): case for case in found}.values())
+
+
+def _with_keys(candidates: Sequence[Case]) -> Iterator[Case]:
+    """The cases without their sequences that have rows without a key; a case of nothing else is left out."""
+    for case in candidates:
+        seqs = tuple((new, total) for new, total in case.seqs if total >= new)
+        if any(new for new, _ in seqs):
+            yield replace(case, seqs=seqs)
 
 
 def drawn_anew(asked: Sequence[Case], seed: int) -> Case:

@@ -38,7 +38,7 @@ MASKS: tuple[Mapping[str, Any], ...] = (
     {"causal": False, "window": (WINDOW, -1)},
 )
 FEW_WIDTHS = 6
-FEW = {"width": 3, "heads": 4, "block": 3, "mask": 4, "tree": 4, "chunk": 2}
+FEW = {"width": 3, "heads": 4, "block": 3, "mask": 4, "softcap": 1, "tree": 4, "chunk": 2}
 """Values of a factor, a model's own among them: where a model is known, each value costs kernels that are compiled ahead."""
 FEATURES_OF: Mapping[Op, tuple[str, ...]] = {"mla_decode": ("lse",), "dual_chunk": ("lse",), "differential": ()}
 """Features, beside masks and softcap, of operations that do not have them all."""
