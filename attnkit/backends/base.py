@@ -88,8 +88,8 @@ class Capability:
         graphs: safe under CUDA/HIP graph capture.
         deterministic: same input, same bits.
         tensor_cores: runs on tensor cores alone; refused on the GPUs of an architecture that are made without them.
-        keyless_rows: answers rows that see no key (a sequence with more new tokens than keys, a padded decode). False for an
-            engine's own code, which is called by the engine alone: it never asks for such rows.
+        of_engine: an engine's own code, which is called by that engine alone. It is asked for no row without a key, and where a
+            model is known for no other geometry: what it refuses is known to its constructor, not to its claims.
     """
 
     ops: frozenset[Op]
@@ -111,7 +111,7 @@ class Capability:
     graphs: bool = False
     deterministic: bool = False
     tensor_cores: bool = False
-    keyless_rows: bool = True
+    of_engine: bool = False
 
     def reject(self, spec: AttentionSpec, device: Device) -> tuple[Reason, ...]:
         """Every reason why this cannot serve `spec` on `device`; empty where it can."""

@@ -40,7 +40,7 @@ def cases(level: Level, capability: Capability, device: Device, need: AttentionS
                 candidates += _extended(geometry)
             found += [
                 case
-                for case in (candidates if capability.keyless_rows else _with_keys(candidates))
+                for case in (_with_keys(candidates) if capability.of_engine else candidates)
                 if not capability.reject(case.spec(), device) and not (case.content == "balanced" and dtype == "float32")
             ]
     return tuple({(case.name, case.dtype, case.op): case for case in found}.values())

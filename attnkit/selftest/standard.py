@@ -51,7 +51,8 @@ def standard(g: Case, capability: Capability, device: Device, *, few: bool) -> I
         few: not more values of a factor than `FEW` says; `g` is then what a model needs.
     """
     yield from _singular(g)
-    yield from _covering(g, capability, device, few=few)
+    if not (few and capability.of_engine):
+        yield from _covering(g, capability, device, few=few)
 
 
 def drawn_tree(nodes: int) -> tuple[int, ...]:

@@ -119,8 +119,8 @@ def _capability(name: str, backend: Any) -> Capability:
             # vLLM's cache for MLA is never float8 on CPU, and its layer decodes one token a sequence
             dims, caches = HeadDims.of((576, 512)), frozenset[KvCacheDtype]({"auto"})
             ours = replace(ours, ops=_MLA, phases=_DECODE, head_dims=dims, kv_cache_dtypes=caches)
-            return replace(ours, features=frozenset(), graphs=False, keyless_rows=False)
-        return replace(ours, ops=_PAGED, features=spoken, conflicts=_CONFLICTS, graphs=False, keyless_rows=False)
+            return replace(ours, features=frozenset(), graphs=False, of_engine=True)
+        return replace(ours, ops=_PAGED, features=spoken, conflicts=_CONFLICTS, graphs=False, of_engine=True)
     dtypes = {dtype.removeprefix("torch.") for dtype in map(str, backend.supported_dtypes)}
     words: dict[str, KvCacheDtype] = {"auto": "auto", "fp8": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
     sizes = backend.get_supported_kernel_block_sizes()
@@ -148,7 +148,7 @@ def _capability(name: str, backend: Any) -> Capability:
         phases=_DECODE if mla else frozenset(PHASES),
         features=frozenset() if mla else frozenset(features),
         conflicts=_CONFLICTS,
-        keyless_rows=False,
+        of_engine=True,
     )
 
 
