@@ -34,15 +34,19 @@ def test_every_fault_of_the_quick_level_is_caught_in_every_dtype():
 @pytest.mark.parametrize("backend", ["TORCH_SDPA", "FLEX_ATTENTION"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_every_fault_in_a_claimed_feature_is_caught(backend, dtype):
-    """By a case of the standard level that has the feature, whatever else it has beside it."""
+    """By one of the first cases of the standard level that have the feature, whatever else they have beside it."""
     found = registry.get(backend)
     provider = next(p for p in found.providers if p.name == "torch")
     offered = [c for c in cases("standard", provider.capability, CPU, None) if c.op == "paged" and c.dtype == dtype]
     offered = [c for c in offered if c.name.startswith("cover-") and c.softcap < 10]  # see calls with a cap of 50 in float32
-    picked = [next(c for c in offered if feature in c.features()) for feature in sorted(provider.capability.features)]
+    features = sorted(provider.capability.features - {"cross"})  # of varlen alone
+    picked = [c for feature in features for c in [c for c in offered if feature in c.features()][:4]]
     picked += [next(c for c in offered if c.kv_cache_dtype != "auto")]
     missed = set(FEATURE_FAULTS)
+    unclaimed = {"softcap-ignored", "score-mod-ignored", "mask-mod-ignored"} if backend == "TORCH_SDPA" else set()
     for case in dict.fromkeys(picked):
+        if missed == unclaimed:
+            break
         question = runner._ask(case, "cpu")
         assert runner._examine(found, provider, question, "cpu").outcome == "pass", case.name
         for name in sorted(missed):
@@ -50,7 +54,6 @@ def test_every_fault_in_a_claimed_feature_is_caught(backend, dtype):
                 continue
             if runner._examine(with_fault(found, name), provider, question, "cpu").outcome == "fail":
                 missed.discard(name)
-    unclaimed = {"softcap-ignored", "score-mod-ignored", "mask-mod-ignored"} if backend == "TORCH_SDPA" else set()
     assert missed == unclaimed
 
 

@@ -38,7 +38,7 @@ def calls(capability: Capability, device: Device) -> Iterator[tuple[str, Call]]:
         else:
             plain = _varlen(dtype)
         yield op, plain
-        for feature in sorted(capability.features):
+        for feature in sorted(capability.features - {"cross"}):  # the plain varlen call has unlike lengths already
             yield f"{op} {feature}", with_feature(plain, feature)
         if isinstance(plain, PagedAttention):
             for name in sorted(capability.kv_cache_dtypes - {"auto"}):

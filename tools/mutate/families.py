@@ -135,5 +135,5 @@ FAMILIES: Mapping[str, Family] = {
         longest=1100,
     ),
 }
-"""By name. XFORMERS (through torch, too) runs on NVIDIA alone, Hopper's and Turing's kernels on their cards, other libraries
+"""By name. XFORMERS (through torch, too) runs on NVIDIA alone, Hopper's and Turing's kernels on their GPUs, other libraries
 where they are installed: not here."""

@@ -184,10 +184,10 @@ LACKING = ("tree", "dual", "differential", "fnuz")
 """Of whose cases the kernels compute none: operations and formats that they do not have."""
 
 
-def test_the_contract_of_a_call(bake: Path, repo_root: Path) -> None:
+def test_the_contract_of_a_call(directory: Path, repo_root: Path) -> None:
     script = repo_root / "tests" / "api" / "contract_cases.py"
     command = [sys.executable, "-W", "ignore", str(script), "attnkit-cpu", "TORCH_SDPA"]
-    environment = {**os.environ, "ATTNKIT_KERNELS": str(bake)}
+    environment = {**os.environ, "ATTNKIT_KERNELS": str(directory)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["TORCH_SDPA"]
@@ -195,10 +195,10 @@ def test_the_contract_of_a_call(bake: Path, repo_root: Path) -> None:
     assert all((problem == "refused") == any(word in name for word in LACKING) for name, problem in found.items())
 
 
-def test_random_calls(bake: Path, repo_root: Path) -> None:
+def test_random_calls(directory: Path, repo_root: Path) -> None:
     program = "import sys; sys.path.append(sys.argv.pop(1)); from tools.fuzz.calls import main; sys.exit(main())"
     asked = ["--backend", "TORCH_SDPA", "--provider", "attnkit-cpu", "--draws", "150"]
-    said = _passes(bake, program, str(repo_root), *asked)
+    said = _passes(directory, program, str(repo_root), *asked)
     assert "TORCH_SDPA/attnkit-cpu: 150 run, 0 refused, 0 wrong" in said
 
 
