@@ -115,7 +115,7 @@ def show(line: str) -> None:
 
 def changed(recap: str) -> dict[str, int]:
     """How many tasks changed something, by node."""
-    return {m[1]: int(m[2]) for m in re.finditer(r"^(\S+)\s*:\s*ok=\d+\s+changed=(\d+)", recap, re.MULTILINE)}
+    return {m[1]: int(m[2]) for m in re.finditer(r"^(?!localhost )(\S+)\s*:\s*ok=\d+\s+changed=(\d+)", recap, re.MULTILINE)}
 
 
 def read_node(node: Node) -> dict[str, Any]:
