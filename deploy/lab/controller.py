@@ -57,7 +57,8 @@ class Run:
     @property
     def changed(self) -> dict[str, int]:
         """How many tasks changed something, by node."""
-        return {m[1]: int(m[2]) for m in re.finditer(r"^(?!localhost )(\S+)\s*:\s*ok=\d+\s+changed=(\d+)", self.text, re.MULTILINE)}
+        line = re.compile(r"^(?!localhost )(\S+)\s*:\s*ok=\d+\s+changed=(\d+)", re.MULTILINE)
+        return {m[1]: int(m[2]) for m in line.finditer(self.text)}
 
     def says(self, words: str) -> bool:
         """Whether the operator saw these words, wherever lines were broken."""
