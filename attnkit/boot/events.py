@@ -14,8 +14,8 @@ from typing import Any, Literal, TextIO, TypeAlias
 
 import structlog
 
+from attnkit.boot.redact import Redactor
 from attnkit.jsonio import to_plain
-from attnkit.redact import Redactor
 
 Name: TypeAlias = Literal[
     "boot",

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from attnkit.boot.metrics import render_metrics
+from attnkit.boot.redact import Redactor
 from attnkit.boot.report import BootReport, BootVerdict, Readiness, State
 from attnkit.errors import UsageError
 from attnkit.jsonio import RUN_DIRECTORY, check_writable, now, write_atomically
-from attnkit.redact import Redactor
 
 BEAT_SECONDS = 5.0
 """How often a boot says that it lives. Readers count one without a beat for `publish.STALE` as gone."""

@@ -15,12 +15,12 @@ from typing import Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from attnkit.backends.base import Accepted, Rejected
+from attnkit.boot.redact import Redactor
 from attnkit.errors import UsageError
 from attnkit.hardware.device import Detection, Device
 from attnkit.hardware.health import Health
 from attnkit.isolation.collective import CollectiveResult
 from attnkit.jsonio import read_json, shorten, to_json, to_plain
-from attnkit.redact import Redactor
 from attnkit.select.choose import Decision
 from attnkit.selftest.results import Outcome, Verdict, roll_up
 from attnkit.spec import AttentionSpec, Dtype, Feature, KvCacheDtype, Op, Phase

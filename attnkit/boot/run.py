@@ -31,6 +31,7 @@ from attnkit.boot.event_lines import event_text
 from attnkit.boot.events import Events
 from attnkit.boot.image_guard import require_device
 from attnkit.boot.outputs import Outputs, default_directory
+from attnkit.boot.redact import Redactor
 from attnkit.boot.report import (
     BootReport,
     BootVerdict,
@@ -46,6 +47,7 @@ from attnkit.boot.versions import versions
 from attnkit.engines.vllm import command as vllm_command
 from attnkit.engines.vllm.arguments import option_value
 from attnkit.engines.vllm.parallel import Parallelism, memory_share, parallelism
+from attnkit.engines.web import check_url
 from attnkit.errors import (
     EXIT_CHECK_FAILED,
     EXIT_INCONCLUSIVE,
@@ -64,12 +66,10 @@ from attnkit.isolation.collective import check_collectives
 from attnkit.isolation.injected import WRONG_RANK, Injected, check_devices, parse_fault
 from attnkit.isolation.parent import Kernels
 from attnkit.jsonio import now, to_json, to_plain
-from attnkit.redact import Redactor
 from attnkit.select.choose import no_backend_text
 from attnkit.select.node import Node, find_node, inspect_machine
 from attnkit.select.plan import Plan, Requirements, make_plan
 from attnkit.selftest.results import LEVELS, OUTCOMES, CaseResult, Level, Verdict, check_level
-from attnkit.web import check_url
 
 MOST_SECONDS = 7 * 86400.0
 _EXIT_BY_VERDICT: dict[BootVerdict, int] = {

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from attnkit.boot.ending import failed_end, good_end
 from attnkit.boot.events import Events
 from attnkit.boot.outputs import Outputs
+from attnkit.boot.redact import Redactor
 from attnkit.boot.report import BootReport, Completion, EngineReport
 from attnkit.boot.supervisor import Supervisor
 from attnkit.engines import listener
@@ -23,7 +24,6 @@ from attnkit.engines.vllm import command as vllm_command
 from attnkit.engines.vllm import log as vllm_log
 from attnkit.errors import EXIT_CHECK_FAILED, EXIT_ENGINE, EXIT_INTERNAL, AttnkitError, UsageError, describe_exit
 from attnkit.hardware.device import Device
-from attnkit.redact import Redactor
 
 if TYPE_CHECKING:
     from attnkit.boot.candidates import Candidate

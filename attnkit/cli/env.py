@@ -13,8 +13,8 @@ _STEERING = ("ATTNKIT_", "VLLM_", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES",
 
 def env(root: Root = Path("/"), json: Json = False) -> None:
     """Show versions, devices and variables for a bug report."""
+    from attnkit.boot.redact import Redactor
     from attnkit.boot.versions import versions
-    from attnkit.redact import Redactor
     from attnkit.select.node import inspect_machine
 
     box = inspect_machine(root)

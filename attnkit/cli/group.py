@@ -10,9 +10,9 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from attnkit.boot.redact import Redactor
 from attnkit.cli.choices import CHOICES
 from attnkit.errors import EXIT_OK, AttnkitError
-from attnkit.redact import Redactor
 from attnkit.wording import printable
 
 SHORT_LIST = 48

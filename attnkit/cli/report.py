@@ -61,8 +61,8 @@ def _read(where: str) -> BootReport:
     Raises:
         UsageError: it cannot be read, or is none.
     """
-    from attnkit import web
     from attnkit.boot.report import load_report, parse_report
+    from attnkit.engines import web
 
     if where == "-":
         data = sys.stdin.buffer.read(MAX_BYTES + 1)

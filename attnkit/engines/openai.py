@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from attnkit import web
+from attnkit.engines import web
 from attnkit.errors import AttnkitError, UsageError
 from attnkit.jsonio import parse_json, shorten
 

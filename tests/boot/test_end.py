@@ -177,7 +177,7 @@ def test_secrets_are_in_no_file(run: Run, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("HF_TOKEN", "tok-12345")
     stream = io.StringIO()
     script = "echo with $HF_TOKEN and key-67890 from http://u:hunter2@h/; exit 9"
-    from attnkit.redact import Redactor
+    from attnkit.boot.redact import Redactor
 
     command = ("sh", "-c", script, "--api-key", "key-67890")
     run(Events(stream, redactor=Redactor(command, os.environ)), command=command)

@@ -215,10 +215,10 @@ WORDS = (
 
 def commands(draw: Draw, folder: Path) -> None:
     """An engine's command line."""
+    from attnkit.boot.redact import Redactor
     from attnkit.engines.vllm.command import explicit_backend, recognise
     from attnkit.engines.vllm.parallel import memory_share, parallelism
-    from attnkit.redact import Redactor
-    from attnkit.web import check_url
+    from attnkit.engines.web import check_url
 
     head = draw.choice((("vllm", "serve"), ("python3", "-m", "vllm.entrypoints.openai.api_server"), ()))
     argv = [*head, *(str(draw.choice((*WORDS, *ODD))) for _ in range(draw.randint(0, 8)))]

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import pytest
 
-from attnkit import web
+from attnkit.engines import web
 from attnkit.errors import UsageError
 
 Serve = Callable[[Callable[[socket.socket], None]], str]

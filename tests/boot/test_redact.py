@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from attnkit.redact import MASK, Redactor
+from attnkit.boot.redact import MASK, Redactor
 
 ARGV = ["vllm", "serve", "m", "--api-key", "sk1", "long-secret-9", "--port", "80", "--hf-token=hf_x1"]
 SECRETS = Redactor(
