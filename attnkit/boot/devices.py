@@ -15,7 +15,7 @@ from attnkit.hardware.narrow import narrow
 from attnkit.isolation.compare import compare_devices
 from attnkit.isolation.injected import Injected
 from attnkit.isolation.messages import Request
-from attnkit.isolation.parent import DeviceTask, Kernels, run_on_devices
+from attnkit.isolation.parent import DeviceTask, Kernels, beside, run_on_devices
 from attnkit.select.plan import Plan
 from attnkit.selftest.results import CaseResult, Level, Verdict, roll_up
 
@@ -75,7 +75,7 @@ def run_candidate(
     """
     devices = plan.node.devices or (plan.node.device,)
     everything = plan.node.detection.devices if plan.node.detection else devices
-    engines = {name: value for name, value in plan.settings.engine_env.items() if name not in environment}
+    engines = beside(plan.settings.engine_env, environment)
     tasks = [
         DeviceTask(
             Request(

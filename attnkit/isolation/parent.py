@@ -80,9 +80,9 @@ def run_isolated(
     return verdicts
 
 
-def beside(env: Mapping[str, str]) -> dict[str, str]:
-    """Of a profile's variables, those that this process does not set: what the user gave wins, as it does for the engine."""
-    return {name: value for name, value in env.items() if name not in os.environ}
+def beside(env: Mapping[str, str], environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Of a profile's variables, those that `environment` does not set: what the user gave wins, as it does for the engine."""
+    return {name: value for name, value in env.items() if name not in environment}
 
 
 def run_on_devices(
