@@ -15,7 +15,7 @@ from typing import Any, cast
 from attnkit.errors import NotUnderstoodError, UsageError, did_you_mean, unknown_name
 from attnkit.jsonio import parse_json, read_text, shorten
 from attnkit.select.model_fields import Part, bears_on_attention
-from attnkit.select.model_rules import HEADS, Reading, with_features
+from attnkit.select.model_reading import HEADS, Reading, with_features
 from attnkit.select.model_types import (
     FLAT_TEXT,
     IGNORED_PARTS,

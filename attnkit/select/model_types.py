@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
-from attnkit.select import model_rules as rules
-from attnkit.select.model_rules import Rule, tower
+from attnkit.select import model_decoders as decoders
+from attnkit.select import model_encoders as encoders
+from attnkit.select import model_hybrids as hybrids
+from attnkit.select.model_encoders import tower
+from attnkit.select.model_reading import HEADS, Rule
 
 _MAMBA = "state-space (Mamba)"
 
 _BY_RULE: tuple[tuple[Rule, str], ...] = (
     (
-        rules.decoder,
+        decoders.decoder,
         "apertus apertus1p5_text arcee aria_text biogpt bitnet codegen cohere ctrl deepseek ernie4_5 ernie4_5_moe "
         "exaone flex_olmo glm glm4 glm4_moe glm4v_text glm4v_moe_text glm_ocr_text gpt2 gpt-sw3 gpt_neox "
         "gpt_neox_japanese gptj granite granitemoe granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 "
@@ -21,64 +24,64 @@ _BY_RULE: tuple[tuple[Rule, str], ...] = (
         "ernie4_5_vl_moe_text seed_oss solar solar_open stablelm telechat2 xglm xverse emu3_text_model "
         "granite4_vision_text paddleocr_vl_text",
     ),
-    (rules.all_slide, "arctic ministral ministral3 mistral mixtral phi3 phimoe qwen3_moe starcoder2"),
+    (decoders.all_slide, "arctic ministral ministral3 mistral mixtral phi3 phimoe qwen3_moe starcoder2"),
     (
-        rules.from_max_window_layers,
+        decoders.from_max_window_layers,
         "dots1 mimo minicpmv qwen2 qwen2_5_omni_text qwen2_5_vl_text qwen2_moe qwen3 qwen2_vl qwen2_5_vl",
     ),
-    (rules.every(4, "global_attn_every_n_layers"), "afmoe"),
-    (rules.every(4, "sliding_window_pattern", "_sliding_window_pattern"), "cohere2 exaone4 exaone_moe"),
-    (rules.every(4, full_at=0), "cwm"),
-    (rules.every(2), "gemma2 vaultgemma"),
-    (rules.every(6, "sliding_window_pattern", "_sliding_window_pattern"), "gemma3_text"),
-    (rules.every(2, sinks=True), "gpt_oss"),
-    (rules.every(4), "olmo3"),
-    (rules.every(1), "gemma"),
-    (rules.gemma4, "gemma4_text"),
-    (rules.llama4, "llama4_text"),
-    (rules.smollm3, "smollm3"),
-    (rules.mimo_v2, "mimo_v2_flash mimo_v2"),
-    (rules.gpt_neo, "gpt_neo"),
-    (rules.alibi, "bloom"),
-    (rules.mpt, "mpt"),
-    (rules.dbrx, "dbrx"),
-    (rules.falcon, "falcon RefinedWeb RefinedWebModel"),
-    (rules.gpt_bigcode, "gpt_bigcode"),
-    (rules.chatglm, "chatglm"),
-    (rules.nemotron_nas, "nemotron-nas"),
-    (rules.openelm, "openelm"),
-    (rules.differential, "diffllama"),
-    (rules.phi4flash, "phi4flash"),
-    (rules.mla, "axk1 axk2 deepseek_v2 deepseek_v3 deepseek_v32 glm4_moe_lite glm_moe_dsa kimi_k2 longcat_flash"),
-    (rules.kimi_linear, "kimi_linear"),
+    (decoders.every(4, "global_attn_every_n_layers"), "afmoe"),
+    (decoders.every(4, "sliding_window_pattern", "_sliding_window_pattern"), "cohere2 exaone4 exaone_moe"),
+    (decoders.every(4, full_at=0), "cwm"),
+    (decoders.every(2), "gemma2 vaultgemma"),
+    (decoders.every(6, "sliding_window_pattern", "_sliding_window_pattern"), "gemma3_text"),
+    (decoders.every(2, sinks=True), "gpt_oss"),
+    (decoders.every(4), "olmo3"),
+    (decoders.every(1), "gemma"),
+    (decoders.gemma4, "gemma4_text"),
+    (decoders.llama4, "llama4_text"),
+    (decoders.smollm3, "smollm3"),
+    (decoders.mimo_v2, "mimo_v2_flash mimo_v2"),
+    (decoders.gpt_neo, "gpt_neo"),
+    (decoders.alibi, "bloom"),
+    (decoders.mpt, "mpt"),
+    (decoders.dbrx, "dbrx"),
+    (decoders.falcon, "falcon RefinedWeb RefinedWebModel"),
+    (decoders.gpt_bigcode, "gpt_bigcode"),
+    (decoders.chatglm, "chatglm"),
+    (decoders.nemotron_nas, "nemotron-nas"),
+    (decoders.openelm, "openelm"),
+    (decoders.differential, "diffllama"),
+    (decoders.phi4flash, "phi4flash"),
+    (hybrids.mla, "axk1 axk2 deepseek_v2 deepseek_v3 deepseek_v32 glm4_moe_lite glm_moe_dsa kimi_k2 longcat_flash"),
+    (hybrids.kimi_linear, "kimi_linear"),
     (
-        rules.hybrid(rules.interval("full_attention_interval", 4), "full_attention_interval"),
+        hybrids.hybrid(hybrids.interval("full_attention_interval", 4), "full_attention_interval"),
         "qwen3_next qwen3_5_text qwen3_5_moe_text",
     ),
-    (rules.hybrid(rules.jamba, "attn_layer_period", "attn_layer_offset"), "jamba"),
-    (rules.hybrid(rules.bamba, "attn_layer_indices"), "bamba"),
-    (rules.hybrid(rules.lfm2, "full_attn_idxs"), "lfm2"),
-    (rules.hybrid(rules.missing_words), "granitemoehybrid lfm2_moe olmo_hybrid"),
-    (rules.nemotron_h, "nemotron_h"),
-    (rules.zamba2, "zamba2"),
-    (rules.both_in_every_layer, "falcon_h1"),
-    (rules.attention_free(_MAMBA), "mamba falcon_mamba"),
-    (rules.attention_free("state-space (Mamba 2)"), "mamba2"),
-    (rules.attention_free("RWKV"), "rwkv"),
-    (rules.attention_free("Fourier transform"), "fnet"),
+    (hybrids.hybrid(hybrids.jamba, "attn_layer_period", "attn_layer_offset"), "jamba"),
+    (hybrids.hybrid(hybrids.bamba, "attn_layer_indices"), "bamba"),
+    (hybrids.hybrid(hybrids.lfm2, "full_attn_idxs"), "lfm2"),
+    (hybrids.hybrid(hybrids.missing_words), "granitemoehybrid lfm2_moe olmo_hybrid"),
+    (hybrids.nemotron_h, "nemotron_h"),
+    (hybrids.zamba2, "zamba2"),
+    (hybrids.both_in_every_layer, "falcon_h1"),
+    (hybrids.attention_free(_MAMBA), "mamba falcon_mamba"),
+    (hybrids.attention_free("state-space (Mamba 2)"), "mamba2"),
+    (hybrids.attention_free("RWKV"), "rwkv"),
+    (hybrids.attention_free("Fourier transform"), "fnet"),
     (
-        rules.encoder,
+        encoders.encoder,
         "albert bert bert-generation camembert chinese_clip_text_model data2vec-text distilbert electra ernie esm "
         "eurobert gte ibert jina_embeddings_v3 megatron-bert nomic_bert rembert roberta roberta-prelayernorm "
         "roc_bert splinter xlm-roberta xlm-roberta-xl xmod",
     ),
-    (rules.modernbert, "modernbert"),
+    (encoders.modernbert, "modernbert"),
     (
-        rules.encoder_decoder,
+        encoders.encoder_decoder,
         "bart blenderbot blenderbot-small fsmt m2m_100 marian mbart mvp nllb-moe pegasus plbart speech_to_text whisper",
     ),
-    (rules.t5, "mt5 t5 umt5"),
-    (rules.mllama, "mllama_text_model"),
+    (encoders.t5, "mt5 t5 umt5"),
+    (encoders.mllama, "mllama_text_model"),
     (
         tower("vision"),
         "aimv2_vision_model blip_2_vision_model clip_vision_model dinov2 glm4v_moe_vision glm4v_vision "
@@ -97,7 +100,7 @@ _BY_RULE: tuple[tuple[Rule, str], ...] = (
     ),
     (tower("vision", heads=("attention_heads",), more=("num_global_layers",)), "mllama_vision_model"),
     (
-        tower("audio", heads=("encoder_attention_heads", *rules.HEADS)),
+        tower("audio", heads=("encoder_attention_heads", *HEADS)),
         "audioflamingo3_encoder qwen2_5_omni_audio_encoder qwen2_audio_encoder qwen3_omni_moe_audio_encoder voxtral_encoder",
     ),
 )
