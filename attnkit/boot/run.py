@@ -6,7 +6,6 @@ is never started on a backend that did not pass.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
@@ -14,23 +13,22 @@ import platform
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from attnkit import __version__
 from attnkit.boot import census, preflight
 from attnkit.boot.candidates import Candidate, candidates
 from attnkit.boot.devices import Tested, bad_devices, device_reports, most_kernels, record, rolled_up, run_candidate
-from attnkit.boot.ending import failed_end, good_end, one_line, self_test_text
+from attnkit.boot.ending import failed_end, good_end, self_test_text
 from attnkit.boot.event_lines import event_text
 from attnkit.boot.events import Events
 from attnkit.boot.image_guard import require_device
 from attnkit.boot.outputs import Outputs, default_directory
+from attnkit.boot.process_end import Stopped, explain, let_stdout_end, signals_stop
 from attnkit.boot.redact import Redactor
 from attnkit.boot.report import (
     BootReport,
@@ -54,7 +52,6 @@ from attnkit.errors import (
     EXIT_NO_BACKEND,
     EXIT_OK,
     AttnkitError,
-    InternalError,
     NoBackendError,
     NotUnderstoodError,
     UsageError,
@@ -115,14 +112,6 @@ class BootOptions:
     engine_check: bool = True
 
 
-class _Stopped(BaseException):
-    """A signal asked for the end before the engine was started. Not an Exception, so that no handler on the way keeps it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
 def boot(options: BootOptions, events: Events | None = None) -> int:
     """Run the whole boot; returns the exit code once the engine has ended.
 
@@ -175,25 +164,25 @@ class _Boot:
 
     def run(self) -> int:
         """The one place that ends a boot, whatever happened: failed, with an exit code, a report, and no engine left."""
-        with _signals_stop() as signals:
+        with signals_stop() as signals:
             try:
                 code = self._run()
             except AttnkitError as error:
                 signals.over = True
                 self._failed(error)
                 raise
-            except _Stopped as stop:
+            except Stopped as stop:
                 code = 128 + stop.number
                 self._failed(AttnkitError(f"ended by {signal.Signals(stop.number).name} while no engine ran"), code)
             except Exception as error:
                 signals.over = True
-                foreseen = _explain(error)
+                foreseen = explain(error)
                 self._failed(foreseen)
                 raise foreseen from error
             finally:
                 signals.over = True
                 self.outputs.release()
-                _let_stdout_end()
+                let_stdout_end()
             return code
 
     def refuse(self, message: str) -> None:
@@ -616,61 +605,3 @@ def _proof_key(report: BootReport) -> str:
 
 def _dumped(part: Any) -> Any:
     return part.model_dump() if hasattr(part, "model_dump") else part
-
-
-def _explain(error: Exception) -> AttnkitError:
-    """An exception that nobody foresaw, in one line with its place; what the machine refused is no mistake of ours."""
-    last = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
-    where = f" ({Path(last.filename).name}:{last.lineno})" if last else ""
-    if isinstance(error, MemoryError):
-        return InternalError("out of memory" + where, "give the container more memory")
-    if isinstance(error, OSError) and error.errno in _REFUSED:
-        return InternalError(f"the machine refused: {error.strerror}{where}", _REFUSED[error.errno])
-    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
-        return InternalError(f"the machine refused: {error}{where}", _REFUSED[errno.EAGAIN])
-    return InternalError(f"attnkit itself broke: {type(error).__name__}: {one_line(str(error))}{where}")
-
-
-_REFUSED = {
-    errno.EMFILE: "raise the limit of open files (ulimit -n; --ulimit nofile in the container)",
-    errno.ENFILE: "raise the host's limit of open files (fs.file-max)",
-    errno.EAGAIN: "raise the limit of processes (ulimit -u; --pids-limit in the container)",
-    errno.ENOMEM: "give the container more memory",
-    errno.ENOSPC: "free disk space where boot writes",
-}
-
-
-def _let_stdout_end() -> None:
-    """A stdout that takes nothing (a full disk) must not change the exit code when Python flushes it at the very end."""
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        with suppress(OSError, ValueError):
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, sys.stdout.fileno())
-            os.close(null)
-
-
-@dataclass
-class _Signals:
-    """Whether a signal still ends the boot; once it is ending, another one must not end that."""
-
-    over: bool = False
-
-
-@contextmanager
-def _signals_stop() -> Iterator[_Signals]:
-    """SIGTERM and SIGINT end the boot. PID 1 ignores signals that it has no handler for."""
-    state = _Signals()
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        if not state.over:
-            state.over = True
-            raise _Stopped(number)
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield state
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
