@@ -231,7 +231,7 @@ def test_readiness_has_a_pid_and_a_heartbeat(tmp_path: Path, monkeypatch: pytest
     files.stopping()  # taken away first, then written anew: for a moment there is none
     with suppress(FileNotFoundError):
         until(lambda: '"stopping"' in files.ready.read_text())
-    until(lambda: files.ready.exists())
+    until(files.ready.exists)
     assert json.loads(files.ready.read_text())["state"] == "stopping"
     files.write_ready_file("ready", "pass", "A")
     assert json.loads(files.ready.read_text())["state"] == "stopping", "an engine that stops does not become ready"
