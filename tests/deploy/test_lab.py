@@ -97,11 +97,11 @@ def test_what_node_types_are_given_is_what_their_profiles_say() -> None:
 
 
 def _playbook(folder: Path, *tasks: dict[str, Any]) -> Path:
-    play = [{"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": list(tasks)}]
+    play = [{"hosts": "box", "connection": "local", "gather_facts": False, "tasks": list(tasks)}]
     file = folder / "play.yml"
     file.write_text(yaml.safe_dump(play, sort_keys=False), encoding="utf-8")
     variables = {"ansible_python_interpreter": str(ROOT / ".venv" / "bin" / "python")}
-    (folder / "hosts.json").write_text(json.dumps({"all": {"hosts": {"localhost": variables}}}), encoding="utf-8")
+    (folder / "hosts.json").write_text(json.dumps({"all": {"hosts": {"box": variables}}}), encoding="utf-8")
     return file
 
 
@@ -121,13 +121,13 @@ def test_a_moment_comes_once_its_task_is_done(tmp_path: Path) -> None:
     playbook = _playbook(tmp_path, _wait("First", 0), _wait("Second", 3))
     seen: list[int] = []
     moments = [
-        controller.Moment("First", "localhost", lambda process: seen.append(process.pid)),
+        controller.Moment("First", "box", lambda process: seen.append(process.pid)),
         controller.Moment("First", "another", lambda process: seen.append(0)),
     ]
     run = controller.play(playbook, tmp_path / "hosts.json", tmp_path / "out.log", moments=moments)
     assert run.code == 0, run.text
     assert seen == [seen[0]] != [0] and [moment.came for moment in moments] == [True, False]
-    assert run.changed == {"localhost": 2}
+    assert run.changed == {"box": 2}
     assert 0 < run.cpu_seconds < run.seconds * (os.cpu_count() or 1)
     assert 20e6 < run.peak_bytes < 2e9, "Ansible and its worker, by what the kernel says"
 
@@ -144,7 +144,7 @@ def test_a_killed_controller_leaves_no_process(tmp_path: Path) -> None:
 
     began = time.monotonic()
     run = controller.play(
-        playbook, tmp_path / "hosts.json", tmp_path / "out.log", moments=[controller.Moment("First", "localhost", kill)]
+        playbook, tmp_path / "hosts.json", tmp_path / "out.log", moments=[controller.Moment("First", "box", kill)]
     )
     assert run.code == -signal.SIGKILL and time.monotonic() - began < 60
     assert controller.memory_of(pids[0]) == 0
