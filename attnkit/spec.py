@@ -125,7 +125,7 @@ class LayerKind:
         count: layers of this kind.
         spec: what a backend must support; `window`, `chunked` and `softcap` stand in its features without their sizes.
         window: keys visible on the left, the own included, as model configurations count; None: all.
-        two_sided: the window is as wide on the right.
+        two_sided: `window` keys are visible on either side of the own.
         chunk: width of a chunk of chunked local attention, None where there is none.
         softcap: cap on the scores, None where there is none.
         softmax_scale: factor on q.k where it is not 1/sqrt(head_dim).

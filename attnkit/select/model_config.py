@@ -7,7 +7,7 @@ Honest: a model type that nobody here has read the code of, or a field that bear
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -214,7 +214,10 @@ def _read_parts(whole: Part, reading: Reading) -> None:
     for role, name in TOWER_NAMES.items():
         part = whole.inner(name)
         if part is not None:
+            before = len(reading.found)
             _tower(part, role, reading)
+            if role == "vision":
+                reading.found[before:] = _up_to_features(whole, reading.found[before:])
     _leftover_parts(outer, *([key] if key else []))
     if whole is not outer:
         _leftover_parts(whole)
@@ -225,7 +228,11 @@ def _language_model(part: Part, reading: Reading) -> None:
     if rule is None:
         hint = did_you_mean(part.model_type, RULES)
         part.not_understood("model_type", f"nobody here has read what model type {part.model_type!r} computes.{hint}")
+    before = len(reading.found)
     rule(part, reading)
+    causal = [k for k in reading.found[before:] if isinstance(k, LayerKind) and "non_causal" not in k.spec.features]
+    if part.raw.get("is_causal") is False and causal:
+        part.not_understood("is_causal", f"engines differ in what they make of it for model type {part.model_type!r}")
     part.finish(*TEXT_NAMES, *TOWER_NAMES.values())
 
 
@@ -240,6 +247,19 @@ def _tower(part: Part, role: str, reading: Reading) -> None:
     named = Part(part.source, part.where, part.raw, kind)
     rule(named, reading)
     named.finish()
+
+
+def _up_to_features(whole: Part, tower: list[LayerKind | OtherLayers]) -> list[LayerKind | OtherLayers]:
+    """A tower of one kind without the layers behind those whose states are taken (`vision_feature_layer`): none needs them."""
+    taken = whole.get("vision_feature_layer")[1]
+    layers = taken if isinstance(taken, list) else [] if taken is None else [taken]
+    if not all(type(layer) is int for layer in layers):
+        whole.wrong("vision_feature_layer", "a layer's number, or a list of them")
+    if not layers or len(tower) != 1:
+        return tower
+    count = tower[0].count
+    deepest = max(count + layer + 1 if layer < 0 else layer for layer in layers)
+    return [replace(tower[0], count=max(0, min(count, deepest)))]
 
 
 def _leftover_parts(whole: Part, *read: str) -> None:

@@ -22,14 +22,21 @@ from attnkit.select.model_reading import (
 )
 from attnkit.spec import Feature, LayerKind, OtherLayers
 
+HEEDS_IS_CAUSAL = frozenset(["apertus", "ernie4_5", "gemma3_text", "llama", "qwen2", "qwen3"])
+"""Types for which vLLM takes the causal mask away where `is_causal` is false; for others it does not look."""
+
 
 def causal(part: Part, reading: Reading, kinds: list[LayerKind | OtherLayers]) -> None:
-    """Add decoder layers; a checkpoint of a decoder made bidirectional for embeddings says so in two ways."""
+    """Add decoder layers; a checkpoint of a decoder made bidirectional for embeddings says so in two ways, of which vLLM
+    heeds `is_causal` for some types alone."""
     architectures = part.items("architectures") or []
-    if part.raw.get("is_causal") is False or any("Bidirectional" in str(name) for name in architectures):
+    stated = part.model_type in HEEDS_IS_CAUSAL and part.raw.get("is_causal") is False
+    if stated or any("Bidirectional" in str(name) for name in architectures):
         part.get("is_causal")
         kinds = [
-            uncached(replace(k, role="encoder", two_sided=k.window is not None)) if isinstance(k, LayerKind) else k
+            uncached(replace(k, role="encoder", window=k.window and k.window - 1, two_sided=k.window is not None))
+            if isinstance(k, LayerKind)
+            else k
             for k in kinds
         ]
     else:
@@ -45,6 +52,21 @@ def decoder(part: Part, reading: Reading) -> None:
     causal(part, reading, plain_layers(part, reading, words, window))
 
 
+def granite(swa: bool) -> Rule:
+    """As `layer_types` says, and then with sinks; `swa`: types whose layers all slide but the first of each four."""
+
+    def rule(part: Part, reading: Reading) -> None:
+        count = layer_count(part)
+        words = words_of(part, count, lambda i: "sliding_attention" if swa and i % 4 else "full_attention")
+        window = part.window("sliding_window") if "sliding_attention" in words else None
+        kinds = plain_layers(part, reading, words, window)
+        if part.flag("attention_sinks", default=swa or bool(part.raw.get("layer_types"))):
+            kinds = [with_features(k, "sinks") if isinstance(k, LayerKind) else k for k in kinds]
+        causal(part, reading, kinds)
+
+    return rule
+
+
 def all_slide(part: Part, reading: Reading) -> None:
     """`sliding_window` holds for every layer, unless `layer_types` says for which."""
     window = part.window("sliding_window")
@@ -52,7 +74,14 @@ def all_slide(part: Part, reading: Reading) -> None:
     if not part.flag("use_sliding_window", default=True):
         window = None
     words = words_of(part, count, lambda i: "sliding_attention" if window else "full_attention")
+    _uniform(part, words)
     causal(part, reading, plain_layers(part, reading, words, window))
+
+
+def _uniform(part: Part, words: list[str]) -> None:
+    """For types where vLLM builds every layer alike, whatever `layer_types` says."""
+    if part.model_type in ("mixtral", "phimoe", "qwen2_moe", "qwen3_moe") and len(set(words)) > 1:
+        part.not_understood("layer_types", f"vLLM builds the layers of model type {part.model_type!r} all alike")
 
 
 def from_max_window_layers(part: Part, reading: Reading) -> None:
@@ -62,29 +91,41 @@ def from_max_window_layers(part: Part, reading: Reading) -> None:
     first = part.window("max_window_layers") or 0
     if part.raw.get("max_window_layers") is None and part.get("max_window_layers")[1] is None:
         first = count
+    if part.model_type == "mimo" and window and part.raw.get("use_sliding_window") is not False:
+        part.not_understood("sliding_window", "vLLM has every layer of model type 'mimo' slide then, its own code some")
     if not part.flag("use_sliding_window", default=part.model_type == "dots1"):
         window = None
     words = words_of(part, count, lambda i: "sliding_attention" if window and i >= first else "full_attention")
     if window is None:  # the class drops the window then, whatever layer_types says
         words = ["full_attention" if word == "sliding_attention" else word for word in words]
+    _uniform(part, words)
     kinds = plain_layers(part, reading, words, window)
     if part.get("dual_chunk_attention_config")[1]:
         kinds = [replace(k, spec=replace(k.spec, op="dual_chunk")) if isinstance(k, LayerKind) else k for k in kinds]
     causal(part, reading, kinds)
 
 
-def every(period: int, *fields: str, full_at: int = -1, sinks: bool = False, last_full: bool = False) -> Rule:
+def every(
+    period: int, *fields: str, full_at: int = -1, sinks: bool = False, last_full: bool = False, own_beside: bool = False
+) -> Rule:
     """All but one layer in `period` slide: the one at `full_at` of each period sees everything.
 
     Args:
         fields: names that may state the period.
         sinks: every layer has a sink.
         last_full: the last layer sees everything, whatever the period says.
+        own_beside: `sliding_window` does not count the own token.
     """
 
     def rule(part: Part, reading: Reading) -> None:
         count = layer_count(part)
-        window = part.window("sliding_window")
+        window = part.window("sliding_window") if period > 1 else None
+        if own_beside and window is not None:
+            window += 1
+            reading.notes.append(
+                f"the window is {window} with the own token, as these models were trained and vLLM computes; transformers "
+                "counts the own among field 'sliding_window'"
+            )
         stated = bool(part.raw.get("layer_types"))
         step = (part.integer(*fields) if fields and not stated else None) or period
         part.get(*fields) if fields else None

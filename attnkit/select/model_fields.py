@@ -50,7 +50,7 @@ _HARMLESS = re.compile(
     r"|^use_(mem_eff|flash)|^(scale_)?attention_softmax|^apply_query_key_layer_scaling$|^query_pre_attn_scalar$|^attn_temperature"
     r"|^attn_scale$|^attention_multiplier$|^scale_attn|^reorder_and_upcast|^mamba|^ssm|^linear_|^conv|^layerdrop|upcast"
     r"|^vision_use_head$|^deterministic_flash_attn$|^sparse_prediction|^attention_value_scale$|^attention_k_eq_v$"
-    r"|^num_kv_shared_layers$|^clip_qkv$|^qk_scale|^attn_pdrop$|^num_(local|global)_experts$|^decoder_(start|sparse|hidden_act)"
+    r"|^num_kv_shared_layers$|^clip_qkv$|^mla_scale_|^qk_scale|^attn_pdrop$|^num_(local|global)_experts$|^decoder_(start|sparse|hidden_act)"
     r"|^(layer|interleave)_|^embed|^hidden_size_per_layer|^cross_entropy|^global_pointer|^ignore_index$|^local_files|index$"
     r"|^activation_sparsity_pattern$|^encoder_no_repeat|^auto_map$|^transformers|_name_or_path$|^pad_head|^layer_switch$",
     re.IGNORECASE,
@@ -114,7 +114,7 @@ def class_record(config_class: Any) -> dict[str, Any]:
     kept = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in fields.items()
-        if (bears_on_attention(name) or name in _SHAPE) and isinstance(value, bool | int | float | str | list | tuple)
+        if (bears_on_attention(name) or name in SHAPE) and isinstance(value, bool | int | float | str | list | tuple)
     }
     parts = {
         name: str(getattr(part, "model_type", ""))
@@ -133,9 +133,10 @@ _SHAPE_NAMES = (
     "hidden_size n_embd d_model dim emb_dim embed_dim model_dim num_hidden_layers n_layer n_layers num_layers "
     "depth encoder_layers decoder_layers num_decoder_layers num_encoder_layers d_kv full_attention_interval "
     "multi_query new_decoder_architecture hidden_size_per_head no_rope_layers no_rope_layer_interval "
-    "attention_multiplier query_pre_attn_scalar num_transformer_layers"
+    "attention_multiplier query_pre_attn_scalar num_transformer_layers vision_feature_layer"
 )
-_SHAPE = frozenset(_SHAPE_NAMES.split())
+SHAPE = frozenset(_SHAPE_NAMES.split())
+"""Names of fields that are needed for shapes, though their names do not bear on attention."""
 
 
 class Part:

@@ -134,7 +134,8 @@ def nemotron_h(part: Part, reading: Reading) -> None:
 
 
 def zamba2(part: Part, reading: Reading) -> None:
-    """Hybrid layers share attention over twice the hidden size: the head size is `attention_head_dim`."""
+    """Every layer is Mamba 2; hybrid ones share attention before it, over twice the hidden size: the head size is
+    `attention_head_dim`."""
     count = layer_count(part)
     shared = part.indices("hybrid_layer_ids")
     words = words_of(part, count, lambda i: "hybrid" if shared and i in shared else "mamba2")
@@ -146,8 +147,7 @@ def zamba2(part: Part, reading: Reading) -> None:
     part.get("attention_hidden_size"), part.get("kv_channels"), part.get("num_query_groups")
     part.get("use_shared_attention_adapter")
     kind = LayerKind("decoder", 1, reading.spec(heads, kv_heads, dim), softmax_scale=(dim / 2) ** -0.5)
-    outside = OtherLayers(1, HOLDS_NONE["mamba2"])
-    reading.add([kind if word == "hybrid" else outside for word in words])
+    reading.add([kind] * words.count("hybrid") + [OtherLayers(count, HOLDS_NONE["mamba2"])])
 
 
 def both_in_every_layer(part: Part, reading: Reading) -> None:

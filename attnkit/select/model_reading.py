@@ -103,12 +103,40 @@ def layer_count(part: Part, *names: str) -> int:
     return count
 
 
+NO_HEAD_DIM = frozenset(
+    (
+        "bloom",
+        "dbrx",
+        "deepseek",
+        "falcon",
+        "gptj",
+        "granitemoe",
+        "granitemoeshared",
+        "granitemoe_swa",
+        "internlm2",
+        "jamba",
+        "lfm2",
+        "mimo",
+        "minicpm",
+        "olmoe",
+        "orion",
+        "qwen2",
+        "qwen2_moe",
+        "stablelm",
+    )
+)
+"""Types for which vLLM takes the hidden size over the heads, without a look at `head_dim`."""
+
+
 def head_dim(part: Part, heads: int, *dims: str) -> int:
     """The stated head size, else hidden size over heads."""
     stated = part.integer(*(dims or ("head_dim",)))
-    if stated is not None:
+    unheeded = stated is not None and part.model_type in NO_HEAD_DIM
+    if stated is not None and not unheeded:
         return stated
     hidden = part.needed(*HIDDEN)
+    if unheeded and stated != hidden // heads:
+        part.not_understood("head_dim", f"model type {part.model_type!r} computes with {hidden // heads}, whatever it says")
     if hidden % heads:
         part.wrong(part.get(*HIDDEN)[0], f"a multiple of {heads} heads")
     return hidden // heads
@@ -128,12 +156,16 @@ def words_of(part: Part, count: int, otherwise: Callable[[int], str], *, extra: 
     return stated
 
 
+SOFTCAPPED = frozenset({"gemma2", "vaultgemma"})
+"""Types whose code caps the scores; in a file of another type nobody reads `attn_logit_softcapping`."""
+
+
 def plain_layers(
     part: Part, reading: Reading, words: list[str], window: int | None, **changes: Any
 ) -> list[LayerKind | OtherLayers]:
     """Decoder layers by their words, with one geometry; `changes`: what else a LayerKind holds."""
     heads, kv_heads, dim = shape(part)
-    cap = part.number("attn_logit_softcapping")
+    cap = part.number("attn_logit_softcapping") if part.model_type in SOFTCAPPED else None
     base = LayerKind("decoder", 1, reading.spec(heads, kv_heads, dim), softcap=cap, **changes)
     if cap:
         base = with_features(base, "softcap")

@@ -18,19 +18,22 @@ _BY_RULE: tuple[tuple[Rule, str], ...] = (
         decoders.decoder,
         "apertus apertus1p5_text arcee aria_text biogpt bitnet codegen cohere ctrl deepseek ernie4_5 ernie4_5_moe "
         "exaone flex_olmo glm glm4 glm4_moe glm4v_text glm4v_moe_text glm_ocr_text gpt2 gpt-sw3 gpt_neox "
-        "gpt_neox_japanese gptj granite granitemoe granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 "
+        "gpt_neox_japanese gptj helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 "
         "hyperclovax internlm internlm2 internlm3 iquestcoder jais2 llama minicpm minimax_m2 nanochat nemotron "
         "olmo olmo2 olmoe openai-gpt opt orion persimmon phi qwen2_vl_text qwen3_vl_text qwen3_vl_moe_text "
         "ernie4_5_vl_moe_text seed_oss solar solar_open stablelm telechat2 xglm xverse emu3_text_model "
-        "granite4_vision_text paddleocr_vl_text",
+        "granite4_vision_text paddleocr_vl_text bailing_moe bailing_moe_v2 sarvam_moe telechat telechat3 TeleFLM PanguEmbedded",
     ),
+    (decoders.granite(swa=False), "granite granitemoe granitemoeshared"),
+    (decoders.granite(swa=True), "granite_swa granitemoe_swa"),
     (decoders.all_slide, "arctic ministral ministral3 mistral mixtral phi3 phimoe qwen3_moe starcoder2"),
     (
         decoders.from_max_window_layers,
         "dots1 mimo minicpmv qwen2 qwen2_5_omni_text qwen2_5_vl_text qwen2_moe qwen3 qwen2_vl qwen2_5_vl",
     ),
     (decoders.every(4, "global_attn_every_n_layers"), "afmoe"),
-    (decoders.every(4, "sliding_window_pattern", "_sliding_window_pattern"), "cohere2 exaone4 exaone_moe"),
+    (decoders.every(4, "sliding_window_pattern", "_sliding_window_pattern", own_beside=True), "cohere2 cohere2_moe"),
+    (decoders.every(4, "sliding_window_pattern", "_sliding_window_pattern"), "exaone4 exaone_moe"),
     (decoders.every(4, full_at=0), "cwm"),
     (decoders.every(2), "gemma2 vaultgemma"),
     (decoders.every(6, "sliding_window_pattern", "_sliding_window_pattern"), "gemma3_text"),
@@ -52,7 +55,7 @@ _BY_RULE: tuple[tuple[Rule, str], ...] = (
     (decoders.openelm, "openelm"),
     (decoders.differential, "diffllama"),
     (decoders.phi4flash, "phi4flash"),
-    (hybrids.mla, "axk1 axk2 deepseek_v2 deepseek_v3 deepseek_v32 glm4_moe_lite glm_moe_dsa kimi_k2 longcat_flash"),
+    (hybrids.mla, "axk1 axk2 deepseek_v2 deepseek_v3 deepseek_v32 glm4_moe_lite glm_moe_dsa kimi_k2 longcat_flash sarvam_mla"),
     (hybrids.kimi_linear, "kimi_linear"),
     (
         hybrids.hybrid(hybrids.interval("full_attention_interval", 4), "full_attention_interval"),

@@ -183,6 +183,16 @@ def test_a_config_that_does_not_say_is_refused_with_file_and_field(config, chang
         ),
         ({"model_type": "llava", "text_config": dict(PLAIN, sliding_window=8)}, "field 'text_config.sliding_window'"),
         ({"model_type": "lfm2_moe"}, "field 'layer_types': it is missing"),
+        ({"model_type": "arcee", "is_causal": False}, "field 'is_causal': engines differ"),
+        ({"model_type": "kimi_k2", "is_causal": False, "kv_lora_rank": 512, "qk_rope_head_dim": 64}, "field 'is_causal'"),
+        ({"model_type": "gemma", "sliding_window": 256}, "field 'sliding_window'"),
+        ({"model_type": "mimo", "sliding_window": 256}, "field 'sliding_window': vLLM has every layer"),
+        (
+            {"model_type": "mixtral", "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2},
+            "field 'layer_types': vLLM builds",
+        ),
+        ({"attn_logit_softcapping": 30.0}, "field 'attn_logit_softcapping'"),
+        ({"model_type": "bloom", "num_key_value_heads": ..., "head_dim": 64}, "field 'head_dim': model type 'bloom' computes"),
     ],
 )
 def test_what_bears_on_attention_and_is_not_known_is_not_understood(config, changes, words) -> None:
@@ -283,3 +293,31 @@ def test_a_prompt_without_a_causal_mask_is_a_feature_of_a_decoder() -> None:
     assert [(k.role, k.count, sorted(k.spec.features)) for k in need.layers if k.role not in TOWERS] == [
         ("decoder", 18, ["prefix_lm"])
     ]
+
+
+def test_types_that_heed_is_causal_are_encoders_without_it(config) -> None:
+    need = need_from_config(config(model_type="mistral", sliding_window=128, architectures=["MistralBidirectionalModel"]))
+    assert [(k.role, k.window, k.two_sided) for k in need.layers] == [("encoder", 127, True)]
+    assert [k.role for k in need_from_config(config(is_causal=False)).layers] == ["encoder"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "features"),
+    [
+        ({"model_type": "granite"}, [set()]),
+        ({"model_type": "granite", "layer_types": ["full_attention"] * 4}, [{"sinks"}]),
+        ({"model_type": "granite", "layer_types": ["full_attention"] * 4, "attention_sinks": False}, [set()]),
+        ({"model_type": "granite_swa", "sliding_window": 128}, [{"sinks"}, {"sinks", "window"}]),
+    ],
+)
+def test_granite_has_sinks_where_its_layers_are_stated(config, changes, features) -> None:
+    assert [set(spec.features) for spec in need_from_config(config(**changes)).specs] == features
+
+
+@pytest.mark.parametrize(("taken", "layers"), [(-1, 6), (-2, 5), (3, 3), ([1, -3], 4), (None, 6)])
+def test_a_tower_ends_where_its_states_are_taken(config, taken, layers) -> None:
+    tower = {"model_type": "clip_vision_model", "hidden_size": 64, "num_attention_heads": 1, "num_hidden_layers": 6}
+    path = config(model_type="llava", text_config=dict(PLAIN), vision_config=tower, vision_feature_layer=taken)
+    assert [k.count for k in need_from_config(path).layers if k.role == "vision"] == [layers]
+    with pytest.raises(UsageError, match="field 'vision_feature_layer' is 'last'"):
+        need_from_config(config(model_type="llava", text_config=dict(PLAIN), vision_config=tower, vision_feature_layer="last"))

@@ -98,7 +98,7 @@ def _contract(document: dict[str, Any], report: str) -> list[Evidence]:
 
 
 def _nothing(document: dict[str, Any], report: str) -> list[Evidence]:
-    """Benchmarks, fault injections and demo runs are evidence for docs, not for a backend being right."""
+    """Benchmarks, fault injections, censuses and demo runs are evidence for docs, not for a backend being right."""
     return []
 
 
@@ -114,4 +114,5 @@ _READERS = {
     "image": _nothing,
     "fleet": _nothing,
     "mutation": _nothing,
+    "census": _nothing,
 }

@@ -16,7 +16,19 @@ from pathlib import Path
 
 from attnkit.boot import report
 from attnkit.select import evidence
-from tools.docs import backends, cli, environment, metrics, node_types, performance, rooms, schemas, self_test, vllm_table
+from tools.docs import (
+    architectures,
+    backends,
+    cli,
+    environment,
+    metrics,
+    node_types,
+    performance,
+    rooms,
+    schemas,
+    self_test,
+    vllm_table,
+)
 from tools.docs.evidence import collect, dump
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +52,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "docs/reference/self-test.md": self_test.markdown,
     "docs/reference/vllm-names.md": vllm_table.markdown,
     "docs/report.schema.json": report.schema_text,
+    "docs/reports/architectures.md": architectures.markdown,
     "docs/reports/performance.md": performance.markdown,
     "profiles/schema.json": schemas.profile_schema_text,
 }

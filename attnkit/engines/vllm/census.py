@@ -144,12 +144,14 @@ def _kind(row: Mapping[str, Any], dtype: Dtype, block_size: int | None) -> Layer
         features=frozenset(name for name, wanted in asked.items() if wanted),
     )
     usual = row.get("scale") is None or latent or abs(row["scale"] - row["head_dim"] ** -0.5) < 1e-6
+    window = row.get("window")
+    both = role == "encoder" and window is not None
     return LayerKind(
         role,
         1,
         spec,
-        window=row.get("window"),
-        two_sided=role == "encoder" and bool(row.get("window")),
+        window=window - 1 if window and both else window,  # vLLM counts the own token on either side, too
+        two_sided=both,
         chunk=row.get("chunk"),
         softcap=row.get("softcap"),
         softmax_scale=None if usual else row["scale"],

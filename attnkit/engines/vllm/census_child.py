@@ -82,7 +82,7 @@ def _ones_for_meta() -> None:
     def readable(real: Any) -> Any:
         return lambda tensor: real(torch.ones(tensor.shape, dtype=tensor.dtype, device="cpu") if tensor.is_meta else tensor)
 
-    for name in ("tolist", "item"):
+    for name in ("tolist", "item", "cpu"):
         if not hasattr(torch.Tensor, f"attnkit_{name}"):
             setattr(torch.Tensor, f"attnkit_{name}", getattr(torch.Tensor, name))
             setattr(torch.Tensor, name, readable(getattr(torch.Tensor, name)))
@@ -179,6 +179,31 @@ def _encoders(model: Any) -> Iterable[dict[str, Any]]:
                 "scale": _number(getattr(module, "scale", None)),
                 "backend": str(getattr(getattr(module, "attn_backend", None), "name", "")) or None,
             }
+        elif _of_transformers(name, module):
+            heads = getattr(module, "num_heads", None) or module.config.num_attention_heads
+            yield {
+                "name": name,
+                "class": type(module).__name__,
+                "kind": "audio" if "audio" in name or "speech" in name else "vision",
+                "num_heads": heads,
+                "num_kv_heads": heads // (getattr(module, "num_key_value_groups", None) or 1),
+                "head_dim": module.head_dim,
+                "head_dim_v": module.head_dim,
+                "scale": None,
+                "backend": "transformers",
+            }
+
+
+def _of_transformers(name: str, module: Any) -> bool:
+    """Whether transformers' own code computes this attention of a tower: vLLM takes some towers whole from there."""
+    kind = type(module)
+    return (
+        kind.__module__.startswith("transformers.")
+        and kind.__name__.endswith("Attention")
+        and hasattr(module, "head_dim")
+        and (hasattr(module, "num_heads") or hasattr(getattr(module, "config", None), "num_attention_heads"))
+        and any(word in name for word in ("audio", "speech", "vision", "visual", "image"))
+    )
 
 
 def _backend(layer: Any) -> str | None:
