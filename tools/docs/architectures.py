@@ -36,10 +36,10 @@ def _head(report: Mapping[str, Any]) -> Iterator[str]:
         "[`attnkit census`](../reference/cli.md) does; `attnkit select` reads the same config.json. The configurations are "
         "defaults of the classes that vLLM and transformers ship, with fields of published files where those lack some.",
         "",
-        f"Where a package is missing in that set, vLLM was asked again with {extra} beside it; the column `needs` says so.",
-        "Each line is: number of layers, role, operation, query heads / key heads x head size / value size, window, features. ",
-        "A window is the keys visible with the own, or beside it on either side where it is `both`. Layers with a state ",
-        "instead of a cache are counted together. Softmax scales are not compared. Configurations and lines are in ",
+        f"Where a package is missing in that set, vLLM was asked again with {extra} beside it; the column `needs` says so. "
+        "Each line is: number of layers, role, operation, query heads / key heads x head size / value size, window, features. "
+        "A window is the keys visible with the own, or beside it on either side where it is `both`. Layers with a state "
+        "instead of a cache are counted together. Softmax scales are not compared. Configurations and lines are in "
         "[architectures.json](architectures.json), and a test holds the reading to them.",
         "",
     )

@@ -158,7 +158,7 @@ def _reason(error: BaseException, module: str) -> str:
             importlib.import_module(module if "." in module else f"vllm.model_executor.models.{module}")
         except Exception as real:
             error = real
-    text = " ".join(re.sub(r"\[type=.*|For further information.*|/tmp/\w+", " ", str(error)).split())
+    text = " ".join(re.sub(r"\[type=.*|For further information.*|\(?/\S*/site-packages/\S*|/tmp/\w+", " ", str(error)).split())
     if not text:
         last = traceback.extract_tb(error.__traceback__)[-1]
         text = f"{last.line} ({Path(last.filename).name})"
