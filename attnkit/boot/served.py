@@ -26,6 +26,11 @@ Ask: TypeAlias = Callable[[Candidate, tuple[AttentionSpec, ...]], tuple[Tested, 
 """Runs the self-test of a candidate for kinds of layer, on every device that serves."""
 
 
+_REPLACED = (
+    "find what replaces it in the engine's environment (another plugin or build of vLLM); the report's engine.layers names it"
+)
+
+
 @dataclass(frozen=True)
 class Validated:
     """What passed its self-test.
@@ -105,12 +110,15 @@ class ServedCheck:
         self._candidate, self._report, self._ask = candidate, report, ask
         self._validated = validated_by(_good(report), candidate, specs)
 
-    def check(self, spoken: Spoken, version: str | None) -> tuple[list[ServedLayers], list[str]]:
-        """The served layers as the report has them, and warnings.
+    def check(self, spoken: Spoken, version: str | None) -> list[str]:
+        """See that what serves was validated, and have validated what was not.
 
         Args:
             spoken: what came through the channel.
             version: of the engine that was validated.
+
+        Returns:
+            Warnings.
 
         Raises:
             AttnkitError: something else serves, or what was missing failed its self-test.
@@ -120,12 +128,14 @@ class ServedCheck:
         served = [one for rank in spoken.ranks for one in rank.census.counted if not is_tower(one)]
         if self._ask is None:
             missing = (difference(one, self._validated) for one in dict.fromkeys(served))
-            return self._rows(spoken), warnings + [found.text for found in missing if found is not None]
+            return warnings + [found.text for found in missing if found is not None]
         others = sorted({rank.version for rank in spoken.ranks} - {version}) if version else []
         if others and self._candidate.expected is not None:
-            raise AttnkitError(f"the engine's workers run vLLM {', '.join(others)}; what was validated is vLLM {version}")
+            raise AttnkitError(
+                f"the engine's workers run vLLM {', '.join(others)}; what was validated is vLLM {version}", _REPLACED
+            )
         self._validate_missing(served)
-        return self._rows(spoken), warnings
+        return warnings
 
     def _validate_missing(self, served: Sequence[Counted]) -> None:
         missing = [found for one in dict.fromkeys(served) if (found := difference(one, self._validated)) is not None]
@@ -133,7 +143,9 @@ class ServedCheck:
         unchosen = self._candidate.expected is not None and all(one.backend != self._candidate.serves for one in served)
         for found in missing:
             if found.what == "implementation" or (found.what == "backend" and (asked_for or unchosen)):
-                raise AttnkitError(f"{found.text}: the engine runs something else than {self._candidate.serves} as validated")
+                raise AttnkitError(
+                    f"the engine runs something else than {self._candidate.serves} as validated: {found.text}", _REPLACED
+                )
         for backend in dict.fromkeys(found.served.backend for found in missing):
             self._validate(backend, [found for found in missing if found.served.backend == backend])
 
@@ -159,10 +171,10 @@ class ServedCheck:
         self._validated += validated_by([verdict for one in tested for verdict in one.verdicts], candidate, specs)
         for found in missing:
             if (still := difference(found.served, self._validated)) is not None:
-                raise AttnkitError(f"{still.text}, by a self-test of {backend} just now")
+                raise AttnkitError(f"{still.text}, by a self-test of {backend} just now", _REPLACED)
 
-    def _rows(self, spoken: Spoken) -> list[ServedLayers]:
-        """One row for layers that are the same on several ranks."""
+    def rows(self, spoken: Spoken) -> list[ServedLayers]:
+        """The served layers as the report has them; one row for layers that are the same on several ranks."""
         ranks: dict[Counted, set[int]] = {}
         for rank in spoken.ranks:
             for one in rank.census.counted:

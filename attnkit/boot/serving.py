@@ -18,7 +18,7 @@ from attnkit.boot.ending import failed_end, good_end
 from attnkit.boot.events import Events
 from attnkit.boot.outputs import Outputs
 from attnkit.boot.redact import Redactor
-from attnkit.boot.report import BootReport, Completion, EngineReport, ServedLayers
+from attnkit.boot.report import BootReport, Completion, EngineReport
 from attnkit.boot.supervisor import Supervisor
 from attnkit.engines import listener
 from attnkit.engines.openai import NoSuchApiError, complete, wait_until_healthy
@@ -329,17 +329,18 @@ class Serving:
         assert self._served is not None
         channel = Path(self._channel.name) if self._channel is not None else None
         spoken = serving_census.read(channel)
-        layers: list[ServedLayers] = []
         warnings: list[str] = []
         problem = None
         try:
-            layers, warnings = self._served.check(spoken, engine.version)
-            engine.layers = layers if spoken.ranks else None
+            warnings = self._served.check(spoken, engine.version)
         except AttnkitError as error:
             problem = str(error)
             raise
         finally:
+            layers = self._served.rows(spoken)
+            engine.layers = layers if spoken.ranks else None
             self._events.emit("engine.layers", layers=[row.model_dump() for row in layers], warnings=warnings, problem=problem)
+        self._report.summarise()
         if self._report.decision is not None:
             self._report.decision.warnings += warnings
         running = self._check_backend(supervisor, engine, {row.backend for row in layers if row.backend})

@@ -21,8 +21,8 @@ from itertools import pairwise
 from typing import Any
 
 from attnkit.backends.base import Backend, Capability, HeadDims, Provider
+from attnkit.engines.vllm import layer_rows
 from attnkit.engines.vllm.layer import EngineMovedError, engine_layer, forward, interface, vllm_version
-from attnkit.engines.vllm.layer_rows import class_path
 from attnkit.errors import unknown_name
 from attnkit.hardware.device import Device
 from attnkit.selftest.results import CaseResult, Level, Verdict
@@ -116,7 +116,7 @@ def implementation(name: str) -> tuple[str, ...]:
         from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
         backend = AttentionBackendEnum[name.removeprefix(PREFIX).upper()].get_class()
-        return class_path(backend), class_path(backend.get_impl_cls())
+        return tuple(layer_rows.implementation(backend, backend.get_impl_cls()))
 
 
 def _capability(name: str, backend: Any) -> Capability:

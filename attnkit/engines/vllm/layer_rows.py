@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 
@@ -18,8 +19,12 @@ def layers(config: Any, model: Any) -> list[dict[str, Any]]:
 
 
 def _registered(name: str, layer: Any) -> dict[str, Any] | None:
-    kind = type(layer).__name__
-    row: dict[str, Any] = {"name": name, "class": kind, "implementation": implementation(layer)}
+    kind, impl = type(layer).__name__, getattr(layer, "impl", None)
+    row: dict[str, Any] = {
+        "name": name,
+        "class": kind,
+        "implementation": implementation(_backend_class(layer), None if impl is None else type(impl)),
+    }
     backend = _backend(layer)
     if getattr(layer, "kv_lora_rank", None) and hasattr(layer, "qk_rope_head_dim"):
         sparse = bool(
@@ -43,7 +48,6 @@ def _registered(name: str, layer: Any) -> dict[str, Any] | None:
         from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 
         return row | {"kind": "other", "what": kind} if isinstance(layer, AttentionLayerBase) else None  # None: experts
-    impl = getattr(layer, "impl", None)
     attn_type = str(getattr(getattr(layer, "attn_type", "decoder"), "value", getattr(layer, "attn_type", "decoder")))
     return row | {
         "kind": {"encoder_only": "encoder", "encoder": "encoder", "encoder_decoder": "cross"}.get(attn_type, "decoder"),
@@ -81,27 +85,25 @@ def _encoders(model: Any) -> Iterable[dict[str, Any]]:
             }
 
 
-def implementation(layer: Any) -> list[str]:
-    """The classes that compute a layer: its backend's, and the one of its `impl` where it has one; empty where it has none.
+def implementation(backend: Any, impl: Any) -> list[str]:
+    """The classes that compute, as paths: of a backend and of its `impl`; without what is None.
 
     vLLM wraps a backend for chunked, encoder-only and other layers in a subclass that it makes on the spot; what it wraps is
     what is named.
     """
-    backend = _backend_class(layer)
-    while isinstance(backend, type) and _made_on_the_spot(backend):
-        backend = backend.__base__
-    computes = (backend, type(getattr(layer, "impl", None)))
-    return [class_path(one) for one in computes if isinstance(one, type) and one is not type(None)]
+    return [_path(one) for one in (_wrapped(backend), impl) if isinstance(one, type)]
 
 
-def class_path(cls: type) -> str:
-    """Where a class is: "vllm.v1.attention.backends.cpu_attn.CPUAttentionBackend"."""
+def _path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _made_on_the_spot(cls: type) -> bool:
-    module = sys.modules.get(cls.__module__)
-    return cls.__module__.startswith("vllm.") and getattr(module, cls.__name__, None) is not cls
+def _wrapped(backend: Any) -> Any:
+    while isinstance(backend, type) and backend.__module__.startswith("vllm."):
+        if getattr(sys.modules.get(backend.__module__), backend.__name__, None) is backend:
+            break
+        backend = backend.__base__
+    return backend
 
 
 def _backend_class(layer: Any) -> Any:
@@ -112,17 +114,30 @@ def _backend_class(layer: Any) -> Any:
 
 
 def _backend(layer: Any) -> str | None:
-    """The name of the backend that computes a layer: attnkit's where its plugin does, else vLLM's, else the class's."""
+    """The name of the backend that computes a layer: attnkit's where its plugin does, else that of vLLM's registry, else what
+    the class says (a few say another's)."""
     ours = getattr(getattr(layer, "impl", None), "backend", None)
     if ours is not None and type(layer.impl).__module__.startswith("attnkit."):
         return str(ours.name)
     backend = _backend_class(layer)
     if backend is None:
         return None
+    if (name := _registered_as(_wrapped(backend))) is not None:
+        return name
     try:
         return str(backend.get_name())
     except Exception:  # some wrap another and have no name
         return str(getattr(backend, "__name__", type(backend).__name__))
+
+
+def _registered_as(backend: Any) -> str | None:
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+    for member in AttentionBackendEnum:
+        with suppress(ValueError):  # CUSTOM, while nobody took it
+            if isinstance(backend, type) and member.get_path() == _path(backend):
+                return str(member.name)
+    return None
 
 
 def _window(layer: Any, impl: Any) -> int | None:
