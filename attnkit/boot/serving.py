@@ -344,9 +344,8 @@ class Serving:
         if self._report.decision is not None:
             self._report.decision.warnings += warnings
         running = self._check_backend(supervisor, engine, {row.backend for row in layers if row.backend})
-        if not layers:
-            return running
-        return f"its workers say {', '.join(sorted({str(row.backend) for row in layers}))}, {running}"
+        said = ", ".join(sorted({str(row.backend) for row in layers})) or "nothing of what they run"
+        return f"its workers say {said}, {running}"
 
     def _check_backend(self, supervisor: Supervisor, engine: EngineReport, built: Collection[str]) -> str:
         """Check the engine's log against the validated backend.
