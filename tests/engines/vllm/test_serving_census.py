@@ -81,6 +81,8 @@ def test_without_a_channel_there_is_silence(tmp_path: Path) -> None:
 def test_a_vllm_whose_workers_moved_says_so_and_serves_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "path"
     (package / "vllm/v1/worker").mkdir(parents=True)
+    for folder in ("vllm", "vllm/v1", "vllm/v1/worker"):
+        (package / folder / "__init__.py").touch()
     (package / "vllm/v1/worker/worker_base.py").write_text("class WorkerWrapperBase: pass\n")
     monkeypatch.setenv("ATTNKIT_CENSUS_DIR", str(tmp_path))
     code = "from attnkit.engines.vllm_plugin import register; register()"
