@@ -90,6 +90,15 @@ def _running(f: Mapping[str, Any]) -> list[str]:
     return [f"{MARKS['pass']} the engine runs {f['running']}, as validated"]
 
 
+def _layers(f: Mapping[str, Any]) -> list[str]:
+    rows = [
+        f"{MARKS['pass' if row['validated'] else 'skipped']} {row['count']} {row['role']} {row['backend']}: {row['layer']}"
+        for row in f["layers"]
+    ]
+    problem = [f"{MARKS['fail']} {f['problem']}"] if f["problem"] else []
+    return [*rows, *problem, *(f"note: {text}" for text in f["warnings"])]
+
+
 def _ready(f: Mapping[str, Any]) -> list[str]:
     own = f["backend"]
     if f["engine_backend"]:
@@ -111,6 +120,7 @@ _EVENTS: dict[str, Any] = {
     "engine.start": _start,
     "engine.healthy": lambda f: [f"after {f['seconds']:.1f} s"],
     "engine.completion": _completion,
+    "engine.layers": _layers,
     "engine.backend": _running,
     "ready": _ready,
     "engine.exit": lambda f: [f"{f['how']}" + (f": {f['reason']}" if f["reason"] else "")],

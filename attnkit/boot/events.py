@@ -31,6 +31,7 @@ Name: TypeAlias = Literal[
     "engine.start",
     "engine.healthy",
     "engine.completion",
+    "engine.layers",
     "engine.backend",
     "ready",
     "engine.exit",

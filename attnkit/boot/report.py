@@ -144,6 +144,19 @@ class Completion(_Model):
     tokens_per_s: float | None
 
 
+class ServedLayers(_Model):
+    """Attention layers of one kind, as a worker of the engine built them."""
+
+    count: int = Field(description="Layers of one rank.")
+    role: str = Field(description="decoder, encoder, cross, vision or audio.")
+    layer: str = Field(description="Heads of one rank, sizes, dtypes and features, in words.")
+    layer_class: str = Field(description="The engine's class of the layer.")
+    backend: str | None = Field(description="The name of what computes it; null where the layer does not say.")
+    implementation: list[str] = Field(default=[], description="The classes that compute it, as paths.")
+    ranks: list[int] = Field(description="The ranks that hold such layers.")
+    validated: bool = Field(description="Whether a self-test covered this kind of layer on this implementation.")
+
+
 class EngineReport(_Model):
     """The supervised engine."""
 
@@ -158,6 +171,9 @@ class EngineReport(_Model):
     )
     running_backend: str | None = Field(
         default=None, description="The attention backend that the engine's own log names; null where it was not checked."
+    )
+    layers: list[ServedLayers] | None = Field(
+        default=None, description="What its workers say that they built; null where none said anything."
     )
     notes: list[str] = []
     health_url: str | None = None
@@ -247,9 +263,11 @@ class BootReport(_Model):
         return to_json((redactor or Redactor()).plain(to_plain(self.model_dump()))) + "\n"
 
     def summarise(self) -> None:
-        """Fill in what follows from the verdicts of the candidate tested last: `layer_kinds`, and the cases of each device."""
-        last = self.selftest[-1].backend if self.selftest else None
-        verdicts = [verdict for verdict in self.selftest if verdict.backend == last]
+        """Fill in what follows from the verdicts of the candidate tested last, and of what else serves: `layer_kinds`, and the
+        cases of each device."""
+        served = {f"vllm:{row.backend}" for row in (self.engine and self.engine.layers) or () if row.validated}
+        served |= {verdict.backend for verdict in self.selftest[-1:]}
+        verdicts = [verdict for verdict in self.selftest if verdict.backend in served]
         for row in self.devices:
             found = _results([v for v in verdicts if v.device_index == row.index], lambda verdict: verdict.device)
             row.cases, row.worst = (found[0].cases, found[0].worst) if found else (0, None)

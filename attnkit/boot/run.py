@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from attnkit.boot.report import (
     NeedReport,
     SpecReport,
 )
+from attnkit.boot.served import ServedCheck
 from attnkit.boot.serving import EngineSettings, Serving
 from attnkit.boot.versions import versions
 from attnkit.engines.vllm import command as vllm_command
@@ -67,6 +68,7 @@ from attnkit.select.choose import no_backend_text
 from attnkit.select.node import Node, find_node, inspect_machine
 from attnkit.select.plan import Plan, Requirements, make_plan
 from attnkit.selftest.results import LEVELS, OUTCOMES, CaseResult, Level, Verdict, check_level
+from attnkit.spec import AttentionSpec
 
 MOST_SECONDS = 7 * 86400.0
 _EXIT_BY_VERDICT: dict[BootVerdict, int] = {
@@ -161,6 +163,7 @@ class _Boot:
         self.fault: Injected | None = None
         self.parallelism = Parallelism()
         self.serving_devices: tuple[Device, ...] = ()
+        self.level: Level = LEVELS[0]
 
     def run(self) -> int:
         """The one place that ends a boot, whatever happened: failed, with an exit code, a report, and no engine left."""
@@ -226,9 +229,10 @@ class _Boot:
             explicit = vllm_command.explicit_backend(options.backend, self.vllm, os.environ)
         where = self._detect()
         plan = self._select(where, explicit)
-        self._note_level(level or plan.settings.level, plan.settings.level)
+        self.level = level or plan.settings.level
+        self._note_level(self.level, plan.settings.level)
         preflight.check(options.command, self.vllm, options.health_url)
-        validated = self._validate(plan, level or plan.settings.level, explicit)
+        validated = self._validate(plan, self.level, explicit)
         if validated is not None and not self._collectives_work(plan):
             validated = None
         self._conclude()
@@ -454,7 +458,7 @@ class _Boot:
             self.report.kernels = KernelCounts(baked=most.baked, jit_compiles=most.jit_compiles)
             if most.unused and self.report.decision is not None:
                 self.report.decision.warnings.append(most.unused)
-        record(self.report.devices, tested)
+        record([row for row in self.report.devices if not row.left_out], tested)
         for one in tested:
             self.report.selftest.extend(one.verdicts)
             for verdict in one.verdicts:
@@ -528,7 +532,20 @@ class _Boot:
         serving = Serving(settings, self.report, self.outputs, self.events, self.started, self.redactor)
         everything = plan.node.detection.devices if plan.node.detection else ()
         visible = narrow(everything, self.serving_devices, os.environ)
-        return serving.run(plan.node.device, plan.settings, validated, visible)
+        return serving.run(plan.node.device, plan.settings, validated, self._served_check(plan, validated), visible)
+
+    def _served_check(self, plan: Plan, validated: Candidate) -> ServedCheck:
+        """Compares what serves with what was validated; the engine's own implementation is asked where that can be."""
+        node = replace(plan.node, devices=self.serving_devices)
+
+        def ask(candidate: Candidate, specs: tuple[AttentionSpec, ...]) -> tuple[Tested, ...]:
+            return self._test(
+                candidate, replace(plan, node=node, requirements=replace(plan.requirements, specs=specs)), self.level
+            )
+
+        known = vllm_command.engine_version() is not None and vllm_command.platform_of(plan.node.device) != "tpu"
+        can_ask = known and self.options.engine_check and self.options.simulated_device is None
+        return ServedCheck(validated, plan.requirements.specs, self.report, ask if can_ask else None)
 
     def _failed(self, error: AttnkitError, code: int | None = None) -> None:
         """Report an end that is no verdict. Each step on its own: what cannot be written now may leave room for the next."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -22,11 +24,23 @@ from attnkit.engines import listener
 from attnkit.engines.openai import NoSuchApiError, complete, wait_until_healthy
 from attnkit.engines.vllm import command as vllm_command
 from attnkit.engines.vllm import log as vllm_log
-from attnkit.errors import EXIT_CHECK_FAILED, EXIT_ENGINE, EXIT_INTERNAL, AttnkitError, UsageError, describe_exit
+from attnkit.engines.vllm import serving_census
+from attnkit.engines.vllm.plugin import CENSUS_VARIABLE
+from attnkit.errors import (
+    EXIT_CHECK_FAILED,
+    EXIT_ENGINE,
+    EXIT_INCONCLUSIVE,
+    EXIT_INTERNAL,
+    AttnkitError,
+    InconclusiveError,
+    UsageError,
+    describe_exit,
+)
 from attnkit.hardware.device import Device
 
 if TYPE_CHECKING:
     from attnkit.boot.candidates import Candidate
+    from attnkit.boot.served import ServedCheck
     from attnkit.engines.vllm.expected import Expected
     from attnkit.profiles.settings import Settings
 
@@ -70,13 +84,23 @@ class Serving:
         self._vllm = vllm_command.recognise(settings.command)
         self._loaded = threading.Event()
         self._expected: Expected | None = None
+        self._served: ServedCheck | None = None
+        self._channel: tempfile.TemporaryDirectory[str] | None = None
         self._problem: AttnkitError | None = None
         self._ready = False
 
-    def run(self, device: Device, settings: Settings, validated: Candidate, visible: Mapping[str, str] | None = None) -> int:
+    def run(
+        self,
+        device: Device,
+        settings: Settings,
+        validated: Candidate,
+        served: ServedCheck,
+        visible: Mapping[str, str] | None = None,
+    ) -> int:
         """Start the engine on the validated backend, wait for its end and return what boot exits with.
 
         Args:
+            served: compares the layers that the engine builds with those that were validated.
             visible: the variables that hide the devices which are left out.
         """
         environment = dict(os.environ)
@@ -86,7 +110,10 @@ class Serving:
             engine.env |= visible
             engine.notes.append(f"sees the validated devices alone: {' '.join(f'{k}={v}' for k, v in visible.items())}")
         self._report.engine = engine
-        self._expected = validated.expected
+        self._expected, self._served = validated.expected, served
+        with suppress(OSError):  # without it the engine's silence is said
+            self._channel = tempfile.TemporaryDirectory(prefix="attnkit-census-", ignore_cleanup_errors=True)
+            environment[CENSUS_VARIABLE] = engine.env[CENSUS_VARIABLE] = self._channel.name
         supervisor = Supervisor(
             engine.argv,
             environment,
@@ -118,6 +145,8 @@ class Serving:
         finally:
             supervisor.abandon()  # nothing where it has ended
             supervisor.restore_signals()
+            if self._channel is not None:
+                self._channel.cleanup()
 
     def _prepare(self, device: Device, settings: Settings, validated: Candidate, environment: dict[str, str]) -> EngineReport:
         command = self._settings.command
@@ -157,6 +186,9 @@ class Serving:
         """On its own thread: healthy, one completion, ready. A failure stops the engine, whatever it is."""
         try:
             why = self._until_ready(supervisor, engine)
+            if supervisor.ended.is_set() or supervisor.stopped_on_request:
+                return
+            why = f"{why}, {self._check_layers(supervisor, engine)}"
             if supervisor.ended.is_set() or supervisor.stopped_on_request:
                 return
             now = time.monotonic()
@@ -237,8 +269,7 @@ class Serving:
             tokens_per_s=None if speed is None else round(speed, 2),
         )
         self._events.emit("engine.completion", model=answer.model, **engine.completion.model_dump())
-        running = self._check_backend(supervisor, engine)
-        return f"healthy, one completion returned, {running}"
+        return "healthy, one completion returned"
 
     def _api_key(self, url: str) -> str | None:
         """The key that the engine asks for, where `url` is on this machine; nobody else gets it."""
@@ -264,8 +295,7 @@ class Serving:
             since = max(started, supervisor.last_progress or started)
             if time.monotonic() - since > self._settings.health_timeout:
                 raise AttnkitError(f"the headless engine did not load its model within {self._settings.health_timeout:.0f} s")
-        running = self._check_backend(supervisor, engine)
-        return f"headless: its log says that its engine is initialised; {running}"
+        return "headless: its log says that its engine is initialised"
 
     def _check_listener(self, supervisor: Supervisor, engine: EngineReport, health_url: str) -> None:
         """What listens there is our child, or was started by it.
@@ -287,8 +317,41 @@ class Serving:
                 "was started: it would get the engine's requests"
             )
 
-    def _check_backend(self, supervisor: Supervisor, engine: EngineReport) -> str:
+    def _check_layers(self, supervisor: Supervisor, engine: EngineReport) -> str:
+        """Check what the engine's workers built, and its log as a second witness.
+
+        Returns:
+            What was found, in words.
+
+        Raises:
+            AttnkitError: it runs something else than what was validated, or what was not validated before does not pass.
+        """
+        assert self._served is not None
+        channel = Path(self._channel.name) if self._channel is not None else None
+        spoken = serving_census.read(channel)
+        warnings: list[str] = []
+        problem = None
+        try:
+            warnings = self._served.check(spoken, engine.version)
+        except AttnkitError as error:
+            problem = str(error)
+            raise
+        finally:
+            layers = self._served.rows(spoken)
+            engine.layers = layers if spoken.ranks else None
+            self._events.emit("engine.layers", layers=[row.model_dump() for row in layers], warnings=warnings, problem=problem)
+        self._report.summarise()
+        if self._report.decision is not None:
+            self._report.decision.warnings += warnings
+        running = self._check_backend(supervisor, engine, {row.backend for row in layers if row.backend})
+        said = ", ".join(sorted({str(row.backend) for row in layers})) or "nothing of what they run"
+        return f"its workers say {said}, {running}"
+
+    def _check_backend(self, supervisor: Supervisor, engine: EngineReport, built: Collection[str]) -> str:
         """Check the engine's log against the validated backend.
+
+        Args:
+            built: the backends that its workers say they run, which were validated.
 
         Returns:
             What was found, in words.
@@ -302,7 +365,7 @@ class Serving:
             return unchecked
         running = vllm_log.read_log(supervisor.kept, engine.version)
         engine.running_backend = running.backend
-        problem = vllm_log.assert_chosen(self._expected.log, supervisor.kept, engine.version)
+        problem = vllm_log.assert_chosen(self._expected.log, supervisor.kept, engine.version, built)
         self._events.emit(
             "engine.backend", proven=self._expected.log, running=running.backend, line=running.line, problem=problem
         )
@@ -327,7 +390,8 @@ class Serving:
         failed = self._problem is not None or (not requested and (code != 0 or never_served))
         result = EXIT_ENGINE if 0 < code <= EXIT_INTERNAL or (code == 0 and failed) else code
         if self._problem is not None:
-            result = EXIT_CHECK_FAILED
+            unsure = isinstance(self._problem, InconclusiveError)
+            result = EXIT_INCONCLUSIVE if unsure else EXIT_CHECK_FAILED
         if failed:
             engine.last_output = list(supervisor.last_lines)
             self._report.error = str(self._problem or _reason(code, self._ready, engine.last_output))

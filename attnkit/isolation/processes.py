@@ -25,6 +25,10 @@ EXIT_POLL_SECONDS = 0.02
 """How often a child is looked at that has closed its pipe and not yet ended."""
 
 
+RUNNING: set[int] = set()
+"""Process ids of children that are waited for here: whoever reaps every child of this process must leave them."""
+
+
 @dataclass(frozen=True)
 class ChildTask:
     """What one child is to do.
@@ -71,6 +75,7 @@ class _Child:
             self.process.kill()
             with suppress(subprocess.TimeoutExpired):  # one that hangs in the driver cannot be killed
                 self.process.wait(KILLED_SECONDS)
+        RUNNING.discard(self.process.pid)
 
 
 def _start(position: int, task: ChildTask, threads: str | None) -> _Child:
@@ -84,6 +89,7 @@ def _start(position: int, task: ChildTask, threads: str | None) -> _Child:
             pass_fds=(write_end,),
             env=environment,
         )
+        RUNNING.add(process.pid)
     except OSError:
         os.close(read_end)
         raise

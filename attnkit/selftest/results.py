@@ -106,6 +106,7 @@ class Verdict:
         layer: the kind of attention layer that was asked for, in words; "" where no model said.
         device_index, device_uuid, pci_address: which device of the machine it was, None where it is not known.
         seed: of the case that was drawn anew; `attnkit selftest --seed` draws it again. None where none was drawn.
+        implementation: of an engine's own backend, the classes that were driven, as paths; else empty.
     """
 
     backend: str
@@ -123,6 +124,7 @@ class Verdict:
     device_uuid: str | None = None
     pci_address: str | None = None
     seed: int | None = None
+    implementation: tuple[str, ...] = ()
 
 
 def check_level(level: str | None) -> Level | None:

@@ -57,7 +57,8 @@ def test_a_served_engine_goes_through_every_state(start: Start, engine: Engine, 
     boot.process.send_signal(signal.SIGTERM)
     assert boot.wait() == 0
     assert "engine: got SIGTERM" in boot.err
-    assert boot.names()[-6:] == ["report", "engine.start", "engine.healthy", "engine.completion", "ready", "engine.exit"]
+    engine_events = ["engine.start", "engine.healthy", "engine.completion", "engine.layers", "ready", "engine.exit"]
+    assert boot.names()[-7:] == ["report", *engine_events]
     assert boot.event("engine.exit")["requested"] is True
     assert boot.report["engine"]["completion"]["completion_tokens"] == 32
     assert boot.report["engine"]["completion"]["tokens_per_s"] > 0

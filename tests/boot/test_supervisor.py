@@ -8,11 +8,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from attnkit.boot.supervisor import KEPT_LINES, MAX_LINE, Supervisor
 from attnkit.errors import UsageError
+from attnkit.isolation.processes import ChildTask, messages
 
 
 def _run(code: str) -> tuple[Supervisor, int]:
@@ -150,3 +152,20 @@ def test_workers_end_with_the_child(tmp_path: Path, own_session: bool) -> None:
     _, got = _run(code)
     assert got == 128 + signal.SIGKILL
     assert not Path("/proc", (tmp_path / "worker").read_text()).exists()
+
+
+def test_a_self_test_beside_the_child_keeps_its_exit_code() -> None:
+    """Both are this process's children; whoever reaps all of them must leave the one that another thread waits for."""
+    supervisor = Supervisor(["sleep", "600"], os.environ)
+    supervisor.start()
+    found: list[tuple[int, dict[str, Any]]] = []
+
+    def test_beside() -> None:
+        found.extend(messages([ChildTask("attnkit.isolation.child", "the self-test", "no request", 60.0)]))
+        supervisor.kill()
+
+    thread = threading.Thread(target=test_beside)
+    thread.start()
+    assert supervisor.wait() == 128 + signal.SIGKILL
+    thread.join()
+    assert [message["reason"] for _, message in found] == ["the self-test ended with exit code 1; its traceback is on stderr"]

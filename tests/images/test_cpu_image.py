@@ -231,26 +231,42 @@ def test_the_engine_imports_and_knows_its_version(cpu_image: str) -> None:
     assert _run(cpu_image, "python", "-c", code).stdout.splitlines()[-1] == "0.32.0 2.13.0"
 
 
-def test_an_engine_that_runs_another_backend_is_stopped(cpu_image: str) -> None:
-    """vLLM is kept from loading attnkit's plugin, so it silently runs CPU_ATTN where attnkit's TORCH_SDPA was proven."""
-    options = [*LOCKED_DOWN, "-e", "ATTNKIT_VLLM_BACKEND=TORCH_SDPA", "-e", "VLLM_PLUGINS="]
+def _boot(cpu_image: str, *options: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A boot of vLLM with a tiny model, which ends with exit code 1 and is never ready: its events and its report."""
     serve = "attnkit boot --level quick -- vllm serve /tmp/tiny --enforce-eager --max-model-len 256"
     variables = ("--shm-size", "1g", "-e", "VLLM_CPU_KVCACHE_SPACE=1", "-e", "OMP_NUM_THREADS=1")
     done = _run(
         cpu_image,
         *("sh", "-c", f"attnkit tiny-model /tmp/tiny >&2; {serve}; code=$?; cat $ATTNKIT_REPORT; exit $code"),
-        options=(*options, *variables),
+        options=(*LOCKED_DOWN, *options, *variables),
         check=False,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith('{"event"')]
     events = {(event := json.loads(line))["event"]: event for line in lines}
     assert done.returncode == 1, done.stderr[-3000:]
     assert events["selftest.verdict"]["verdict"] == "pass"
+    assert "ready" not in events
+    report: dict[str, Any] = json.loads(done.stdout[done.stdout.index("\n{\n") :])
+    assert report["exit_code"] == 1
+    return events, report
+
+
+def test_an_engine_that_runs_another_backend_is_stopped(cpu_image: str) -> None:
+    """vLLM is kept from loading attnkit's plugin, so it silently runs CPU_ATTN where attnkit's TORCH_SDPA was proven; its
+    workers say nothing, and its log is the only witness."""
+    events, report = _boot(cpu_image, "-e", "ATTNKIT_VLLM_BACKEND=TORCH_SDPA", "-e", "VLLM_PLUGINS=")
+    assert "no worker said which attention layers it built" in events["engine.layers"]["warnings"][0]
     assert (events["engine.backend"]["proven"], events["engine.backend"]["running"]) == ("TORCH_SDPA", "CPU_ATTN")
     assert "runs CPU_ATTN, not TORCH_SDPA" in events["error"]["message"]
-    assert "ready" not in events
-    report = json.loads(done.stdout[done.stdout.index("\n{\n") :])
-    assert "runs CPU_ATTN, not TORCH_SDPA" in report["error"] and report["exit_code"] == 1
+    assert "runs CPU_ATTN, not TORCH_SDPA" in report["error"]
+
+
+def test_a_backend_that_is_swapped_after_the_census_is_caught(cpu_image: str) -> None:
+    """Another plugin takes the place of CPU_ATTN in the processes that serve, under its name: the log says nothing of it."""
+    plugin = f"{ROOT / 'tests/data/swapping-plugin'}:/plugin:ro"
+    _, report = _boot(cpu_image, "-v", plugin, "-e", "PYTHONPATH=/plugin")
+    assert "run swapped.Swapped with swapped.SwappedImpl as CPU_ATTN" in report["error"]
+    assert [row["validated"] for row in report["engine"]["layers"]] == [False]
 
 
 def test_the_bill_of_materials_names_what_is_installed(cpu_image: str) -> None:

@@ -17,6 +17,7 @@ SCANNED = ("attnkit", "images", "deploy", "tools", "tests", "Makefile", ".ci")
 VARIABLE = re.compile(r"(?<![A-Z_])ATTNKIT_[A-Z0-9_]*[A-Z0-9](?![A-Za-z_*])")
 
 RUNTIME = {
+    "ATTNKIT_CENSUS_DIR": "set by boot for its engine: where vLLM's workers say which layers they built; not to be set by hand",
     "ATTNKIT_CPU_ISA": "use a smaller instruction set than the processor has: `portable`, `avx2`, `avx512` or `avx512bf16`",
     "ATTNKIT_KERNELS": "directory of precompiled kernels (`attnkit kernels build`); set in every image that has some",
     "ATTNKIT_PALLAS_INTERPRET": "1: run PALLAS kernels in the JAX interpreter, without a TPU",

@@ -25,6 +25,7 @@ EVENTS = {
     "engine.start": "the serving engine is started: its whole command",
     "engine.healthy": "its health endpoint answered",
     "engine.completion": "the completion that was requested, with tokens per second",
+    "engine.layers": "the attention layers that the engine's workers built, and whether they were validated",
     "engine.backend": "which implementation the engine's log names",
     "ready": "the readiness file says ready",
     "engine.exit": "the engine ended",

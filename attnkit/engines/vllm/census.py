@@ -47,11 +47,13 @@ class Counted:
         kind: their shape, of one rank.
         backend: vLLM's name of the backend that it chose for them; None where the layer does not say.
         layer_class: vLLM's class.
+        implementation: the classes that compute, of the backend and of its `impl`, as paths; empty where they are not known.
     """
 
     kind: LayerKind
     backend: str | None
     layer_class: str
+    implementation: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ def count(found: Mapping[str, Any]) -> Census:
     other: dict[str, int] = {}
     for row in found["layers"]:
         if row["kind"] in _ROLES:
-            one = Counted(_kind(row, cast(Dtype, dtype), found["block_size"]), row["backend"], row["class"])
+            kind = _kind(row, cast(Dtype, dtype), found["block_size"])
+            one = Counted(kind, row["backend"], row["class"], tuple(row.get("implementation", ())))
             counted[one] = counted.get(one, 0) + 1
         elif row["kind"] == "other":
             other[row["what"]] = other.get(row["what"], 0) + 1

@@ -21,6 +21,7 @@ from itertools import pairwise
 from typing import Any
 
 from attnkit.backends.base import Backend, Capability, HeadDims, Provider
+from attnkit.engines.vllm import layer_rows
 from attnkit.engines.vllm.layer import EngineMovedError, engine_layer, forward, interface, vllm_version
 from attnkit.errors import unknown_name
 from attnkit.hardware.device import Device
@@ -103,6 +104,19 @@ def engine_backend(name: str) -> Backend:
             f"vllm {vllm_version()}", capability, partial(_run, name=engine_name), why="vLLM's own implementation"
         )
     return Backend(PREFIX + engine_name, (provider,), summary=f"vLLM's {engine_name}", automatic=False)
+
+
+def implementation(name: str) -> tuple[str, ...]:
+    """The classes that `engine_backend(name)` drives, as paths: vLLM's backend and its `impl`.
+
+    Raises:
+        EngineMovedError: the registry moved.
+    """
+    with interface("its registry of attention backends"):
+        from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+        backend = AttentionBackendEnum[name.removeprefix(PREFIX).upper()].get_class()
+        return tuple(layer_rows.implementation(backend, backend.get_impl_cls()))
 
 
 def _capability(name: str, backend: Any) -> Capability:
@@ -267,6 +281,7 @@ def validate_engine_backend(
             on_case=on_case,
             torch_device=torch_device,
         )
+        verdict = replace(verdict, implementation=implementation(name))
     except EngineMovedError as error:
         case = CaseResult("interface", "how vLLM's attention is called", "inconclusive", str(error))
         if on_case:

@@ -5,6 +5,7 @@ it leaves to a plugin:
 
     ATTNKIT_VLLM_BACKEND=NAME   attention is computed by attnkit's backend NAME; unset: vLLM is left alone
     ATTNKIT_VLLM_TURING=1       on sm_75, tensor cores for vLLM's own Triton kernels; implied by the variable above
+    ATTNKIT_CENSUS_DIR=DIR      set by boot: the workers write down which layers they built (`serving_census`)
 
 Where the backend goes depends on what the platform lets be replaced: CPU takes its CPU_ATTN (for MLA layers CPU_MLA or
 AMX_MLA) whatever is asked, so these are overridden; CUDA and ROCm take `--attention-backend CUSTOM`; XPU takes FLASH_ATTN. See
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 VARIABLE = "ATTNKIT_VLLM_BACKEND"
 TURING_VARIABLE = "ATTNKIT_VLLM_TURING"
+CENSUS_VARIABLE = "ATTNKIT_CENSUS_DIR"
 SLOTS = {"cpu": "CPU_ATTN", "cuda": "CUSTOM", "rocm": "CUSTOM", "xpu": "FLASH_ATTN"}
 """The name in vLLM's registry under which attnkit's backend goes, by vLLM's word for the platform."""
 MLA_SLOTS = {"cpu": ("CPU_MLA", "AMX_MLA")}
@@ -55,6 +57,10 @@ def register() -> None:
             silently: the user would be served by another backend than the one asked for.
         UnsupportedError: vLLM's layers never ask for what the backend computes.
     """
+    if directory := os.environ.get(CENSUS_VARIABLE):
+        from attnkit.engines.vllm import serving_census
+
+        serving_census.install(directory)
     name = os.environ.get(VARIABLE, "").strip()
     if name or os.environ.get(TURING_VARIABLE) == "1":
         _enable_turing()
