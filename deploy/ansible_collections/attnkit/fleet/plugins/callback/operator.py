@@ -158,7 +158,6 @@ class CallbackModule(Default):  # type: ignore[misc]
             self._display.display(f"written: {file}")
         if said.get("failed") and not said["objections"]:
             self._display.display(f"stopped: {printable(said['msg'])}")
-        self._display.display("")
 
     def _follow(self, result: Any) -> None:
         """A line if this result changes the state of its node; names of registers and facts are the roles' own."""
