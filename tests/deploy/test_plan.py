@@ -5,10 +5,8 @@ from __future__ import annotations
 import html.parser
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -17,8 +15,8 @@ from ansible_collections.attnkit.fleet.plugins.module_utils.wording import elaps
 from ansible_collections.attnkit.fleet.plugins.plugin_utils import plan, terminal
 from rich.cells import cell_len
 
-HERE = Path(__file__).parent
-OLD, NEW = (f"registry:5000/attnkit/cuda-ampere@sha256:{digit * 64}" for digit in "ab")
+from .conftest import FAILED, NEW, OLD, PASSED
+
 HOSTILE = "\x1b]0;owned\x07\x1b[2Jgone\r\n\u202e<script>alert(1)</script>{{ 7 * 191 }}[bold]"
 OK = {"check": "disk", "ok": True, "detail": "71.2 GiB free"}
 
@@ -252,60 +250,12 @@ def test_elapsed(seconds: float, text: str) -> None:
 
 
 # --------------------------------------------------------------------------- through ansible-playbook, without Docker
-PIPELINED = {"ANSIBLE_PIPELINING": "true"}  # one process a task less
-SUMMARY = {"node_type": "h100", "backend": "FLASH_ATTN", "verdict": "pass", "boot_seconds": 41.5, "tokens_per_s": 3900.0}
-PASSED = {"ok": True, "reason": "", "summary": SUMMARY, "completion": {}, "log_tail": []}
-FAILED = {"ok": False, "reason": "the self-test failed: wrong numbers", "summary": {}, "log_tail": ["bad"]}
-ANSWERS: dict[str, Any] = {
-    "file": {},
-    "docker_image_pull": {"changed": True},
-    "docker_container": {"changed": True},
-    "attnkit_devices": {"groups": []},
-    "attnkit_watch": {},
-    "attnkit_gate": PASSED,
-}
-
-
-@pytest.fixture
-def roll(tmp_path: Path, ansible: Callable[..., CompletedProcess[str]]) -> Callable[..., tuple[int, str]]:
-    """Run the rollout over nodes that answer as they are told; (exit code, output)."""
-
-    def run(nodes: dict[str, dict[str, Any]], *options: str) -> tuple[int, str]:
-        hosts = {}
-        for name, answers in nodes.items():
-            folder = tmp_path / name
-            (folder / "state").mkdir(parents=True)
-            python = folder / "python"
-            text = (HERE / "answering_node.py").read_text(encoding="utf-8")
-            python.write_text(text.replace("#!/usr/bin/env python3", f"#!{sys.executable}", 1), encoding="utf-8")
-            python.chmod(0o755)
-            recorded = _release(OLD, command=["vllm"])
-            preflight = {"findings": [OK], "machine": name, "recorded": recorded, "recorded_type": "h100", "service": None}
-            (folder / "state" / "release.json").write_text(
-                json.dumps({"release": recorded, "previous": None}), encoding="utf-8"
-            )
-            (folder / "answers.json").write_text(
-                json.dumps({"attnkit_preflight": preflight, **ANSWERS, **answers}), encoding="utf-8"
-            )
-            hosts[name] = {"ansible_python_interpreter": str(python), "attnkit_state_dir": str(folder / "state")}
-        variables = {
-            "ansible_connection": "local",
-            "attnkit_node_type": "h100",
-            "attnkit_images": {"cuda-ampere": NEW},
-            "attnkit_command": ["vllm"],
-            "attnkit_plan_dir": str(tmp_path / "out"),
-        }
-        (tmp_path / "hosts.json").write_text(json.dumps({"attnkit": {"hosts": hosts, "vars": variables}}), encoding="utf-8")
-        done = ansible("ansible-playbook", "-i", str(tmp_path / "hosts.json"), "playbooks/rollout.yml", *options, env=PIPELINED)
-        return done.returncode, done.stdout
-
-    return run
+MISSING = {"docker_container": {"failed": True, "msg": "Cannot find image"}, "attnkit_gate": FAILED}
 
 
 @pytest.mark.slow
-def test_check_shows_the_plan_of_a_release_that_no_node_has(roll: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
-    missing = {"docker_container": {"failed": True, "msg": "Cannot find image"}, "attnkit_gate": FAILED}
-    code, said = roll({"gpu-1": missing, "gpu-2": missing}, "--check")
+def test_check_shows_the_plan_of_a_release_that_no_node_has(answering: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    code, said = answering("rollout", {"gpu-1": MISSING, "gpu-2": MISSING}, "--check")
     assert code == 0, said
     assert "rollout: 2 of 2 nodes change; 1 canary, then a batch of 1" in said
     rows = [line.split() for line in said.splitlines() if line.startswith("gpu-")][:2]
@@ -322,9 +272,9 @@ def test_check_shows_the_plan_of_a_release_that_no_node_has(roll: Callable[..., 
 
 
 @pytest.mark.slow
-def test_objections_stop_it_with_the_plan(roll: Callable[..., tuple[int, str]]) -> None:
+def test_objections_stop_it_with_the_plan(answering: Callable[..., tuple[int, str]]) -> None:
     full = {"attnkit_preflight": {"findings": [{"check": "disk", "ok": False, "detail": "1.3 GiB free"}], "machine": None}}
-    code, said = roll({"gpu-1": full, "gpu-2": full, "gpu-3": {}})
+    code, said = answering("rollout", {"gpu-1": full, "gpu-2": full, "gpu-3": {}})
     assert code != 0
     assert "  gpu-[1-2]: disk: 1.3 GiB free\n" in said and said.count("1.3 GiB free") == 1
     assert "nothing was changed; once the objections are gone" in said
@@ -332,8 +282,8 @@ def test_objections_stop_it_with_the_plan(roll: Callable[..., tuple[int, str]]) 
 
 
 @pytest.mark.slow
-def test_a_line_a_change_and_a_table_at_the_end(roll: Callable[..., tuple[int, str]]) -> None:
-    code, said = roll({"gpu-1": {}, "gpu-2": {"attnkit_gate": [FAILED, PASSED]}, "gpu-3": {}})
+def test_a_line_a_change_and_a_table_at_the_end(answering: Callable[..., tuple[int, str]]) -> None:
+    code, said = answering("rollout", {"gpu-1": {}, "gpu-2": {"attnkit_gate": [FAILED, PASSED]}, "gpu-3": {}})
     assert code != 0
     lines = [re.sub(r"\d+ s\)", "N s)", line) for line in said.splitlines()]
     roll_of = lines[: lines.index("PLAY RECAP " + "*" * 69)]

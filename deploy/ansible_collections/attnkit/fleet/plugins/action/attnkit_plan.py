@@ -25,7 +25,8 @@ except ImportError as missing:
         f"attnkit is not installed for the Python that runs Ansible ({missing}); install it there: pip install attnkit"
     ) from missing
 
-SEEN = ("ansible_facts", "attnkit_findings", "attnkit_machine", "attnkit_proposed", "attnkit_recorded", *plan.HOOKS)
+FACTS = ("ansible_facts", "attnkit_findings", "attnkit_machine", "attnkit_outcome", "attnkit_proposed", "attnkit_recorded")
+SEEN = (*FACTS, *plan.HOOKS)
 """The variables of a host that a plan is made from."""
 
 
@@ -72,6 +73,28 @@ def rollback(seen: Mapping[str, Mapping[str, Any]], hosts: Sequence[str], batche
     return {"nodes": rows, "objections": plan.causes(objections)}
 
 
+def repair(seen: Mapping[str, Mapping[str, Any]], hosts: Sequence[str], policy: str) -> dict[str, Any]:
+    """Rows and objections of a repair: the nodes that do not serve, one at a time."""
+    broken = [host for host in hosts if not part(seen.get(host), "attnkit_outcome").get("ok")]
+    turns = plan.steps([], broken, ["1"], len(broken))
+    rows, objections = [], []
+    for host in hosts:
+        own, recorded = seen.get(host, {}), part(seen.get(host), "attnkit_recorded")
+        now, previous = (part(recorded, name) for name in ("release", "previous"))
+        why = plan.text(part(own, "attnkit_outcome").get("reason") or "serves")
+        does = [f"{policy}: {why}"] if host in turns else []
+        if host in turns and policy == "revert":
+            does = [f"restart, else {plan.digest(str(previous.get('image')))}: {why}" if previous else f"restart: {why}"]
+        rows.append(plan.row(host, own, turns.get(host, ""), now, now, does, why))
+        if host in turns and policy == "drain" and not any(own.get(name) for name in plan.HOOKS[:2]):
+            detail = "no hook is set that drains it: attnkit_drain_command or attnkit_drain_tasks"
+            objections.append({"node": host, "check": "drain", "ok": False, "detail": detail})
+        if host in turns and policy != "drain" and not now:
+            detail = "no release is recorded, so there is nothing to restart; roll one out"
+            objections.append({"node": host, "check": "release", "ok": False, "detail": detail})
+    return {"nodes": rows, "objections": plan.causes(objections)}
+
+
 def write(document: Mapping[str, Any], folder: str) -> list[str]:
     """The plan as data and as a page; the paths. Each file is there whole, or is the one of before."""
     text = {
@@ -104,8 +127,10 @@ class ActionModule(ActionBase):
         seen = host_variables(shared["hostvars"], hosts)
         if args["kind"] == "rollout":
             made = rollout(seen, hosts, args["batches"])
-        else:
+        elif args["kind"] == "rollback":
             made = rollback(seen, hosts, args["batches"], args["to"])
+        else:
+            made = repair(seen, hosts, args["policy"])
         now = datetime.datetime.now(tz=datetime.timezone.utc)
         document = {
             "schema_version": 1,

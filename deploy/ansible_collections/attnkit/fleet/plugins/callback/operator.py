@@ -233,7 +233,7 @@ class CallbackModule(Default):  # type: ignore[misc]
 
         rows = []
         for host in self._steps:
-            word, after, said = self._ends.get(host, ("untouched", None, {}))
+            word, after, said = self._ends.get(host, (self._states.get(host, "untouched"), None, {}))
             summary = checked_summary(said)
             numbers = (summary.get("boot_seconds"), summary.get("tokens_per_s"))
             rows.append(

@@ -18,7 +18,7 @@ options:
   kind:
     description: What is planned.
     type: str
-    choices: [rollout, rollback]
+    choices: [rollout, rollback, repair]
     required: true
   batches:
     description: The sizes of the batches after the first nodes, as in C(serial) of the play.
@@ -33,6 +33,11 @@ options:
     description: For a rollback, the release to go to, its image or a part of that; empty for the one before.
     type: str
     default: ""
+  policy:
+    description: For a repair, what is done with a node that does not serve.
+    type: str
+    choices: [restart, revert, drain]
+    default: restart
   folder:
     description: Folder on the controller for the files; empty for none.
     type: path
@@ -81,10 +86,11 @@ from ansible.module_utils.basic import AnsibleModule
 from ..module_utils.arguments import Arguments
 
 ARGUMENTS: Arguments = {
-    "kind": {"type": "str", "choices": ["rollout", "rollback"], "required": True},
+    "kind": {"type": "str", "choices": ["rollout", "rollback", "repair"], "required": True},
     "batches": {"type": "list", "elements": "str", "default": []},
     "hosts": {"type": "list", "elements": "str"},
     "to": {"type": "str", "default": ""},
+    "policy": {"type": "str", "choices": ["restart", "revert", "drain"], "default": "restart"},
     "folder": {"type": "path", "default": ""},
 }
 
