@@ -26,7 +26,7 @@ def signatures(targets: Sequence[str]) -> tuple[ahead.Signature, ...]:
             if CAPABILITY.reject(need, device):
                 continue
             for case in cases(LEVEL, CAPABILITY, device, need):
-                call = build_call(case)
+                call = build_call(case, contents=False)
                 if isinstance(call, PagedAttention):
                     found[signature(call)] = None
     return tuple(found)

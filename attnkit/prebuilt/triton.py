@@ -78,4 +78,4 @@ def _calls(target: str, *, level: Level) -> Iterator[tuple[str, Call]]:
 @cache
 def _built(case: Case) -> Call:
     """The case's call on the CPU; targets share it."""
-    return build_call(case)
+    return build_call(case, contents=False)

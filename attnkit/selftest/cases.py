@@ -40,18 +40,22 @@ def cases(level: Level, capability: Capability, device: Device, need: AttentionS
                 candidates += _extended(geometry)
             found += [
                 case
-                for case in (_with_keys(candidates) if capability.of_engine else candidates)
+                for case in (_of_engine(candidates) if capability.of_engine else candidates)
                 if not capability.reject(case.spec(), device) and not (case.content == "balanced" and dtype == "float32")
             ]
     return tuple({(case.name, case.dtype, case.op): case for case in found}.values())
 
 
-def _with_keys(candidates: Sequence[Case]) -> Iterator[Case]:
-    """The cases without their sequences that have rows without a key; a case of nothing else is left out."""
+def _of_engine(candidates: Sequence[Case]) -> Iterator[Case]:
+    """What an engine asks its own backend: no sequence with a row without a key, and no case of nothing else.
+
+    Several new tokens in MLA's decode it may refuse: an engine whose decode takes one token gives the others to its prefill.
+    """
     for case in candidates:
         seqs = tuple((new, total) for new, total in case.seqs if total >= new)
         if any(new for new, _ in seqs):
-            yield replace(case, seqs=seqs)
+            several = case.op == "mla_decode" and any(new > 1 for new, _ in seqs)
+            yield replace(case, seqs=seqs, edge=case.edge or several)
 
 
 def drawn_anew(asked: Sequence[Case], seed: int) -> Case:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,11 +35,15 @@ FAR = 1 << 31
 """Elements of a cache that a case with `far` puts before the blocks in use."""
 
 
-def build(case: Case, device: str = "cpu") -> Call:
-    """The call of a case, its tensors on `device`, its output buffer filled with NaN."""
+def build(case: Case, device: str = "cpu", *, contents: bool = True) -> Call:
+    """The call of a case, its tensors on `device`, its output buffer filled with NaN.
+
+    Without `contents` the other tensors are memory as it comes, for whoever only plans the call: no planner looks at values.
+    """
     draw = torch.Generator().manual_seed(zlib.crc32(f"{case.op}/{case.name}".encode()) + (case.seed << 32))
     scale = softmax_scale(case)
-    parts = [_contents(case, new, total, scale, draw) for new, total in case.seqs]
+    contents_of = partial(_contents, scale=scale, draw=draw) if contents else _uninitialized
+    parts = [contents_of(case, new, total) for new, total in case.seqs]
     query = torch.cat([q for q, _, _ in parts]).to(_dtype(case))
     new = [n for n, _ in case.seqs]
     total = [n for _, n in case.seqs]
@@ -71,7 +76,7 @@ def build(case: Case, device: str = "cpu") -> Call:
             out=out,
         )
     assert case.block_size is not None
-    table, small, scales = _paged(case, [(k, v) for _, k, v in parts], draw)
+    table, small, scales = _paged(case, [(k, v) for _, k, v in parts], draw, written=contents)
     caches = [_at_the_end(cache, device) if case.far else cache.to(device) for cache in small]
     if case.apart:
         caches[1] = _wider(caches[1])
@@ -189,8 +194,14 @@ def _contents(case: Case, new: int, total: int, scale: float, draw: torch.Genera
     return q, k, v
 
 
+def _uninitialized(case: Case, new: int, total: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Like `_contents`, in shape and dtype alone."""
+    query, key = torch.empty(new, case.heads, case.head_dim), torch.empty(total, case.kv_heads, case.head_dim)
+    return query, key, torch.empty(total, case.kv_heads, case.head_dim_v)
+
+
 def _paged(
-    case: Case, parts: list[tuple[Tensor, Tensor]], draw: torch.Generator
+    case: Case, parts: list[tuple[Tensor, Tensor]], draw: torch.Generator, *, written: bool
 ) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[float, float]]:
     """(block_table, (key_cache, value_cache), (k_scale, v_scale)) with blocks dealt in random order."""
     size = case.block_size or 1
@@ -199,6 +210,10 @@ def _paged(
     order = torch.randperm(count, generator=draw).tolist()
     spare = order.pop()  # never used by any sequence: all NaN, and what the table's unused entries point at
     table = torch.full((len(parts), max(1, *blocks)), spare, dtype=torch.int32)
+    if not written:
+        stored = FP8.get(case.kv_cache_dtype, _dtype(case))
+        caches = [torch.empty(count, size, case.kv_heads, d, dtype=stored) for d in (case.head_dim, case.head_dim_v)]
+        return table, (caches[0], caches[1]), (1.0, 1.0) if case.kv_cache_dtype == "auto" else (0.02, 0.03)
     keys = torch.full((count, size, case.kv_heads, case.head_dim), math.nan)
     values = torch.full((count, size, case.kv_heads, case.head_dim_v), math.nan)
     for row, (k, v) in enumerate(parts):

@@ -36,8 +36,14 @@ COMMAND = [
     "vllm", "serve", "/models/tiny", "--served-model-name", MODEL, "--host", "0.0.0.0", "--port", str(PORT),
     "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "16",
 ]  # fmt: skip
-ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
-"""The nodes share the cores of one computer: more threads each would wait for one another by spinning."""
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
+"""The nodes share the cores of one computer: more threads each would wait for one another by spinning, and a worker in a
+process of its own would import everything once more."""
 
 console = Console()
 

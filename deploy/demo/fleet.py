@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -308,9 +309,14 @@ class Fleet:
 
     def down(self, machines: Sequence[str]) -> None:
         """Remove the fleet's containers, volumes, network and state."""
-        for container in (self.registry, *(self.container(name) for name in machines)):
+
+        def remove(container: str) -> None:
             docker("rm", "-f", "-v", container, check=False)
             docker("volume", "rm", "-f", container, check=False)
+
+        containers = [self.registry, *(self.container(name) for name in machines)]
+        with ThreadPoolExecutor(len(containers)) as pool:
+            list(pool.map(remove, containers))
         docker("network", "rm", self.prefix, check=False)
         shutil.rmtree(self.state, ignore_errors=True)
 

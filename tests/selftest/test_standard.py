@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import platform
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -54,6 +55,15 @@ def test_every_claimed_value_is_asked_in_every_dtype_and_beside_every_other(back
             "tree": claimed.features - {"non_causal", "window", "score_mod", "mask_mod"},
         }
         assert features >= has.get(op, claimed.features) & claimed.features & set(FEATURES), (op, dtype)
+
+
+def test_an_engines_own_mla_decode_may_refuse_several_new_tokens():
+    """vLLM's AMX_MLA takes one token a sequence; longer ones are its prefill's."""
+    own = replace(capability("TRITON_MLA"), of_engine=True)
+    for level in ("quick", "standard"):
+        several = [case for case in cases(level, own, CPU, None) if max(new for new, _ in case.seqs) > 1]
+        assert several and all(case.edge for case in several)
+    assert any(not case.edge for case in standard("TRITON_MLA") if max(new for new, _ in case.seqs) > 1), "ours must take them"
 
 
 def ratios(found):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -26,6 +26,8 @@ else:
 MAX_LEN = 1 << 20
 STALE, STALE_BYTE = 4.0, 0x44
 """What unused slots hold: far from the data of any case, finite in every dtype (the byte is 3.0 or 4.0 in float8)."""
+
+LARGE = 1 << 30
 
 numbers = itertools.count()
 """Layer names must differ within a configuration."""
@@ -166,7 +168,7 @@ def engine_layer(name: str, call: PagedAttention) -> Iterator[Layer]:
                 ).to(call.query.device)
             # the layer's own: builders read the window there. A windowed layer may choose smaller blocks; the call's are meant
             spec = replace(module.get_kv_cache_spec(config), block_size=geometry.block_size)
-            kv_cache = allocate(backend, spec, call.key_cache.shape[0] + 1, config, call.query.device)
+            kv_cache = allocate(backend, spec, call.key_cache.shape[0] + 1, config, call.block_table)
             builder = backend.get_builder_cls()(spec, [prefix], config, torch.device(call.query.device))
         try:
             yield Layer(module, builder, kv_cache, config)
@@ -211,9 +213,11 @@ def default_dtype(dtype: Any) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def allocate(backend: Any, spec: Any, num_blocks: int, config: Any, device: Any) -> Tensor:
+def allocate(backend: Any, spec: Any, num_blocks: int, config: Any, table: Tensor) -> Tensor:
     """A cache of `num_blocks` blocks as this vLLM version's runner lays it out for `backend`, filled with stale values.
 
+    Of one over `LARGE` bytes in a CPU's memory only the null block and those of the call's block table are filled: gigabytes
+    that nobody asks for would take seconds.
     The configuration is told how many there are: FLEX_ATTENTION makes its mask of the whole cache.
     Stale but finite, as in serving: blocks are reused without being cleared, so what a sequence has not written must not reach
     its result. Not NaN: vLLM clears the cache once at the start, and its kernels may multiply what lies there by zero.
@@ -228,7 +232,7 @@ def allocate(backend: Any, spec: Any, num_blocks: int, config: Any, device: Any)
         order = tuple(range(len(shape)))
         with suppress(AttributeError, NotImplementedError):  # vLLM's own runner takes these for "as the shape is"
             order = backend.get_kv_cache_stride_order()
-        physical = torch.empty([shape[axis] for axis in order], dtype=spec.dtype, device=device)
+        physical = _empty([shape[axis] for axis in order], spec.dtype, table.device)
         view = physical.permute([order.index(axis) for axis in range(len(order))])
     else:
         from vllm.v1.kv_cache_interface import KVCacheLayout, compute_layer_kv_cache_shape_bytes, compute_layout_strides
@@ -237,11 +241,28 @@ def allocate(backend: Any, spec: Any, num_blocks: int, config: Any, device: Any)
         config.cache_config.kv_cache_layout = layout.name
         bytes_shape = compute_layer_kv_cache_shape_bytes(spec, num_blocks)
         strides = compute_layout_strides(spec, num_blocks, 1, layout)
-        raw = torch.empty(num_blocks * spec.page_size_bytes, dtype=torch.int8, device=device)
+        raw = _empty([num_blocks * spec.page_size_bytes], torch.int8, table.device)
         physical = raw.view(spec.dtype)
         view = torch.as_strided(raw, (1, *bytes_shape), strides)[0].view(spec.dtype)
-    physical.fill_(STALE if physical.dtype.is_floating_point else STALE_BYTE)
+    stale = STALE if physical.dtype.is_floating_point else STALE_BYTE
+    if physical.nbytes < LARGE or not physical.is_cpu:
+        physical.fill_(stale)
+    else:
+        for block in {0, *(table + 1).unique().clamp(0, num_blocks - 1).tolist()}:
+            view.select(view.shape.index(num_blocks), block).fill_(stale)
     return view
+
+
+def _empty(shape: Sequence[int], dtype: Any, device: Any) -> Tensor:
+    """Memory as it comes: not even the self-test's poison, as stale values come next."""
+    import torch
+
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        return torch.empty(shape, dtype=dtype, device=device)
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 def forward(layer: Layer, call: PagedAttention) -> AttentionOutput:

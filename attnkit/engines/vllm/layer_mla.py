@@ -82,7 +82,7 @@ def decode(name: str, call: MlaDecode) -> AttentionOutput:
                     attn_backend=backend,
                 ).to(device)
                 cache_spec = layer.get_kv_cache_spec(config)
-                kv_cache = allocate(backend, cache_spec, call.kv_cache.shape[0] + 1, config, device)
+                kv_cache = allocate(backend, cache_spec, call.kv_cache.shape[0] + 1, config, call.block_table)
                 cache = kv_cache.squeeze(1) if kv_cache.dim() == 4 else kv_cache
                 builder = backend.get_builder_cls()(cache_spec, [prefix], config, torch.device(device))
                 kept = torch.nonzero(call.query_start_loc.diff().cpu() > 0).flatten()

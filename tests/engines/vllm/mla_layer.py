@@ -93,7 +93,7 @@ def main(place: str) -> None:
         position = [torch.arange(n) for n in LENGTHS]
         slots = [table[i, p // PAGE].long() * PAGE + p % PAGE for i, p in enumerate(position)]
         spec = layer.get_kv_cache_spec(config)
-        cache = allocate(layer.attn_backend, spec, sum(pages) + 1, config, "cpu").squeeze(1)
+        cache = allocate(layer.attn_backend, spec, sum(pages) + 1, config, table).squeeze(1)
         builder = layer.attn_backend.get_builder_cls()(spec, [layer.layer_name], config, torch.device("cpu"))
         starts = torch.tensor([0, *torch.tensor(NEW).cumsum(0).tolist()], dtype=torch.int32)
         new = torch.cat([slot[-n:] for slot, n in zip(slots, NEW, strict=True)])
