@@ -50,7 +50,8 @@ def rollout(seen: Mapping[str, Mapping[str, Any]], hosts: Sequence[str], batches
         proposed = part(seen.get(host), "attnkit_proposed")
         before, after = (part(proposed, name) for name in ("recorded", "wanted"))
         changes = plan.differences(before, after, proposed.get("service")) if after else []
-        rows.append(plan.row(host, seen.get(host, {}), turns.get(host, ""), before, after, changes))
+        why = "" if after else "no image for it" if host in turns else "not known: no answer"
+        rows.append(plan.row(host, seen.get(host, {}), turns.get(host, ""), before, after, changes, why))
     return {"nodes": rows, "objections": plan.causes(finding_rows(seen, hosts))}
 
 

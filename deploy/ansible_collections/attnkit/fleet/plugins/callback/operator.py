@@ -144,9 +144,12 @@ class CallbackModule(Default):  # type: ignore[misc]
         """Keep that it did not answer."""
         host = result.host.get_name()
         self._reasons[host] = f"no answer: {result.result.get('msg')}"
-        super().v2_runner_on_unreachable(result)
+        if not self._brief:
+            super().v2_runner_on_unreachable(result)
         if self._rolling:
-            self._end(host, "no answer", {})
+            self._end(host, "no answer", "no answer", {})
+        elif self._brief:
+            self._say(host, self._reasons[host])
 
     def _plan(self, result: Any) -> None:
         said = result.result
@@ -189,10 +192,13 @@ class CallbackModule(Default):  # type: ignore[misc]
             return
         summary = outcome.get("summary")
         if outcome.get("ok"):
-            word = "self-test passed, serving" if host in self._states else "unchanged, serving"
+            ended, said = (
+                ("serves", "self-test passed, serving") if host in self._states else ("unchanged", "unchanged, serving")
+            )
         else:
-            word = "reverted, serves again" if str(back).startswith("yes, and") else "does not serve"
-        self._end(host, word, summary if isinstance(summary, Mapping) else {})
+            ended = "reverted" if str(back).startswith("yes, and") else "does not serve"
+            said = "reverted, serves again" if ended == "reverted" else ended
+        self._end(host, ended, said, summary if isinstance(summary, Mapping) else {})
 
     def _say(self, host: str, state: str) -> None:
         if self._states.get(host) != state:
@@ -201,10 +207,10 @@ class CallbackModule(Default):  # type: ignore[misc]
             text = text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]}…"
             self._display.display(f"{printable(host)}  {text}")
 
-    def _end(self, host: str, word: str, summary: Mapping[str, Any]) -> None:
+    def _end(self, host: str, ended: str, said: str, summary: Mapping[str, Any]) -> None:
         after = time.monotonic() - self._began
-        self._ends[host] = (word, after, summary)
-        self._say(host, f"{word}  ({len(self._ends)} of {len(self._steps)}, {elapsed(after)})")
+        self._ends[host] = (ended, after, summary)
+        self._say(host, f"{said}  ({len(self._ends)} of {len(self._steps)}, {elapsed(after)})")
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """After Ansible's own: every node of the plan, and those that need a hand, whatever ended the run."""
