@@ -83,7 +83,10 @@ def test_a_mutated_manifest_is_read_or_refused(directory: Path) -> None:
     assert refused > 700
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 2}', '{"schema": 9}', '{"schema": 2, "schema": 2}', "[" * 9999, ""])
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", '{"schema": 2}', '{"schema": 9}', '{"schema": 2, "schema": 2}', pytest.param("[" * 9999, id="deep"), ""],
+)
 def test_a_file_that_is_no_manifest(directory: Path, text: str) -> None:
     (directory / "manifest.json").write_text(text)
     with pytest.raises(UsageError, match=r"manifest\.json"):
