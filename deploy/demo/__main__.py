@@ -76,6 +76,7 @@ def inventory(nodes: list[Node], image: str, environment: dict[str, str]) -> Pat
                 "attnkit_init_command": ["tiny-model", "/models/tiny"],
                 "attnkit_init_creates": "/var/lib/attnkit/models/tiny/config.json",
                 "attnkit_image_bytes": 6_000_000_000,
+                "attnkit_plan_dir": str(OUT),
             },
         }
     }
@@ -85,7 +86,7 @@ def inventory(nodes: list[Node], image: str, environment: dict[str, str]) -> Pat
 
 
 def play(playbook: str, hosts: Path, log: str, *options: str) -> tuple[int, str]:
-    """Run a playbook; its plays and tasks are shown as they come, all of its output is kept in out/demo."""
+    """Run a playbook; what it says is shown as it comes, and kept in out/demo."""
     environment = {
         **os.environ,
         "ANSIBLE_HOME": str(DEMO.state / "ansible"),
@@ -104,19 +105,8 @@ def play(playbook: str, hosts: Path, log: str, *options: str) -> tuple[int, str]
             file.write(line)
             file.flush()
             text.append(line)
-            show(line.rstrip())
+            console.print(f"   {line.rstrip()}", markup=False, highlight=False, soft_wrap=True)
     return child.wait(), "".join(text)
-
-
-def show(line: str) -> None:
-    """The lines of a playbook that show its progress."""
-    heading = re.match(r"^(PLAY|TASK) \[(.*?)\]", line)
-    if heading and heading[1] == "PLAY":
-        console.print(f"   [bold]{heading[2]}[/]", highlight=False)
-    elif heading:
-        console.print(f"     [dim]{heading[2].rpartition(' : ')[2]}[/]", highlight=False, soft_wrap=True)
-    elif re.match(r"^\s+- ", line) or re.match(r"^(fatal|\[ERROR\]|ERROR|.*UNREACHABLE)", line):
-        console.print(f"     {line.strip()}", highlight=False, markup=False, soft_wrap=True)
 
 
 def changed(recap: str) -> dict[str, int]:

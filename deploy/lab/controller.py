@@ -88,6 +88,7 @@ def play(
         "ANSIBLE_HOME": str(LAB.state / "ansible"),
         "ANSIBLE_CONFIG": str(DEPLOY / "ansible.cfg"),
         "ANSIBLE_NOCOLOR": "1",
+        "ATTNKIT_FLEET_SHOW_TASKS": "true",  # for the moments
         "PYTHONUNBUFFERED": "1",
         "USER": user,
     }

@@ -127,6 +127,7 @@ def inventory(
                 "attnkit_confirm_timeout": CONFIRM_SECONDS,
                 "attnkit_image_bytes": 150_000_000,
                 "attnkit_page": "",
+                "attnkit_plan_dir": "",
                 **more,
             },
         }

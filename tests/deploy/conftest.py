@@ -68,6 +68,60 @@ def module(ansible: Callable[..., subprocess.CompletedProcess[str]]) -> Callable
     return run
 
 
+OLD, NEW = (f"registry:5000/attnkit/cuda-ampere@sha256:{digit * 64}" for digit in "ab")
+_SUMMARY = {"node_type": "h100", "backend": "FLASH_ATTN", "verdict": "pass", "boot_seconds": 41.5, "tokens_per_s": 3900.0}
+PASSED = {"ok": True, "reason": "", "summary": _SUMMARY, "completion": {}, "log_tail": []}
+FAILED = {"ok": False, "reason": "the self-test failed: wrong numbers", "summary": {}, "log_tail": ["bad"]}
+_ANSWERS: dict[str, Any] = {
+    "file": {},
+    "docker_image_pull": {"changed": True},
+    "docker_container": {"changed": True},
+    "docker_container_info": {"exists": True},
+    "attnkit_devices": {"groups": []},
+    "attnkit_watch": {},
+    "attnkit_gate": PASSED,
+}
+"""What a node without Docker answers, a node that takes every release."""
+
+
+@pytest.fixture
+def answering(tmp_path: Path, ansible: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[..., tuple[int, str]]:
+    """Run a playbook over nodes that answer as they are told and have the release OLD; (exit code, output)."""
+
+    def run(playbook: str, nodes: Mapping[str, Mapping[str, Any]], *options: str, **variables: Any) -> tuple[int, str]:
+        release = {"platform": "cuda-ampere", "node_type": "h100", "command": ["vllm"], "port": 8000, "env": {}}
+        record = {"release": {**release, "image": OLD}, "previous": {**release, "image": NEW}}
+        preflight = {"findings": [{"check": "disk", "ok": True, "detail": "71.2 GiB free"}], "service": None}
+        preflight |= {"recorded": record["release"], "recorded_type": "h100"}
+        hosts = {}
+        for name, answers in nodes.items():
+            folder = tmp_path / name
+            (folder / "state").mkdir(parents=True, exist_ok=True)
+            python = folder / "python"
+            text = Path(__file__).with_name("answering_node.py").read_text(encoding="utf-8")
+            python.write_text(text.replace("#!/usr/bin/env python3", f"#!{sys.executable}", 1), encoding="utf-8")
+            python.chmod(0o755)
+            (folder / "state" / "release.json").write_text(json.dumps(record), encoding="utf-8")
+            told = {"attnkit_preflight": {**preflight, "machine": name}, **_ANSWERS, **answers}
+            (folder / "answers.json").write_text(json.dumps(told), encoding="utf-8")
+            hosts[name] = {"ansible_python_interpreter": str(python), "attnkit_state_dir": str(folder / "state")}
+        shared = {
+            "ansible_connection": "local",
+            "attnkit_node_type": "h100",
+            "attnkit_images": {"cuda-ampere": NEW},
+            "attnkit_command": ["vllm"],
+            "attnkit_plan_dir": str(tmp_path / "out"),
+            **variables,
+        }
+        inventory = tmp_path / "hosts.json"
+        inventory.write_text(json.dumps({"attnkit": {"hosts": hosts, "vars": shared}}), encoding="utf-8")
+        command = ("ansible-playbook", "-i", str(inventory), f"playbooks/{playbook}.yml", *options)
+        done = ansible(*command, env={"ANSIBLE_PIPELINING": "true"})  # one process a task less
+        return done.returncode, done.stdout
+
+    return run
+
+
 class _Answers(http.server.BaseHTTPRequestHandler):
     """Answers from the server's `answers`: path -> (status, body)."""
 

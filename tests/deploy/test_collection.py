@@ -30,7 +30,7 @@ def _yaml(path: Path) -> Any:
 
 def test_there_is_something_to_test() -> None:
     assert {p.stem for p in PLAYBOOKS} >= {"rollout", "verify", "status", "rollback"}
-    assert len(MODULES) == 8
+    assert len(MODULES) == 9
 
 
 def test_playbooks_have_a_path_in_deploy() -> None:

@@ -45,7 +45,12 @@ def _state(nodes: Sequence[str] = NODES) -> dict[str, tuple[str, str, str]]:
 
 
 def _play(playbook: str, *options: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "ANSIBLE_HOME": str(ROOT / ".cache" / "demo" / "ansible"), "ANSIBLE_NOCOLOR": "1"}
+    environment = {
+        **os.environ,
+        "ANSIBLE_HOME": str(ROOT / ".cache" / "demo" / "ansible"),
+        "ANSIBLE_NOCOLOR": "1",
+        "ATTNKIT_FLEET_SHOW_TASKS": "true",
+    }
     command = [str(ROOT / ".venv" / "bin" / "ansible-playbook"), "-i", str(INVENTORY), f"playbooks/{playbook}.yml", *options]
     return subprocess.run(command, cwd=ROOT / "deploy", env=environment, capture_output=True, text=True, check=False)
 

@@ -13,6 +13,7 @@ import pytest
 from .conftest import DEPLOY
 
 IMAGE = f"registry:5000/attnkit/cpu@sha256:{'0' * 64}"
+TASKS = {"ATTNKIT_FLEET_SHOW_TASKS": "true"}
 HERE = Path(__file__).parent
 
 
@@ -39,6 +40,7 @@ def hostile(tmp_path: Path) -> dict[str, Any]:
         "attnkit_images": {"cpu": IMAGE},
         "attnkit_command": ["vllm", "serve", "/models/m"],
         "attnkit_page": str(tmp_path / "out" / "status.html"),
+        "attnkit_plan_dir": str(tmp_path / "out"),
     }
     hosts = tmp_path / "hosts.json"
     hosts.write_text(json.dumps({"attnkit": {"hosts": {"a": None}, "vars": variables}}), encoding="utf-8")
@@ -49,7 +51,7 @@ def hostile(tmp_path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("playbook", ["rollout", "rollback", "status", "drift"])
 def test_what_a_node_says_stays_data(playbook: str, hostile: dict[str, Any], ansible: Any) -> None:
     """No command and no template of the node's runs here, no file is written where it says, no escape sequence is sent."""
-    done = ansible("ansible-playbook", "-i", str(hostile["hosts"]), f"playbooks/{playbook}.yml")
+    done = ansible("ansible-playbook", "-i", str(hostile["hosts"]), f"playbooks/{playbook}.yml", env=TASKS)
     said = done.stdout + done.stderr
     assert "PLAY RECAP" in done.stdout, said
     if playbook == "rollout":
@@ -58,6 +60,10 @@ def test_what_a_node_says_stays_data(playbook: str, hostile: dict[str, Any], ans
     assert "1337" not in said, said
     assert not (hostile["tmp"] / "node" / "elsewhere").exists()
     assert "\x1b" not in said and "\x07" not in said and "\x00" not in said, repr(said)
+    if playbook in ("rollout", "rollback"):
+        files = [(hostile["tmp"] / "out" / name).read_text(encoding="utf-8") for name in ("plan.json", "plan.html")]
+        assert playbook in files[0] and f"{playbook}: 1 of 1 nodes change" in said
+        assert not any("1337" in text or "\x1b" in text or "<script" in text for text in files)
     if playbook == "status":
         page = hostile["page"].read_text(encoding="utf-8")
         assert "<script>alert" not in page and "1337" not in page and "\x1b" not in page

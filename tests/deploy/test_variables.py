@@ -11,6 +11,7 @@ from ansible_collections.attnkit.fleet.plugins.module_utils import variables
 
 from .conftest import DEPLOY
 
+TASKS = {"ATTNKIT_FLEET_SHOW_TASKS": "true"}
 DIGEST = f"@sha256:{'0' * 64}"
 
 
@@ -89,14 +90,14 @@ def test_a_playbook_names_file_and_line(tmp_path: Path, ansible: Any) -> None:
         "    attnkit_api_key: '{{ nothing.at_all }}'\n",
         encoding="utf-8",
     )
-    done = ansible("ansible-playbook", "-i", str(inventory), "playbooks/verify.yml", "-e", "attnkit_port=70000")
+    done = ansible("ansible-playbook", "-i", str(inventory), "playbooks/verify.yml", "-e", "attnkit_port=70000", env=TASKS)
     said = done.stdout + done.stderr
     assert done.returncode != 0
     assert f"{inventory}:4: attnkit_comand: there is no such variable" in said
     assert f"{inventory}:7: attnkit_images.cpu: must be an image with its digest" in said
     assert f"{inventory}:8: attnkit_api_key: cannot be evaluated" in said
     assert "attnkit_port: must be less than or equal to 65535" in said
-    assert "Detect" not in said and "Verify the service" not in said
+    assert "Check the group" in said and "Detect" not in said and "Verify the service" not in said
 
 
 @pytest.mark.slow

@@ -17,24 +17,13 @@ except ImportError:  # private to ansible-core; without it the messages name the
 try:
     from ansible_collections.attnkit.fleet.plugins.module_utils import variables
     from ansible_collections.attnkit.fleet.plugins.plugin_utils.trust import refuse_injected_facts
+    from ansible_collections.attnkit.fleet.plugins.plugin_utils.values import plain
 except ImportError as missing:
     raise AnsibleActionFail(
         f"attnkit is not installed for the Python that runs Ansible ({missing}); install it there: pip install attnkit"
     ) from missing
 
 COLLECTION = str(Path(__file__).resolve().parents[2])
-
-
-def plain(value: Any) -> Any:
-    """A value of Ansible's as one of Python's, all templates in it evaluated."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(inner) for inner in value]
-    for kind in (bool, int, float, str):
-        if isinstance(value, kind):
-            return kind(value)
-    return value
 
 
 def stated(variables_of_host: Mapping[str, Any], path: tuple[str, ...], host: str) -> str:

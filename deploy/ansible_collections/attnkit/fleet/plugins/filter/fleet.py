@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible_collections.attnkit.fleet.plugins.module_utils.boot_report import moment
+from ansible_collections.attnkit.fleet.plugins.module_utils.boot_report import moment, part
 from ansible_collections.attnkit.fleet.plugins.module_utils.wording import printable, short
 
 
@@ -57,7 +57,7 @@ def canaries(hostvars: Mapping[str, Mapping[str, Any]], hosts: Sequence[str]) ->
     """The first host of every node type, in the order of the hosts."""
     first: dict[str, str] = {}
     for host in hosts:
-        first.setdefault((_of(hostvars, host, "ansible_facts") or {})["attnkit"]["node_type"], host)
+        first.setdefault(str(part(_of(hostvars, host, "ansible_facts"), "attnkit").get("node_type")), host)
     return list(first.values())
 
 

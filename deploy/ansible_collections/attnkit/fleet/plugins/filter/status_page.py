@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..module_utils.boot_report import moment
 from ..module_utils.wording import short, span
+from ..plugin_utils.pages import render
 
 DOCUMENTATION = r"""
 name: status_page
@@ -45,7 +43,6 @@ _value:
   type: str
 """
 
-TEMPLATES = Path(__file__).resolve().parents[2] / "playbooks" / "templates"
 COLUMNS = ("node", "type", "state", "backend", "provider", "tokens/s", "report age", "image", "driver")
 NUMBERS = ("tokens/s", "report age")
 TONES = {"pass": "good", "fail": "bad"}
@@ -63,10 +60,8 @@ def status_page(rows: Sequence[Mapping[str, Any]], now: str | None = None) -> st
     # What needs attention comes first; the reader may sort otherwise.
     shown.sort(key=lambda row: (row["serves"], row["type"], row["node"]))
     types = sorted({row["type"] for row in shown})
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("status.html.j2").render(
+    return render(
+        "status.html.j2",
         rows=shown,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ"),
         serving=sum(row["serves"] for row in shown),

@@ -144,6 +144,7 @@ NARROWER: Mapping[str, Any] = {
     "attnkit_max_clock_skew": _Seconds,
     "attnkit_max_report_age": _Seconds,
     "attnkit_textfile_dir": _Path,
+    "attnkit_plan_dir": _Path,
 }
 """The variables of which more is known than options.yml says."""
 

@@ -20,6 +20,13 @@ def span(seconds: float) -> str:
     return f"{max(seconds, 0):.0f} s"
 
 
+def elapsed(seconds: float) -> str:
+    """A time span to the second: 3 min 10 s."""
+    minutes, rest = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 def printable(value: Any, keep: str = "") -> str:
     """A text of a node's as it may go to a terminal: control characters are shown as escapes, those in `keep` left alone."""
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in str(value))

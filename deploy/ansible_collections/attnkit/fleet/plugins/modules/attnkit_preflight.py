@@ -77,6 +77,17 @@ recorded_type:
   returned: always
   type: str
   sample: h100
+recorded:
+  description: The recorded release, empty if none is recorded.
+  returned: always
+  type: dict
+service:
+  description: Whether the service's container runs, and its image. Null if there is none, or if Docker does not answer.
+  returned: always
+  type: dict
+  sample:
+    running: true
+    image: registry:5000/attnkit/cpu@sha256:0c1c...
 machine:
   description: What tells this machine from every other, null if Docker does not answer. Two hosts with the same are one.
   returned: always
@@ -139,10 +150,15 @@ def check_docker(docker: Docker) -> tuple[dict[str, Any], str | None]:
     return finding("docker", True, f"{info['ServerVersion']}, {info['Driver']}"), info["DockerRootDir"]
 
 
-def recorded_type(state_dir: str | None) -> str | None:
-    """The node type that the record of the served release states."""
-    said = part(read_json(os.path.join(state_dir, "release.json")), "release").get("node_type") if state_dir else None
-    return said if isinstance(said, str) else None
+def recorded(state_dir: str | None) -> dict[str, Any]:
+    """The record of the served release, empty if there is none."""
+    return part(read_json(os.path.join(state_dir, "release.json")), "release") if state_dir else {}
+
+
+def service_of(docker: Docker, container: str) -> dict[str, Any] | None:
+    """What a plan needs to know of the service's container."""
+    found = docker.container(container)
+    return {"running": bool(found["State"]["Running"]), "image": found["Config"]["Image"]} if found else None
 
 
 def identity(docker: Docker) -> str:
@@ -249,9 +265,9 @@ def main() -> None:
     docker = Docker(p["docker_socket"])
     docker_finding, root_dir = check_docker(docker)
     findings = [check_python(), docker_finding]
-    machine = None
+    machine = service = None
     if root_dir is not None:
-        machine = identity(docker)
+        machine, service = identity(docker), service_of(docker, p["container"])
         findings += [
             check_disk(docker, root_dir, p["image"], p["image_bytes"]),
             check_port(docker, p["container"], p["bind_address"], p["port"]),
@@ -259,7 +275,16 @@ def main() -> None:
             check_driver(docker, p["image"], p["driver"]),
         ]
     findings += [check_devices(p["devices"]), check_clock(p["controller_time"], p["max_clock_skew"])]
-    module.exit_json(changed=False, findings=findings, machine=machine, recorded_type=recorded_type(p["state_dir"]))
+    release = recorded(p["state_dir"])
+    said = release.get("node_type")
+    module.exit_json(
+        changed=False,
+        findings=findings,
+        machine=machine,
+        recorded=release,
+        recorded_type=said if isinstance(said, str) else None,
+        service=service,
+    )
 
 
 if __name__ == "__main__":
