@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -180,48 +181,49 @@ from attnkit.selftest.tensors import build
 from attnkit.selftest.cases import cases
 from attnkit.prebuilt.needs import needs
 
-backend_name, arch, units, level, directory = sys.argv[1:]
-device = Device(vendor="nvidia", kind="gpu", name="absent", arch=arch, source="given")
-# The card that is not here: its name and size, and a launch that looks up or compiles and stops there.
-launch._target = lambda kind, index: launch.Target(arch, int(units))
-torch_device.device_of = lambda tensor: device
-asked = set()
+level, directory, *cards = sys.argv[1:]
+for card in cards:
+    backend_name, arch, units = card.split("/")
+    device = Device(vendor="nvidia", kind="gpu", name="absent", arch=arch, source="given")
+    # The card that is not here: its name and size, and a launch that looks up or compiles and stops there.
+    launch._target = lambda kind, index: launch.Target(arch, int(units))
+    torch_device.device_of = lambda tensor: device
+    asked = set()
 
-def run(self):
-    asked.add(variants.variant_name(self))
+    def run(self):
+        asked.add(variants.variant_name(self))
+        if directory:
+            self.warmup()
+
+    launch.Launch.run = run
+    backend = get(backend_name)
+    capability = next(p.capability for p in backend.providers if p.name == "attnkit")
     if directory:
-        self.warmup()
-
-launch.Launch.run = run
-backend = get(backend_name)
-capability = next(p.capability for p in backend.providers if p.name == "attnkit")
-if directory:
-    use_precompiled(directory)
-with count_kernels() as count, compiling_for(arch) if directory else nullcontext():
-    for need in needs(arch):
-        if not capability.reject(need, device):
-            for case in cases(level, capability, device, need):
-                backend.run(build(case, contents=False), "attnkit")
-found = {"precompiled": count.precompiled, "cached": count.cached, "jit": count.jit_compiles}
-json.dump({"asked": sorted(asked), **found}, sys.stdout)
+        use_precompiled(directory)
+    with count_kernels() as count, compiling_for(arch) if directory else nullcontext():
+        for need in needs(arch):
+            if not capability.reject(need, device):
+                for case in cases(level, capability, device, need):
+                    backend.run(build(case, contents=False), "attnkit")
+    found = {"precompiled": count.precompiled, "cached": count.cached, "jit": count.jit_compiles}
+    print(json.dumps({"asked": sorted(asked), **found}))
 """
 
 
-def _ask(backend: str, arch: str, units: int, level: str, directory: str, cache: Path) -> dict[str, object]:
-    """What the self-test of a backend launches on such a card, by the backend's own code, in a fresh process."""
+def _ask(level: str, directory: str, cache: Path, *cards: tuple[str, str, int]) -> list[dict[str, Any]]:
+    """What each (backend, architecture, multiprocessors) launches in its self-test, by its own code, in a fresh process."""
     environment = {
         k: v for k, v in os.environ.items() if k not in ("ATTNKIT_KERNELS", "TRITON_CACHE_MANAGER", "TRITON_INTERPRET")
     }
     done = subprocess.run(
-        [sys.executable, "-c", ASK, backend, arch, str(units), level, directory],
+        [sys.executable, "-c", ASK, level, directory, *("/".join(map(str, card)) for card in cards)],
         env={**environment, "TRITON_CACHE_DIR": str(cache)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, object] = json.loads(done.stdout)
-    return found
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -232,26 +234,35 @@ def test_a_boot_finds_every_kernel_under_tritons_own_key(
     built: Path, tmp_path: Path, backend: str, arch: str, units: int
 ) -> None:
     """An H100, an RTX 2080 Ti, a T4: every kernel comes from the directory, nothing is compiled; without it all are."""
-    found = _ask(backend, arch, units, LEVEL, str(built), tmp_path / "with")
+    [found] = _ask(LEVEL, str(built), tmp_path / "with", (backend, arch, units))
     assert (found["jit"], found["cached"]) == (0, 0)
-    assert found["precompiled"] == len(found["asked"])  # type: ignore[arg-type]
+    assert found["precompiled"] == len(found["asked"])
     assert found["precompiled"]
 
 
-@pytest.mark.parametrize(
-    ("backend", "arch", "units"),
-    [
-        ("TRITON_ATTN", "sm_80", 108),
-        ("TRITON_MLA", "sm_100", 148),
-        ("TRITON_ATTN", "sm_120", 170),
-        ("TURING_ATTN", "sm_75", 30),
-        ("TRITON_ATTN", "sm_75", 68),
-    ],
+CARDS = (
+    ("TRITON_ATTN", "sm_80", 108),
+    ("TRITON_MLA", "sm_100", 148),
+    ("TRITON_ATTN", "sm_120", 170),
+    ("TURING_ATTN", "sm_75", 30),
+    ("TRITON_ATTN", "sm_75", 68),
 )
-def test_the_list_covers_the_level_that_profiles_ask_for(tmp_path: Path, backend: str, arch: str, units: int) -> None:
-    """Planning alone: what the backend's own code launches in a standard self-test, on cards of several sizes."""
+
+
+@pytest.fixture(scope="module")
+def standard(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, int], set[str]]:
+    """By card: what the backend's own code launches in a standard self-test, planned alone."""
+    found = _ask(prebuilt_triton.LEVEL, "", tmp_path_factory.mktemp("cache"), *CARDS)
+    return {card: set(one["asked"]) for card, one in zip(CARDS, found, strict=True)}
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_the_list_covers_the_level_that_profiles_ask_for(
+    standard: dict[tuple[str, str, int], set[str]], card: tuple[str, str, int]
+) -> None:
+    """On cards of several sizes."""
+    backend, arch, _ = card
     code = "sm_75-scalar" if arch == "sm_75" and backend != "TURING_ATTN" else arch
     listed = {variant.name for variant in prebuilt_triton.TritonKernels((arch,)).list() if variant.target == code}
-    asked = _ask(backend, arch, units, prebuilt_triton.LEVEL, "", tmp_path)["asked"]
-    assert asked
-    assert set(asked) <= listed  # type: ignore[call-overload]
+    assert standard[card]
+    assert standard[card] <= listed
