@@ -113,7 +113,7 @@ class Serving:
         self._expected, self._served = validated.expected, served
         with suppress(OSError):  # without it the engine's silence is said
             self._channel = tempfile.TemporaryDirectory(prefix="attnkit-census-", ignore_cleanup_errors=True)
-            environment[CENSUS_VARIABLE] = engine.env[CENSUS_VARIABLE] = self._channel.name
+            environment[CENSUS_VARIABLE] = self._channel.name
         supervisor = Supervisor(
             engine.argv,
             environment,

@@ -113,7 +113,7 @@ def _of_transformers(name: str, module: Any) -> bool:
 def implementation(backend: Any, impl: Any) -> list[str]:
     """The classes that compute, as paths: of a backend and of its `impl`; without what is None.
 
-    vLLM wraps a backend for chunked, encoder-only and other layers in a subclass that it makes on the spot; what it wraps is
+    vLLM wraps a backend for chunked, encoder-only and other layers in a subclass made for the layer; what it wraps is
     what is named.
     """
     return [_path(one) for one in (_wrapped(backend), impl) if isinstance(one, type)]
