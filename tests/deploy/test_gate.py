@@ -95,6 +95,12 @@ def test_opens_only_with_everything_in_place(tmp_path: Path) -> None:
     assert (seen.done, seen.ok, seen.reason) == (True, True, "")
 
 
+def test_a_busy_docker_that_notes_the_start_late_is_no_other_start(tmp_path: Path) -> None:
+    """Seen: a report 66 ms older than the start of the service that wrote it; the rollout waited until its time was over."""
+    seen = _judge(tmp_path, {**REPORT, "created": (START - timedelta(seconds=1)).isoformat()})
+    assert (seen.done, seen.ok, seen.reason) == (True, True, "")
+
+
 @pytest.mark.parametrize(
     ("report", "options", "says"),
     [

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Mapping
 from typing import Any
 
 MAX_BYTES = 16 * 1024 * 1024
@@ -39,6 +40,16 @@ def written(report: dict[str, Any] | None) -> datetime.datetime | None:
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
     return said if said.tzinfo else None
+
+
+STAMP = datetime.timedelta(seconds=5)
+"""By which Docker may say that a container started later than its first process began: a busy daemon notes it late."""
+
+
+def of_this_start(report: dict[str, Any] | None, inspected: Mapping[str, Any]) -> bool:
+    """Whether a report is of the present start of the container that `docker inspect` shows."""
+    at = written(report)
+    return at is not None and at >= moment(inspected["State"]["StartedAt"]) - STAMP
 
 
 def part(document: Any, name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .boot_report import moment, objection, written
+from .boot_report import objection, of_this_start, written
 from .wording import short, span
 
 CHECKS = ("service", "managed", "release", "image", "configuration", "report", "kernel", "driver", "hardware")
@@ -151,7 +151,7 @@ def check_report(
     if against:
         found.append(against)
     old = bool(max_age and age > max_age)
-    stale = inspected is not None and created < moment(inspected["State"]["StartedAt"])
+    stale = inspected is not None and not of_this_start(dict(report), inspected)
     if stale:
         found.append("of an earlier start of the service")
     return drift("report", not (against or old or stale), should, "; ".join(found))

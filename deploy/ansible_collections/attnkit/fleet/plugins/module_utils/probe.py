@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .boot_report import moment, objection, read_json, written
+from .boot_report import moment, objection, of_this_start, read_json, written
 
 FUTURE = datetime.timedelta(seconds=60)
 """By which a report may be ahead of the node's clock: one that was set back while the service booted."""
@@ -70,9 +70,10 @@ def probe(
     if not running or (inspected.get("RestartCount", 0) and not is_ready):
         detail = objects or (report or {}).get("error") or state.get("Error") or "see the log"
         return Probe(done=True, ok=False, reason=f"{_how_it_ended(inspected, report)}: {detail}", report=report)
-    if objects and at is not None and at >= started:
+    present = of_this_start(report, inspected)
+    if objects and present:
         return Probe(done=True, ok=False, reason=objects, report=report)
-    if report is None or at is None or at < started:
+    if not present:
         return Probe(done=False, ok=False, reason="no boot report yet", report=report)
     if not is_ready:
         now = ready.get("state") if ready and _mtime(ready_path) >= started else "nothing"
