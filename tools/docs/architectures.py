@@ -34,7 +34,8 @@ def _head(report: Mapping[str, Any]) -> Iterator[str]:
         f"{source['transformers']}; the packages of `{source['packages']}`), asked on {source['date']} with "
         "`python -m tools.engines.census_table take`: vLLM builds the model without weights, and what registers is counted, as "
         "[`attnkit census`](../reference/cli.md) does; `attnkit select` reads the same config.json. The configurations are "
-        "defaults of the classes that vLLM and transformers ship, with fields of published files where those lack some.",
+        "defaults of the classes that vLLM and transformers ship. Where those lack fields, they were written by hand after "
+        "vLLM's model code, and not checked against published files.",
         "",
         f"Where a package is missing in that set, vLLM was asked again with {extra} beside it; the column `needs` says so. "
         "Each line is: number of layers, role, operation, query heads / key heads x head size / value size, window, features. "

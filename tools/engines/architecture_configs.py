@@ -2,8 +2,8 @@
 
 Nothing is downloaded. Which class belongs to an architecture is found in this order: transformers' own tables of models, a
 configuration class of the architecture's name, and the class of another architecture that the same vLLM module serves.
-`architecture_configs.json` beside this file adds what published files state and the classes' defaults lack, and has small
-configurations for model types whose class comes with their weights alone.
+`architecture_configs.json` beside this file adds what the classes' defaults lack, written by hand after vLLM's model code, and
+has small configurations for model types whose class comes with their weights alone.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def configurations(entries: Mapping[str, Entry]) -> dict[str, dict[str, Any]]:
     for name in entries:
         if name in stated["whole"]:
             config = stated["base"] | stated["whole"][name] | {"architectures": [name]}
-            made[name] = {"model_type": config["model_type"], "from": "fields of published files", "config": config}
+            made[name] = {"model_type": config["model_type"], "from": "by hand, after vLLM's model code", "config": config}
         elif name not in found:
             made[name] = {"missing": "no configuration class with defaults in vLLM or transformers"}
         else:
