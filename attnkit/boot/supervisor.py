@@ -161,9 +161,8 @@ class Supervisor:
         while True:
             try:
                 ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
-                if (
-                    ended is not None and ended.si_pid in RUNNING
-                ):  # a self-test beside the engine: its parent thread waits for it
+                # a self-test beside the engine: the thread that started it waits for it
+                if ended is not None and ended.si_pid in RUNNING:
                     time.sleep(REAP_POLL_SECONDS)
                     continue
                 pid, status = os.waitpid(ended.si_pid if ended is not None else -1, 0)

@@ -28,6 +28,7 @@ STALE, STALE_BYTE = 4.0, 0x44
 """What unused slots hold: far from the data of any case, finite in every dtype (the byte is 3.0 or 4.0 in float8)."""
 
 LARGE = 1 << 30
+"""Bytes of a cache from which a CPU's is not filled whole."""
 
 numbers = itertools.count()
 """Layer names must differ within a configuration."""

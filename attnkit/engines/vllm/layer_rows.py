@@ -55,7 +55,7 @@ def _registered(name: str, layer: Any) -> dict[str, Any] | None:
         "num_kv_heads": layer.num_kv_heads,
         "head_dim": layer.head_size,
         "head_dim_v": getattr(layer, "head_size_v", None) or layer.head_size,
-        "window": _window(layer, impl),
+        "window": _window(layer),
         "chunk": getattr(layer, "attention_chunk_size", None),
         "softcap": _number(getattr(impl, "logits_soft_cap", None)),
         "sinks": bool(getattr(layer, "has_sink", False)) or getattr(impl, "sinks", None) is not None,
@@ -165,7 +165,7 @@ def _registered_as(backend: Any) -> str | None:
     return None
 
 
-def _window(layer: Any, impl: Any) -> int | None:
+def _window(layer: Any) -> int | None:
     window = getattr(layer, "sliding_window", None)
     return int(window) if isinstance(window, int) and window > 0 else None
 
