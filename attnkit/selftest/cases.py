@@ -63,12 +63,14 @@ def drawn_anew(asked: Sequence[Case], seed: int) -> Case:
 
     What a kernel is compiled for and how its work is cut stay as they are: the longest context, and how many sequences there
     are with how many new tokens. So nothing has to be compiled for it that was not compiled ahead.
+    Some cases have one answer whatever is drawn: no keys, or contents that are made for one fault. None of those is chosen.
     """
     draw = random.Random(seed)
-    chosen = draw.choice([case for case in asked if not case.far and max(total for _, total in case.seqs) <= 2048])
+    other = [c for c in asked if not c.far and not c.edge and c.content in ("random", "sharp")]
+    chosen = draw.choice([c for c in other if 1 < max(total for _, total in c.seqs) <= 2048] or asked)
     longest = max(total for _, total in chosen.seqs)
     seqs = list(chosen.seqs)
-    if chosen.content in ("random", "sharp") and not chosen.edge and chosen.phase() != "prefill":
+    if chosen.phase() != "prefill":
         seqs = [(new, draw.randint(new, longest) if 0 < total < longest else total) for new, total in seqs]
         draw.shuffle(seqs)
     return replace(chosen, name=f"{chosen.name}-anew", seqs=tuple(seqs), seed=seed)

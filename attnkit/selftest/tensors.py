@@ -40,7 +40,8 @@ def build(case: Case, device: str = "cpu", *, contents: bool = True) -> Call:
 
     Without `contents` the other tensors are memory as it comes, for whoever only plans the call: no planner looks at values.
     """
-    draw = torch.Generator().manual_seed(zlib.crc32(f"{case.op}/{case.name}".encode()) + (case.seed << 32))
+    named = f"{case.op}/{case.name}" + (f"/{case.seed}" if case.seed else "")
+    draw = torch.Generator().manual_seed(zlib.crc32(named.encode()))  # of a seed the generator reads 32 bits
     scale = softmax_scale(case)
     contents_of = partial(_contents, scale=scale, draw=draw) if contents else _uninitialized
     parts = [contents_of(case, new, total) for new, total in case.seqs]

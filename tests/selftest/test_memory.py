@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from dataclasses import replace
 from functools import partial
+from itertools import combinations
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from attnkit.selftest import run_selftest, runner
 from attnkit.selftest.case import Case
 from attnkit.selftest.cases import cases, drawn_anew
 from attnkit.selftest.memory import poisoned
+from attnkit.selftest.reference import reference
 from attnkit.selftest.tensors import build
 from attnkit.spec import AttentionSpec
 
@@ -134,6 +136,17 @@ def test_one_case_is_drawn_anew_and_can_be_drawn_again():
     first, again, other = asked(5), asked(5), asked(None)
     assert first == again and first[0] == 5 and len(first[1]) == len(other[1]) == 1
     assert other[0] != 5 and other[1] != first[1]
+
+
+@pytest.mark.parametrize("level", ["quick", "standard"])
+def test_every_seed_asks_another_question(level):
+    """2455367777 once chose a case of balanced keys, whose answer is the same whatever is drawn."""
+    every = cases(level, TORCH.capability, CPU, SMALL)
+    for seed in (5, 6, 7, 2455367777):
+        one = drawn_anew(every, seed)
+        base = next(case for case in every if f"{case.name}-anew" == one.name and case.dtype == one.dtype)
+        answers = [reference(build(case)).out for case in (one, replace(one, seed=seed + 1), replace(base, seqs=one.seqs))]
+        assert not any(torch.equal(*pair) for pair in combinations(answers, 2))
 
 
 @pytest.mark.parametrize("seed", range(12))
