@@ -23,8 +23,8 @@ venv: ## .venv with the locked tools that build images and run playbooks
 engine: ## a running Docker (on Debian and Ubuntu as root: installed and started where none answers)
 	@$(PYTHON) -m images.builder.container_engine
 
-image: venv ## the image of one platform: make image PLATFORM=cpu
-	@$(VENV)/bin/python -m images.builder.build "$(PLATFORM)"
+image: venv ## the image of one platform: make image PLATFORM=cpu, or PLATFORM=cuda ARCH=sm_90
+	@$(VENV)/bin/python -m images.builder.build "$(PLATFORM)" --arch "$(ARCH)"
 
 images: venv ## every image that can be built today
 	@$(VENV)/bin/python -m images.builder.build --all

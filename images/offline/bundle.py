@@ -150,7 +150,7 @@ def bundle(platform: Platform) -> Path:
     started = time.monotonic()
     wheel = build.build_wheel()
     build.build(platform, wheel=wheel, no_cache=False, plain=True)
-    folder = STAGE / f"attnkit-{build.version()}-{platform.name}"
+    folder = STAGE / f"attnkit-{build.version()}-{platform.image}"
     target = OUT / f"{folder.name}.bundle.tar"
     packed, wanted = target.with_suffix(".inputs"), inputs(platform, wheel)
     if target.is_file() and packed.is_file() and packed.read_text(encoding="utf-8").strip() == wanted:
