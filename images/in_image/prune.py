@@ -87,7 +87,7 @@ def fat_binary(data: bytes | bytearray | memoryview, start: int) -> list[Code] |
             return None
         kind, _, header, payload, *_, arch, _, _, flags, _, _ = ENTRY.unpack_from(data, at)
         whole = header + payload
-        if header < ENTRY.size or whole > end - at or flags & EXACT and flags & FAMILY:
+        if header < ENTRY.size or whole > end - at or (flags & EXACT and flags & FAMILY):
             return None
         found.append(Code(at, whole, kind, arch, flags & (EXACT | FAMILY)))
         at += whole
@@ -125,7 +125,7 @@ def chosen(entries: Sequence[Code], targets: Iterable[int]) -> list[Code]:
 
 
 def stub(code: Code) -> bytes:
-    """An entry without any code, for a fat binary that would be empty: its card is told that there is no code for it, as before."""
+    """An entry without code, for a fat binary that would be empty: the driver says that it has none for the card, as before."""
     names = b"\0.shstrtab\0".ljust(16, b"\0")
     ident = b"\x7fELF\x02\x01\x01\x41\x08".ljust(16, b"\0")
     flags = 6 << 24 | code.arch << 8 | 2

@@ -166,7 +166,7 @@ def loads(path: Path) -> bool:
 
 
 def strip(site: Path) -> int:
-    """Drop what only a debugger or a linker reads from libraries and programs; one that would not load afterwards stays as it is."""
+    """Drop what only a debugger or a linker reads from libraries and programs; one that would not load afterwards stays."""
     freed = 0
     for path in sorted(site.rglob("*")):
         if path.is_symlink() or not path.is_file() or not loadable(path):
