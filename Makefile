@@ -1,6 +1,8 @@
 # `make` shows what there is. Two commands set up everything: `make demo` and `make test`.
 PYTHON ?= python3
 PLATFORM ?= cpu
+ARCH ?=
+FORM ?= bundle
 FAULT ?= scale
 VENV := .venv
 TESTS := .venv-test
@@ -41,8 +43,8 @@ kernels-test: test-venv ## compiles every kernel for every architecture (half an
 fuzz-inputs: test-venv ## 50,000 hostile inputs for everything that reads what others wrote (minutes)
 	$(BIN)/python -m tools.fuzz.inputs --draws 50000
 
-bundle: venv ## one file for hosts without a network: image, playbooks, profiles, wheels, checksums: make bundle PLATFORM=cpu
-	@$(VENV)/bin/python -m images.offline.bundle "$(PLATFORM)"
+bundle: venv ## one file for hosts without a network: image, playbooks, profiles, wheels, checksums: make bundle PLATFORM=cpu; a root tree: FORM=tree
+	@$(VENV)/bin/python -m images.offline.bundle "$(PLATFORM)" --arch "$(ARCH)" --form "$(FORM)"
 
 demo: venv ## the whole chain on this machine: image, a fleet of three nodes, rollout, a completion from each
 	@$(VENV)/bin/python -m deploy.demo

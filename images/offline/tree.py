@@ -1,7 +1,7 @@
-"""Packs an image as a root tree for hosts without a container engine: `python -m images.offline.bundle PLATFORM --form tree`.
+"""Packs an image as a root tree for hosts without a container engine: `make bundle PLATFORM=… FORM=tree`.
 
-The tree travels in pieces of a size that e-mail gateways and data diodes take, with their checksums, a script that unpacks them,
-and `attnkit-run`, which starts commands in it (images/offline/attnkit_run.sh). Chroot, systemd-nspawn, Apptainer and enroot
+The tree travels in pieces of a size that a slow or guarded path takes, with their checksums, a script that unpacks them, and
+ `attnkit-run`, which starts commands in it (images/offline/attnkit_run.sh). Chroot, systemd-nspawn, Apptainer and enroot
 start it, too: it is a plain root file system.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -29,7 +30,7 @@ ENVIRONMENT = "etc/attnkit/environment"
 LEFT_OUT = (".dockerenv", "dev/")
 UNPACK = f"""\
 #!/bin/sh
-# unpack.sh FOLDER: checks the pieces and unpacks the tree into a new folder; needs zstd and tar. As root: files keep their owners.
+# unpack.sh NEW-FOLDER: checks the pieces and unpacks the tree; needs zstd and tar. As root, files keep their owners.
 set -eu
 [ $# = 1 ] && [ ! -e "$1" ] || {{ echo "usage: unpack.sh NEW-FOLDER" >&2; exit 2; }}
 here=$(cd "$(dirname "$0")" && pwd)
@@ -65,39 +66,44 @@ def split(stream: IO[bytes], folder: Path, size: int = PIECE_BYTES) -> list[Path
     return pieces
 
 
+def write(exported: IO[bytes], environment: Iterable[str], packed: IO[bytes], level: int) -> None:
+    """Compress what an engine exported into a file; TreeError where zstd is missing or fails."""
+    command = ["zstd", f"-{level}", f"--long={WINDOW}", "-T0", "-q", "-c"]
+    try:
+        compressing = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=packed)
+    except FileNotFoundError:
+        raise TreeError("there is no zstd here: install it") from None
+    with compressing:
+        assert compressing.stdin is not None
+        with tarfile.open(fileobj=compressing.stdin, mode="w|", format=tarfile.GNU_FORMAT) as archive:
+            for member, content in members(exported, environment):
+                archive.addfile(member, content)
+        compressing.stdin.close()
+    if compressing.returncode:
+        raise TreeError(f"zstd ended with {compressing.returncode}")
+
+
 def pack(tag: str, folder: Path, level: int = LEVEL) -> list[Path]:
-    """Pack an image that the engine has into an empty folder; returns the pieces.
+    """Pack an image that the engine has into an empty folder, with the scripts that unpack and start it; returns the pieces.
 
     Raises:
-        TreeError: zstd is not here, or a step failed.
+        TreeError: a step failed.
     """
-    environment = json.loads(build.inspect(tag, "{{json .Config.Env}}"))
+    whole = folder / "tree.tar.zst"
     container = docker("create", tag, "-")
-    compress = ["zstd", f"-{level}", f"--long={WINDOW}", "-T0", "-q", "-c"]
     try:
-        with (
-            subprocess.Popen([client(), "export", container], stdout=subprocess.PIPE) as exporting,
-            (folder / "tree.tar.zst").open("w+b") as packed,
-            subprocess.Popen(compress, stdin=subprocess.PIPE, stdout=packed) as compressing,
-        ):
-            assert exporting.stdout is not None and compressing.stdin is not None
-            with tarfile.open(fileobj=compressing.stdin, mode="w|", format=tarfile.GNU_FORMAT) as archive:
-                for member, content in members(exporting.stdout, environment):
-                    archive.addfile(member, content)
-            compressing.stdin.close()
-            ended = compressing.wait(), exporting.wait()
-            if any(ended):
-                raise TreeError(f"packing {tag} ended with {ended[0]} (zstd) and {ended[1]} (export)")
-            packed.seek(0)
-            pieces = split(packed, folder)
-    except FileNotFoundError as error:
-        raise TreeError(f"there is no {error.filename} here: install it") from None
+        with subprocess.Popen([client(), "export", container], stdout=subprocess.PIPE) as exporting, whole.open("wb") as packed:
+            assert exporting.stdout is not None
+            write(exporting.stdout, json.loads(build.inspect(tag, "{{json .Config.Env}}")), packed, level)
+        if exporting.returncode:
+            raise TreeError(f"docker export ended with {exporting.returncode}")
     finally:
         docker("rm", container)
-    (folder / "tree.tar.zst").unlink()
-    script = folder / "attnkit-run"
-    script.write_bytes(Path(__file__).with_name("attnkit_run.sh").read_bytes())
+    with whole.open("rb") as stream:
+        pieces = split(stream, folder)
+    whole.unlink()
+    shutil.copy2(Path(__file__).with_name("attnkit_run.sh"), folder / "attnkit-run")
     (folder / "unpack.sh").write_text(UNPACK, encoding="utf-8")
-    for path in (script, folder / "unpack.sh"):
-        path.chmod(0o755)
+    for name in ("attnkit-run", "unpack.sh"):
+        (folder / name).chmod(0o755)
     return pieces

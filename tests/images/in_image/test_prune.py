@@ -1,4 +1,4 @@
-"""Keeping one architecture's GPU code: what stays is what that card runs, and the library still loads, at the same addresses."""
+"""Keeping one architecture's GPU code: what stays is what that card runs, and the library loads, at the same addresses."""
 
 from __future__ import annotations
 
