@@ -73,6 +73,15 @@ class Code:
         return self.arch <= target and (same_major or (self.kind != CUBIN and self.variant != FAMILY))
 
 
+def named(name: str) -> Code:
+    """An entry by its name, such as sm_90a or compute_80, of no size."""
+    match = re.fullmatch(r"(sm|compute)_(\d+)([af]?)", name)
+    if match is None:
+        raise ValueError(f"{name!r} is no name of GPU code")
+    variant = next(flag for flag, suffix in SUFFIXES.items() if suffix == match[3])
+    return Code(0, 0, CUBIN if match[1] == "sm" else PTX, int(match[2]), variant)
+
+
 def fat_binary(data: bytes | bytearray | memoryview, start: int) -> list[Code] | None:
     """The entries of the fat binary at an offset; None where there is none."""
     if start % 8 or start + HEAD.size > len(data):
@@ -272,6 +281,26 @@ def prune(path: Path, targets: Sequence[int]) -> dict[str, object] | None:
     }
 
 
+def code_in(path: Path) -> dict[str, int]:
+    """Bytes of GPU code in a file by architecture; entries without code do not count."""
+    data = path.read_bytes()
+    found: Counter[str] = Counter()
+    for _, entries in fat_binaries(data):
+        for code in entries:
+            if data[code.start : code.start + code.size] != stub(code):
+                found[code.name] += code.size
+    return dict(sorted(found.items()))
+
+
+def binaries(environment: Path) -> Iterator[Path]:
+    """The ELF files below a folder."""
+    for path in sorted(environment.rglob("*")):
+        if not path.is_symlink() and path.is_file():
+            with path.open("rb") as file:
+                if file.read(4) == b"\x7fELF":
+                    yield path
+
+
 def architectures(text: str) -> list[int]:
     """`sm_90,sm_100` as numbers. ValueError for anything else."""
     found = [re.fullmatch(r"sm_(\d{2,3})", word.strip()) for word in text.split(",")]
@@ -284,9 +313,16 @@ def main(argv: list[str] | None = None) -> int:
     """Command-line entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("environment", type=Path, help="a folder; every ELF file below it is looked at")
-    parser.add_argument("--arch", required=True, help="comma-separated: sm_90,sm_100")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--arch", help="comma-separated: sm_90,sm_100")
+    what.add_argument("--list", action="store_true", help="only print each file's size and GPU code by architecture, as JSON")
     parser.add_argument("--report", type=Path, help="write what was removed from each library, as JSON")
     args = parser.parse_args(argv)
+    if args.list:
+        root: Path = args.environment
+        for path in binaries(root):
+            print(json.dumps([path.relative_to(root).as_posix(), path.stat().st_size, code_in(path)]))
+        return 0
     try:
         targets = architectures(args.arch)
     except ValueError as error:
@@ -294,12 +330,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     libraries: dict[str, dict[str, object]] = {}
     saved = 0
-    for path in sorted(args.environment.rglob("*")):
-        if path.is_symlink() or not path.is_file() or path.stat().st_size < PAGE:
-            continue
-        with path.open("rb") as file:
-            if file.read(4) != b"\x7fELF":
-                continue
+    for path in list(binaries(args.environment)):
         found = prune(path, targets)
         if found is not None:
             libraries[path.relative_to(args.environment).as_posix()] = found

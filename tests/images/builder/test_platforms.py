@@ -102,5 +102,5 @@ def test_architectures_that_no_platform_has_are_refused(name: str, architectures
 
 
 def test_a_family_without_architectures_is_refused() -> None:
-    with pytest.raises(platforms.DescriptionError, match="unknown PLATFORM 'cuda'.*cuda-ampere"):
+    with pytest.raises(platforms.DescriptionError, match=r"unknown PLATFORM 'cuda'.*cuda-ampere"):
         platforms.choose("cuda", "", platforms.load())
