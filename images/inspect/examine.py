@@ -70,7 +70,7 @@ for path in sorted(site.rglob("*.so*")):
         print("failed", path, "ended with", status, flush=True)
 print("loaded", count)
 """
-"""Loads every library in a process of its own. One that lacks another library, such as the driver's, was mapped all the same."""
+"""Loads every library in a process of its own. One that lacks another, such as the driver's, was mapped all the same."""
 LISTED = 25
 """Libraries that a report names, the largest."""
 TPUS = {"tpu-v5e": "v5e:2x2", "tpu-v6e": "v6e:2x2"}

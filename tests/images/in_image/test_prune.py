@@ -90,6 +90,7 @@ def test_a_pruned_library_loads_and_refers_to_the_same_places(tmp_path: Path) ->
     assert described["architectures"] == ["sm_90"]
     removed = described["libraries"]["lib.so"]["removed"]
     assert {name: size > 90_000 for name, size in removed.items()} == {"sm_80": True, "compute_80": True, "sm_100": True}
+    assert prune.code_in(library) == {"sm_90": 64 + 30_000, "sm_90a": 64 + 5_000}
     sections = subprocess.run(["readelf", "-SW", str(library)], capture_output=True, text=True, check=True)
     assert (".nv_fatbin" in sections.stdout, sections.stderr) == (True, "")
     again = library.read_bytes()
@@ -109,3 +110,13 @@ def test_what_only_looks_like_a_fat_binary_stays(tmp_path: Path) -> None:
 def test_a_wrong_architecture_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prune.main([str(tmp_path), "--arch", "gfx942"]) == 2
     assert "sm_80,sm_90" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["sm_90", "sm_90a", "sm_100f", "compute_80", "compute_90a"])
+def test_code_is_called_as_it_is_read(name: str) -> None:
+    assert prune.named(name).name == name
+
+
+def test_code_of_another_kind_has_no_name() -> None:
+    with pytest.raises(ValueError, match="gfx942"):
+        prune.named("gfx942")
