@@ -28,15 +28,18 @@ PROGRAMS="nvidia-smi nvidia-debugdump nvidia-cuda-mps-control nvidia-cuda-mps-se
 PASSED="CUDA_VISIBLE_DEVICES CUDA_DEVICE_ORDER NVIDIA_VISIBLE_DEVICES TERM"
 INSIDE=/usr/local/nvidia
 
+# The second time it runs in the namespace.
+inside=no
+if [ "${1:-}" = --inside ]; then inside=yes && shift; fi
 [ $# -ge 1 ] || usage
 case $1 in -h | --help | --) usage ;; esac
 [ -d "$1/opt/attnkit" ] || fail "$1: no tree of an attnkit image (no opt/attnkit in it)"
 
-if [ "${ATTNKIT_RUN_INSIDE:-}" != 1 ]; then
+if [ $inside = no ]; then
   command -v unshare > /dev/null || fail "there is no unshare here: install util-linux"
-  set -- --mount --propagation private -- env ATTNKIT_RUN_INSIDE=1 sh "$0" "$@"
+  set -- --mount --propagation private -- sh "$0" --inside "$@"
   [ "$(id -u)" = 0 ] || set -- --user --map-root-user "$@"
-  unshare "$@" && exit 0 || exit $?
+  exec unshare "$@"
 fi
 
 tree=$(cd "$1" && pwd -P)
