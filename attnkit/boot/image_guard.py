@@ -41,7 +41,7 @@ def require_device(detection: Detection, environment: Mapping[str, str]) -> None
 
 
 def _require_code(detection: Detection, environment: Mapping[str, str]) -> None:
-    """Refuse a machine none of whose NVIDIA devices has machine code in this image: that of its major version, not a later minor."""
+    """Refuse a machine none of whose NVIDIA devices has machine code here: of its major version, and no later minor one."""
     held = environment.get(CODE_VARIABLE, "")
     gpus = [device for device in detection.devices if device.vendor == "nvidia" and device.arch.startswith("sm_")]
     if not held or not gpus or any(_runs(code, device.arch) for code in held.split(",") for device in gpus):
