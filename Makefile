@@ -12,6 +12,9 @@ BIN := $(TESTS)/bin
 PYTEST := $(BIN)/pytest
 PARALLEL := -n auto --maxprocesses 4 --dist loadgroup
 
+# Where it is set, hundreds of processes would each compile what they import anew: 3 s for torch, 8 s for its compiler.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help venv engine image images images-test kernels-test bundle demo demo-fault demo-down lab lab-scale lock test-venv docs-venv \
 	test test-python test-unit test-fleet test-docker test-image test-oldest lint generate check-generated docs changelog dist contracts fuzz-inputs
