@@ -110,9 +110,13 @@ def second_copies(site: Path) -> int:
     for path in sorted(site.rglob("*.so*"), key=lambda path: (len(path.name), path)):
         if path.is_file() and not path.is_symlink():
             beside.setdefault((path.parent, path.stat().st_size), []).append(path)
-    for one, *others in beside.values():
-        for path in others:
-            if filecmp.cmp(one, path, shallow=False):
+    for paths in beside.values():
+        distinct: list[Path] = []
+        for path in paths:
+            one = next((one for one in distinct if filecmp.cmp(one, path, shallow=False)), None)
+            if one is None:
+                distinct.append(path)
+            else:
                 freed += remove(path)
                 path.symlink_to(one.name)
     return freed
