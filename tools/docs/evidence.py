@@ -115,4 +115,8 @@ _READERS = {
     "fleet": _nothing,
     "mutation": _nothing,
     "census": _nothing,
+    "fuzz": _nothing,
+    "peer-tests": _nothing,
+    "sanitizer": _nothing,
+    "start": _nothing,
 }

@@ -37,6 +37,7 @@ class Times:
 
     taken: str
     command: str
+    kind: str = "start"
     engine: str | None = None
     healthy: float | None = None
     ready: float | None = None

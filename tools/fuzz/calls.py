@@ -301,7 +301,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.json:
         command = command_line("tools.fuzz.calls", sys.argv[1:] if arguments is None else arguments)
         where = device_of(torch.empty(0, device=asked.device))
-        report = {"taken": now(), "command": command, "device": where.name, "versions": versions(where), "providers": counts}
+        report = {
+            "kind": "fuzz",
+            "taken": now(),
+            "command": command,
+            "device": where.name,
+            "versions": versions(where),
+            "providers": counts,
+        }
         write_atomically(asked.json, to_json(report))
     if not chosen:
         print(f"no provider of {', '.join(names) or 'any backend'} runs on {asked.device} here", file=sys.stderr)

@@ -101,7 +101,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for one in runs:
         print(f"{one.tool} {one.what}: {one.errors} errors, exit code {one.exit_code}, {one.seconds} s")
     command = command_line("tools.kernels.sanitize", sys.argv[1:] if arguments is None else arguments)
-    report = {"taken": now(), "command": command, "device": device.name, "versions": versions(device), "runs": runs}
+    report = {
+        "kind": "sanitizer",
+        "taken": now(),
+        "command": command,
+        "device": device.name,
+        "versions": versions(device),
+        "runs": runs,
+    }
     write_atomically(asked.json, to_json(report))
     planted, *rest = runs
     return 0 if planted.errors and all(one.errors == 0 and one.exit_code == 0 for one in rest) else 1

@@ -215,6 +215,7 @@ class _Skipping:
     def report(self, command: Sequence[str], finished: bool) -> dict[str, Any]:
         where = device_of(torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu"))
         return {
+            "kind": "peer-tests",
             "taken": now(),
             "command": command_line("tools.peers.flash_attention", command),
             "device": where.name,
