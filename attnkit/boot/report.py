@@ -153,7 +153,7 @@ class ServedLayers(_Model):
     layer_class: str = Field(description="The engine's class of the layer.")
     backend: str | None = Field(description="The name of what computes it; null where the layer does not say.")
     implementation: list[str] = Field(default=[], description="The classes that compute it, as paths.")
-    ranks: list[int] = Field(description="The ranks that hold such layers.")
+    ranks: list[int] = Field(description="The ranks that hold such layers, numbered through all replicas.")
     validated: bool = Field(description="Whether a self-test covered this kind of layer on this implementation.")
 
 

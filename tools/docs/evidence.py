@@ -115,4 +115,6 @@ _READERS = {
     "fleet": _nothing,
     "mutation": _nothing,
     "census": _nothing,
+    "served-ranks": _nothing,
+    "census-time": _nothing,
 }

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from attnkit.cli import main
 from attnkit.engines.vllm.census import Census, count, language_specs, take
-from attnkit.errors import InconclusiveError
+from attnkit.errors import InconclusiveError, UsageError
 from tools.engines.architecture_lines import of_reading, slim
 from tools.engines.census_table import judged, load
 
@@ -83,9 +84,14 @@ def test_layers_are_counted_by_kind_and_backend() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed: the tests below ask it")
-def test_without_vllm_the_reason_is_said() -> None:
-    with pytest.raises(InconclusiveError, match="No module named 'vllm'"):
+def test_without_vllm_it_says_what_to_install(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(
+        UsageError, match="needs vllm, not installed here: pip install vllm, or run this in the platform's image"
+    ):
         take(("--model", "m"))
+    with pytest.raises(SystemExit, match="2"):
+        main(["census", "--", "vllm", "serve", "m"])
+    assert "needs vllm, not installed here" in capsys.readouterr().err
 
 
 SLIDING = {
@@ -107,7 +113,7 @@ SLIDING = {
 @pytest.mark.engine
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed here")
-@pytest.mark.parametrize(("options", "heads"), [((), "8/4"), (("--tensor-parallel-size", "2"), "4/2")])
+@pytest.mark.parametrize(("options", "heads"), [((), "8/4"), (("-tp", "2"), "4/2"), (("-dp", "2", "-dpl", "1"), "8/4")])
 def test_vllm_itself_is_asked(tmp_path: Path, options: tuple[str, ...], heads: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(SLIDING))
     census = take(("--model", str(tmp_path), *options))
