@@ -3,26 +3,35 @@
 A call passes where it is refused with `UnsupportedError`, or where the output is right by the self-test's rule, the log-sum-exp
 too, and nothing else was written: inputs, caches and the memory around the output are compared afterwards. A failing draw is
 printed as a test. Without --backend: every backend that has a provider here, each provider by itself.
+
+With --jobs the draws are cut into pieces that processes take, one provider after the other; with --seconds every piece ends in
+time, and the report says how many draws there were. The oracle is computed on the CPU, by one thread a process.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import shlex
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, zip_longest
+from pathlib import Path
 
 import torch
 
 from attnkit.backends import registry
 from attnkit.backends.base import Backend, Provider, missing
 from attnkit.backends.torch_device import device_of
+from attnkit.boot.versions import versions
 from attnkit.contract import check
 from attnkit.errors import UnsupportedError
+from attnkit.jsonio import now, to_json, write_atomically
 from attnkit.selftest.baseline import baselines
 from attnkit.selftest.reference import reference
 from attnkit.selftest.tolerance import judge
@@ -32,6 +41,8 @@ from tools.fuzz.draws import Draw, draws
 
 FLOAT32 = 1e-4
 """Allowed of the largest number in float32; the baselines of `judge` would take most of the time."""
+PIECE = 2
+"""Kinds of calls in what one process does at a time."""
 TOGETHER = 4
 """Calls at once, each in a thread and, on a GPU, on a stream of its own."""
 
@@ -43,6 +54,14 @@ class Count:
     run: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def add(self, other: Count) -> None:
+        """Take another's draws in."""
+        self.run += other.run
+        self.refused.update(other.refused)
+        self.wrong += other.wrong
+        self.seconds += other.seconds
 
 
 def problem(draw: Draw, backend: str, provider: str | None = None, device: str = "cpu") -> str:
@@ -150,12 +169,17 @@ def together(found: Sequence[Draw], backend: str, provider: str, device: str) ->
         yield draw, _wrong(x, result, was)
 
 
-def fuzz(backend: Backend, provider: Provider, device: str, number: int, seed: int, alike: int = 1) -> Count:
-    """`number` draws of what a provider claims; `alike` as of `draws`."""
+def fuzz(
+    backend: Backend, provider: Provider, device: str, number: int, seed: int, alike: int = 1, until: float = float("inf")
+) -> Count:
+    """`number` draws of what a provider claims, none begun after `until` (as of time.time()); `alike` as of `draws`."""
+    begin = time.monotonic()
     where = device_of(torch.empty(0, device=device))
     count, ran = Count(), []
     found = draws(provider.capability, where, seed, small=device == "cpu", alike=alike)
     for draw in islice(found, number):
+        if time.time() > until:
+            break
         far = device != "cpu" and draw.op != "varlen" and draw.seed % 50 == 0
         draw = replace(draw, far=far)
         try:
@@ -170,13 +194,51 @@ def fuzz(backend: Backend, provider: Provider, device: str, number: int, seed: i
         count.run += 1
         if wrong:
             count.wrong.append(as_test(draw, backend.name, provider.name, device, wrong))
-        elif provider.kind != "interpreter":
+        elif provider.kind != "interpreter" and not far:
             ran.append(draw)
+        if far:
+            torch.cuda.empty_cache()  # gigabytes, of which other processes want some
     for at in range(0, min(len(ran), 10 * TOGETHER), TOGETHER):
         for draw, wrong in together(ran[at : at + TOGETHER], backend.name, provider.name, device):
             if wrong:
                 count.wrong.append(as_test(draw, backend.name, provider.name, device, f"with others at once: {wrong}"))
+    count.seconds = time.monotonic() - begin
     return count
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some draws of one provider, for a process of its own."""
+
+    backend: str
+    provider: str
+    device: str
+    number: int
+    seed: int
+    alike: int
+    until: float
+
+    def count(self) -> Count:
+        """What becomes of them."""
+        torch.set_num_threads(1)
+        backend = registry.get(self.backend)
+        provider = next(p for p in backend.providers if p.name == self.provider)
+        return fuzz(backend, provider, self.device, self.number, self.seed, self.alike, self.until)
+
+
+def side_by_side(pieces: Sequence[Piece], jobs: int) -> Iterator[tuple[Piece, Count]]:
+    """The counts of pieces in processes of their own, `jobs` at a time; no CUDA context survives a fork."""
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for piece, future in [(piece, pool.submit(piece.count)) for piece in pieces]:
+            try:
+                yield piece, future.result()
+            except BrokenProcessPool as error:  # one crash ends them all; what was counted before stays
+                yield piece, Count(wrong=[f"# a process died, here or in another piece: {piece}: {error}\n"])
+
+
+def in_turn(lists: Sequence[Sequence[Piece]]) -> list[Piece]:
+    """The first of each list, the second of each, …"""
+    return [piece for row in zip_longest(*lists) for piece in row if piece is not None]
 
 
 def as_test(draw: Draw, backend: str, provider: str, device: str, wrong: str) -> str:
@@ -211,24 +273,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--draws", type=int, default=100, help="calls a provider")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--alike", type=int, default=1, help="draws in a row that a compiler is asked once for")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="no draw begins later")
+    parser.add_argument("--json", type=Path, help="counts, versions, date and command go to this file")
     asked = parser.parse_args(arguments)
     names = [registry.canonical(name) for name in asked.backend]
     chosen = [pair for pair in providers(asked.device, names) if asked.provider in ("", pair[1].name)]
-    wrong = 0
-    for backend, provider in chosen:
-        begin = time.monotonic()
-        count = fuzz(backend, provider, asked.device, asked.draws, asked.seed, asked.alike)
-        wrong += len(count.wrong)
-        took = time.monotonic() - begin
-        print(f"{backend.name}/{provider.name}: {count.run} run, {sum(count.refused.values())} refused, "
-              f"{len(count.wrong)} wrong, {took:.1f} s")  # fmt: skip
+    until = time.time() + asked.seconds
+    size = asked.draws if asked.jobs == 1 else asked.alike * PIECE
+    pieces = [
+        [
+            Piece(b.name, p.name, asked.device, min(size, asked.draws - at), asked.seed + at, asked.alike, until)
+            for at in range(0, asked.draws, size)
+        ]
+        for b, p in chosen
+    ]
+    counts = {f"{b.name}/{p.name}": Count() for b, p in chosen}
+    turns = in_turn(pieces)
+    for piece, count in side_by_side(turns, asked.jobs) if asked.jobs > 1 else ((piece, piece.count()) for piece in turns):
+        counts[f"{piece.backend}/{piece.provider}"].add(count)
+    for name, count in counts.items():
+        print(f"{name}: {count.run} run, {sum(count.refused.values())} refused, "
+              f"{len(count.wrong)} wrong, {count.seconds:.1f} s")  # fmt: skip
         for reason, times in count.refused.most_common():
             print(f"    refused {times}: {reason}")
         print("\n".join(count.wrong), end="")
+    if asked.json:
+        command = shlex.join(["python", "-m", "tools.fuzz.calls", *(sys.argv[1:] if arguments is None else arguments)])
+        where = device_of(torch.empty(0, device=asked.device))
+        report = {"taken": now(), "command": command, "device": where.name, "versions": versions(where), "providers": counts}
+        write_atomically(asked.json, to_json(report))
     if not chosen:
         print(f"no provider of {', '.join(names) or 'any backend'} runs on {asked.device} here", file=sys.stderr)
         return 2
-    return 1 if wrong else 0
+    return 1 if any(count.wrong for count in counts.values()) else 0
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 FOLDER is a checkout of FlashAttention; everything after `--` goes to pytest (without a file: test_flash_attn.py of the folder).
 `import flash_attn_interface` finds this module there. What neither attnkit nor this shim offers (appending to a cache, rotary
 embedding, splits by number, a second query, chunks) is raised as `UnsupportedError` and counts as skipped, with the reason.
+--json writes what became of the tests: passed, skipped by reason, the names of those that failed, and with what they ran.
 
 Signatures: flash_attn_interface.py of FlashAttention 3.
 """
@@ -13,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -23,7 +26,10 @@ import torch
 from torch import Tensor
 
 from attnkit import api
+from attnkit.backends.torch_device import device_of
+from attnkit.boot.versions import versions
 from attnkit.errors import UnsupportedError, UsageError
+from attnkit.jsonio import now, to_json, write_atomically
 from attnkit.spec import AttentionOutput, PagedAttention, Softmax, VarlenAttention
 
 LEFT_OUT = ("BACKWARD", "SPLIT", "APPENDKV", "PACKGQA", "FP8", "LOCAL")
@@ -189,12 +195,35 @@ def _refuse(more: dict[str, Any]) -> None:
 
 
 class _Skipping:
-    """A plugin of pytest: what is refused is skipped, with the reason."""
+    """A plugin of pytest: what is refused is skipped, with the reason; counts what became of the tests."""
 
     def __init__(self) -> None:
         import pytest
 
         self.skip = pytest.skip
+        self.passed, self.failed = 0, list[str]()
+        self.skipped = Counter[str]()
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed:
+            self.failed.append(report.nodeid.split("/")[-1])
+        elif report.skipped:
+            self.skipped[report.longrepr[2].removeprefix("Skipped: ")] += 1
+        elif report.when == "call":
+            self.passed += 1
+
+    def report(self, command: Sequence[str], finished: bool) -> dict[str, Any]:
+        where = device_of(torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu"))
+        return {
+            "taken": now(),
+            "command": shlex.join(["python", "-m", "tools.peers.flash_attention", *command]),
+            "device": where.name,
+            "versions": versions(where),
+            "finished": finished,
+            "passed": self.passed,
+            "failed": self.failed,
+            "skipped": self.skipped,
+        }
 
     def pytest_pyfunc_call(self, pyfuncitem: Any) -> bool:
         names = pyfuncitem._fixtureinfo.argnames
@@ -210,6 +239,7 @@ def _arguments(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(prog="python -m tools.peers.flash_attention", description=__doc__)
     parser.add_argument("folder", type=Path, help="FlashAttention's folder of tests, e.g. hopper")
     parser.add_argument("--backend", help="the backend that must compute; none: attnkit's choice")
+    parser.add_argument("--json", type=Path, help="what became of the tests, and with what they ran, goes to this file")
     return parser.parse_args(words[:split]), list(words[split + 1 :])
 
 
@@ -221,7 +251,8 @@ def main(words: Sequence[str] | None = None) -> int:
     """
     import pytest
 
-    asked, rest = _arguments(sys.argv[1:] if words is None else words)
+    words = sys.argv[1:] if words is None else words
+    asked, rest = _arguments(words)
     if not asked.folder.is_dir():
         raise UsageError(f"{asked.folder}: no such folder")
     this = sys.modules[flash_attn_func.__module__]
@@ -232,7 +263,12 @@ def main(words: Sequence[str] | None = None) -> int:
     sys.path.insert(0, str(asked.folder))
     files = [] if any(word.partition("::")[0].endswith(".py") for word in rest) else [str(asked.folder / "test_flash_attn.py")]
     options = ["-p", "no:cacheprovider", "-rs", f"--rootdir={asked.folder}"]
-    return int(pytest.main([*options, *files, *rest], plugins=[_Skipping()]))
+    plugin = _Skipping()
+    code = pytest.main([*options, *files, *rest], plugins=[plugin])
+    if asked.json:
+        finished = code in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+        write_atomically(asked.json, to_json(plugin.report(words, finished)))
+    return int(code)
 
 
 if __name__ == "__main__":

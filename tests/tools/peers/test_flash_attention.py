@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -93,5 +94,9 @@ def test_a_folder_of_tests_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert shim.main([str(tmp_path), "--backend", "TORCH_SDPA", "--", "-q", "-k", "not wrong"]) == 0
     said = capsys.readouterr().out
     assert "1 passed, 1 skipped" in said and "attnkit's calls have no k, v" in said
-    assert shim.main([str(tmp_path), "--backend", "TORCH_SDPA", "--", "-q"]) == 1
+    report = tmp_path / "report.json"
+    assert shim.main([str(tmp_path), "--backend", "TORCH_SDPA", "--json", str(report), "--", "-q"]) == 1
+    counted = json.loads(report.read_text(encoding="utf-8"))
+    assert (counted["passed"], counted["failed"], counted["finished"]) == (1, ["test_flash_attn.py::test_wrong"], True)
+    assert counted["skipped"] == {"attnkit's calls have no k, v": 1} and "torch" in counted["versions"]
     assert "1 failed, 1 passed, 1 skipped" in capsys.readouterr().out

@@ -148,7 +148,7 @@ def plan_paged(
         width=padded(max(head_dim, head_dim_v)),
         element_size=query.element_size(),
         fp8=key.fp8 != 0,
-        paired=None not in pairs,
+        paired=None not in pairs and head_dim > 16,  # a product of half the columns has at least 16 of them
         tree=tree_mask is not None,
         # Not asked of a decode of one token, whose launch is what it waits for.
         tma=(call.max_query_len > 1 or group > MAX_DECODE_ROWS) and prefill_plan.supports(target.arch, common),
