@@ -72,6 +72,16 @@ def report(explicit: str | None = None) -> BootReport:
     )
 
 
+def test_the_summary_has_the_language_model_and_its_tower() -> None:
+    made = report()
+    made.selftest.append(verdict("vllm:TOWER:TORCH_SDPA", "pass", tower.USUAL, [tower.LAYER]))
+    made.summarise()
+    assert [(one.name, one.outcome) for one in made.layer_kinds] == [
+        (spec_text(SPEC), "pass"),
+        (spec_text(tower.USUAL), "pass"),
+    ]
+
+
 class SelfTest:
     """A self-test that comes to one outcome; remembers what it was asked."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,6 +85,9 @@ def run(scenario: Scenario) -> dict[str, Any]:
         _make_model(here / "model", scenario.model)
         files = {name: str(here / name.lower()) for name in ("REPORT", "READY", "METRICS")}
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("ATTNKIT_", "VLLM_"))}
+        environment |= {name: os.environ[name] for name in ("ATTNKIT_KERNELS",) if name in os.environ}
+        if shutil.which("g++") is None:  # a split vocabulary is looked up in code that vLLM has torch compile, eager or not
+            environment["TORCH_COMPILE_DISABLE"] = "1"
         environment |= {f"ATTNKIT_{name}": path for name, path in files.items()} | dict(scenario.environment)
         environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
         if (
@@ -124,6 +128,7 @@ def run(scenario: Scenario) -> dict[str, Any]:
         "model": scenario.model or "tiny-model",
         "options": list(scenario.options),
         "environment": dict(scenario.environment),
+        "compiler": shutil.which("g++") is not None,
         "ok": good and bool(warnings) == scenario.silent,
         "ready": ready,
         "error": report["error"],

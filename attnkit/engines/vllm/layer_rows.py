@@ -25,7 +25,7 @@ def _registered(name: str, layer: Any) -> dict[str, Any] | None:
         "class": kind,
         "implementation": implementation(_backend_class(layer), None if impl is None else type(impl)),
     }
-    backend = _backend(layer)
+    backend = backend_name(layer)
     if getattr(layer, "kv_lora_rank", None) and hasattr(layer, "qk_rope_head_dim"):
         sparse = bool(
             getattr(layer, "use_sparse", False)
@@ -139,7 +139,7 @@ def _backend_class(layer: Any) -> Any:
     return backend
 
 
-def _backend(layer: Any) -> str | None:
+def backend_name(layer: Any) -> str | None:
     """The name of the backend that computes a layer: attnkit's where its plugin does, else that of vLLM's registry, else what
     the class says (a few say another's)."""
     ours = getattr(getattr(layer, "impl", None), "backend", None)

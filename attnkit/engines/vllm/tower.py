@@ -21,7 +21,16 @@ DRIVEN: dict[str, tuple[str, ...]] = {"cpu": ("TORCH_SDPA",)}
 """Backends of towers that attnkit has driven, by vLLM's word for the platform."""
 LAYER = "vllm.model_executor.layers.attention.mm_encoder_attention.MMEncoderAttention"
 
-USUAL = AttentionSpec("varlen", "bfloat16", 16, 16, 80, block_size=None, features=frozenset({"non_causal"}))
+USUAL = AttentionSpec(
+    "varlen",
+    "bfloat16",
+    16,
+    16,
+    80,
+    block_size=None,
+    phases=frozenset({"prefill"}),
+    features=frozenset({"non_causal"}),
+)
 """What is tested where no model is given: the layers of Qwen2-VL's tower."""
 
 _numbers = itertools.count()
