@@ -1,6 +1,8 @@
 # `make` shows what there is. Two commands set up everything: `make demo` and `make test`.
 PYTHON ?= python3
 PLATFORM ?= cpu
+ARCH ?=
+FORM ?= bundle
 FAULT ?= scale
 VENV := .venv
 TESTS := .venv-test
@@ -9,6 +11,9 @@ OLDEST := .cache/venv-oldest
 BIN := $(TESTS)/bin
 PYTEST := $(BIN)/pytest
 PARALLEL := -n auto --maxprocesses 4 --dist loadgroup
+
+# Where it is set, hundreds of processes would each compile what they import anew: 3 s for torch, 8 s for its compiler.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help venv engine image images images-test kernels-test bundle demo demo-fault demo-down lab lab-scale lock test-venv docs-venv \
@@ -23,8 +28,8 @@ venv: ## .venv with the locked tools that build images and run playbooks
 engine: ## a running Docker (on Debian and Ubuntu as root: installed and started where none answers)
 	@$(PYTHON) -m images.builder.container_engine
 
-image: venv ## the image of one platform: make image PLATFORM=cpu
-	@$(VENV)/bin/python -m images.builder.build "$(PLATFORM)"
+image: venv ## the image of one platform: make image PLATFORM=cpu, or PLATFORM=cuda ARCH=sm_90
+	@$(VENV)/bin/python -m images.builder.build "$(PLATFORM)" --arch "$(ARCH)"
 
 images: venv ## every image that can be built today
 	@$(VENV)/bin/python -m images.builder.build --all
@@ -41,8 +46,8 @@ kernels-test: test-venv ## compiles every kernel for every architecture (half an
 fuzz-inputs: test-venv ## 50,000 hostile inputs for everything that reads what others wrote (minutes)
 	$(BIN)/python -m tools.fuzz.inputs --draws 50000
 
-bundle: venv ## one file for hosts without a network: image, playbooks, profiles, wheels, checksums: make bundle PLATFORM=cpu
-	@$(VENV)/bin/python -m images.offline.bundle "$(PLATFORM)"
+bundle: venv ## one file for hosts without a network: image, playbooks, profiles, wheels, checksums: make bundle PLATFORM=cpu; a root tree: FORM=tree
+	@$(VENV)/bin/python -m images.offline.bundle "$(PLATFORM)" --arch "$(ARCH)" --form "$(FORM)"
 
 demo: venv ## the whole chain on this machine: image, a fleet of three nodes, rollout, a completion from each
 	@$(VENV)/bin/python -m deploy.demo

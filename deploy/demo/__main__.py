@@ -69,6 +69,7 @@ def inventory(nodes: list[Node], image: str, environment: dict[str, str]) -> Pat
             "hosts": hosts,
             "vars": {
                 **DEMO.ssh_variables(),
+                "ansible_python_interpreter": "/usr/bin/python3",  # known, so not looked for in every run
                 "attnkit_images": {"cpu": image, "ipex": image},
                 "attnkit_command": COMMAND,
                 "attnkit_env": environment,

@@ -9,16 +9,19 @@ from __future__ import annotations
 import datetime
 import hashlib
 import ipaddress
-import json
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import requests
+
+from deploy.demo.registry import Registry
 from images.builder import base, build, container_engine, platforms
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -297,15 +300,21 @@ class Fleet:
 
     def push(self, tag: str) -> str:
         """Push an image of the outer Docker to the registry; returns its name by digest, as the nodes pull it."""
-        name, _, kind = tag.partition(":")  # attnkit:cpu-0.1.0 -> attnkit/cpu:0.1.0
+        name, _, kind = tag.partition(":")  # attnkit:cpu-0.1.0 -> attnkit/cpu:0.1.0-IDENTITY
         platform, _, version = kind.rpartition("-")
-        local = f"127.0.0.1:{self.host_port}/{name}/{platform}:{version}"
-        docker("tag", tag, local)
-        docker("push", local)
-        digests = json.loads(docker("image", "inspect", "--format", "{{json .RepoDigests}}", local))
-        wanted = f"127.0.0.1:{self.host_port}/{name}/{platform}@"
-        digest = next(d.split("@")[1] for d in digests if d.startswith(wanted))
-        return f"registry:{REGISTRY_PORT}/{name}/{platform}@{digest}"
+        repository = f"{name}/{platform}"
+        target = Registry(f"https://127.0.0.1:{self.host_port}", repository, self.certificates()[0])
+        known = f"{version}-{build.inspect(tag, '{{.Id}}').removeprefix('sha256:')[:12]}"
+        try:
+            digest = target.digest("manifests", known)
+            if digest is None:
+                with tempfile.TemporaryDirectory(dir=self.state) as folder:
+                    archive = Path(folder) / "image.tar"
+                    docker("save", "-o", str(archive), tag)
+                    digest = target.push(archive, known)
+        except requests.RequestException as error:
+            raise DemoError(f"{tag} could not be pushed to {target.repository}: {error}") from error
+        return f"registry:{REGISTRY_PORT}/{repository}@{digest}"
 
     def down(self, machines: Sequence[str]) -> None:
         """Remove the fleet's containers, volumes, network and state."""

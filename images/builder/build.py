@@ -97,7 +97,7 @@ def secrets(folder: Path) -> dict[str, Path]:
 
 def stage(platform: Platform, wheel: Path) -> Path:
     """The build context: only what the image is made of (and the local wheels, which are bind-mounted, not copied)."""
-    context = STAGE / platform.name
+    context = STAGE / platform.image
     for name in ("dist", "requirements", "in_image"):
         shutil.rmtree(context / name, ignore_errors=True)
         (context / name).mkdir(parents=True)
@@ -171,12 +171,12 @@ def inspect(image: str, template: str) -> str:
 
 def tags(platform: Platform) -> tuple[str, str]:
     """The versioned tag and the moving one."""
-    return f"attnkit:{platform.name}-{version()}", f"attnkit:{platform.name}"
+    return f"attnkit:{platform.image}-{version()}", f"attnkit:{platform.image}"
 
 
 def bill_of_materials(platform: Platform) -> Path:
     """Where a build puts a copy of the image's bill of materials."""
-    return ROOT / "out" / "images" / f"{platform.name}.sbom.cdx.json"
+    return ROOT / "out" / "images" / f"{platform.image}.sbom.cdx.json"
 
 
 def copy_bill_of_materials(image: str, target: Path) -> None:
@@ -199,6 +199,7 @@ def build_arguments(platform: Platform, base_name: str) -> dict[str, str]:
         "FOUNDATION": "flat" if platform.bootstrap else "system",
         "KERNELS": platform.kernels,
         "TARGETS": ",".join(platform.targets),
+        "CODE": ",".join(platform.targets) if platform.cuda else "",
     }
 
 
@@ -262,13 +263,13 @@ def build(platform: Platform, *, wheel: Path | None, no_cache: bool, plain: bool
         docker("tag", tag, moving)
         state = "up to date"
     else:
-        say(f"{platform.name}: building {tag} on {arguments['BASE']}")
+        say(f"{platform.image}: building {tag} on {arguments['BASE']}")
         options = ["--progress", "plain" if plain else "auto", "-t", tag, "-t", moving, *(["--no-cache"] if no_cache else [])]
         docker_build(context, arguments, *options, labels=names, show=True)
         state = "built"
     copy_bill_of_materials(tag, bill_of_materials(platform))
     identity, size = inspect(tag, "{{.Id}}"), int(inspect(tag, "{{.Size}}"))
-    say(f"{platform.name}: {state} in {time.monotonic() - started:.1f} s: {tag} {identity[7:19]} {size / 1e6:.0f} MB")
+    say(f"{platform.image}: {state} in {time.monotonic() - started:.1f} s: {tag} {identity[7:19]} {size / 1e6:.0f} MB")
     return identity
 
 
@@ -276,6 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command-line entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("platform", nargs="?", default="", help="a platform of platforms.yaml")
+    parser.add_argument("--arch", default="", help="only these of its architectures, comma-separated: cuda --arch sm_90")
     parser.add_argument("--all", action="store_true", help="build every platform that can be built; list the others")
     parser.add_argument("--list", action="store_true", help="print every platform and whether it is built")
     parser.add_argument("--wheel", type=Path, help="use this wheel of attnkit instead of building one from the working tree")
@@ -289,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 state = f"not built yet: {platform.not_built}" if platform.not_built else "built"
                 print(f"{platform.name:13} {platform.title:40} {state}")
             return 0
-        chosen = list(known.values()) if args.all else [platforms.find(args.platform, known)]
+        chosen = list(known.values()) if args.all else [platforms.choose(args.platform, args.arch, known)]
         preflight.require([platform for platform in chosen if not platform.not_built])
         for platform in chosen:
             if args.all and platform.not_built:

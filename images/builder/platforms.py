@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,13 @@ class Platform:
     cuda: Cuda | None
     targets: tuple[str, ...]
     not_built: str | None = None
+    family: str = ""
+    """Where only some of its architectures were asked for: the name that was given, such as cuda. Not in the file."""
+
+    @property
+    def image(self) -> str:
+        """What its image is called: the platform's name, or cuda-sm_90 where it is for some of its architectures."""
+        return "-".join((self.family, *self.targets)) if self.family else self.name
 
     @property
     def kernels(self) -> str:
@@ -100,7 +108,7 @@ def _platform(name: str, entry: Any, text: str, where: str) -> Platform:
 
     if not isinstance(entry, dict):
         raise wrong("an entry is a mapping of fields")
-    allowed = [f.name for f in fields(Platform) if f.name != "name"]
+    allowed = [f.name for f in fields(Platform) if f.name not in ("name", "family")]
     for field in entry:
         if field not in allowed:
             near = difflib.get_close_matches(str(field), allowed, n=1)
@@ -147,6 +155,25 @@ def find(name: str, platforms: dict[str, Platform]) -> Platform:
     near = difflib.get_close_matches(name.lower(), platforms, n=3, cutoff=0.4)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise DescriptionError(f"unknown PLATFORM {name!r}.{hint} Allowed: {', '.join(platforms)}")
+
+
+def choose(name: str, architectures: str, platforms: Mapping[str, Platform]) -> Platform:
+    """A platform by its name, for some of its architectures where a comma-separated list names them.
+
+    `cuda` with `sm_90` is the platform of the family cuda that has sm_90, for sm_90 alone.
+
+    Raises:
+        DescriptionError: no such platform, or none that has all of them.
+    """
+    wanted = tuple(dict.fromkeys(word.strip() for word in architectures.split(",") if word.strip()))
+    if not wanted:
+        return find(name, dict(platforms))
+    family = [p for p in platforms.values() if p.cuda and (p.name == name or p.name.startswith(f"{name}-"))]
+    for platform in family:
+        if set(wanted) <= set(platform.targets):
+            return replace(platform, family=name, targets=tuple(t for t in platform.targets if t in wanted))
+    known = "; ".join(f"{p.name} has {', '.join(p.targets)}" for p in family or (p for p in platforms.values() if p.cuda))
+    raise DescriptionError(f"no PLATFORM {name!r} with ARCH {architectures}: an image is for some of one platform's. {known}")
 
 
 _PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s\\;]+)", re.MULTILINE)

@@ -24,6 +24,8 @@ SPECIFICATION = "1.6"
 CATALOGERS = "python-installed-package-cataloger,dpkg-db-cataloger"
 PLACES = ("etc/os-release", "usr/lib/os-release", "var/lib/dpkg/status", "var/lib/dpkg/info", "usr/share/doc")
 METADATA = (".dist-info", ".egg-info")
+REMOVED = Path("usr/share/attnkit/gpu-code.json")
+"""What prune.py took out of libraries, below the root; only in images that it ran for."""
 SKIPPED = {"proc", "sys", "dev", "tmp"}
 
 
@@ -69,6 +71,19 @@ def scan(root: Path, name: str) -> dict[str, Any]:
     return found
 
 
+def removed(root: Path) -> list[dict[str, str]]:
+    """The GPU code that the packages' libraries no longer have, as properties: a line a library; empty where all is there."""
+    path = root / REMOVED
+    if not path.is_file():
+        return []
+    report = json.loads(path.read_text(encoding="utf-8"))
+    found = [{"name": "attnkit:gpu-code:kept", "value": " ".join(report["architectures"])}]
+    for name, library in sorted(report["libraries"].items()):
+        without = ", ".join(f"{code} {size}" for code, size in library.get("removed", {}).items()) or "the file"
+        found.append({"name": f"attnkit:gpu-code:removed:{name}", "value": without})
+    return found
+
+
 def settled(document: dict[str, Any]) -> dict[str, Any]:
     """The same document without what differs from run to run, its lists in order."""
     result = {key: value for key, value in document.items() if key != "serialNumber"}
@@ -90,6 +105,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         document = settled(scan(args.root, args.name))
+        if properties := removed(args.root):
+            document["metadata"]["properties"] = properties
     except SbomError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -8,6 +8,7 @@ slimming was worth. Licenses and package metadata stay.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import shutil
 import struct
 import subprocess
@@ -43,6 +44,8 @@ TORCH_PARTS = ("bin", "share", "test")
 """Directories of torch that only its own C++ test programs and builds use …"""
 TORCH_KEEPS = "torch_shm_manager"
 """… except for this program, which `import torch` looks for."""
+FOR_NVCC = ("flashinfer/data",)
+"""Sources and examples of what flashinfer compiles with nvcc, which no image has."""
 LOAD_SEGMENT, DYNAMIC_SEGMENT = 1, 2
 NEEDED, STRING_TABLE, STRING_TABLE_SIZE = 1, 5, 10
 PAGE = 4096
@@ -100,6 +103,20 @@ def unused_cuda(site: Path) -> int:
     return sum(remove(path) for path in sorted(found))
 
 
+def second_copies(site: Path) -> int:
+    """Make links of the libraries that lie beside one another under several names, as wheels cannot hold links."""
+    freed = 0
+    first: dict[tuple[Path, int, bytes], Path] = {}
+    for path in sorted(site.rglob("*.so*"), key=lambda path: (len(path.name), path)):
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as file:
+                one = first.setdefault((path.parent, path.stat().st_size, hashlib.file_digest(file, "sha256").digest()), path)
+            if one != path:
+                freed += remove(path)
+                path.symlink_to(one.name)
+    return freed
+
+
 def read(file: BinaryIO, offset: int, count: int) -> bytes:
     """Bytes of a file from an offset on."""
     file.seek(offset)
@@ -132,6 +149,12 @@ def needed(path: Path) -> list[str]:
     return [names[value : names.index(b"\0", value)].decode() for tag, value in tags if tag == NEEDED]
 
 
+def loadable(path: Path) -> bool:
+    """Whether this is a 64-bit ELF file with segments, as libraries and programs are."""
+    with path.open("rb") as file:
+        return bool(segments(file))
+
+
 def loads(path: Path) -> bool:
     """Whether the loader will map this 64-bit ELF file: each LOAD segment's offset and address agree modulo its alignment.
 
@@ -143,14 +166,14 @@ def loads(path: Path) -> bool:
 
 
 def strip(site: Path) -> int:
-    """Drop what only a debugger reads from shared libraries; one that would not load afterwards stays as it is."""
+    """Drop what only a debugger or a linker reads from libraries and programs; one that would not load afterwards stays."""
     freed = 0
-    for path in sorted(site.rglob("*.so*")):
-        if path.is_symlink() or not path.is_file():
+    for path in sorted(site.rglob("*")):
+        if path.is_symlink() or not path.is_file() or not loadable(path):
             continue
         before = path.stat().st_size
         stripped = path.with_name(path.name + ".stripped")
-        done = subprocess.run(["strip", "--strip-debug", "-o", str(stripped), str(path)], capture_output=True, check=False)
+        done = subprocess.run(["strip", "--strip-unneeded", "-o", str(stripped), str(path)], capture_output=True, check=False)
         if done.returncode == 0 and stripped.stat().st_size < before and loads(stripped):
             shutil.copymode(path, stripped)
             stripped.rename(path)
@@ -176,7 +199,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     freed["static libraries"] = static_libraries(site)
     freed["unused CUDA libraries"] = unused_cuda(site)
+    freed["sources for nvcc"] = sum(remove(site / part) for part in FOR_NVCC if (site / part).exists())
     freed |= {what: files(site, patterns) for what, patterns in FILES.items()}
+    freed["second copies of libraries"] = second_copies(site)
     freed["debug symbols"] = strip(site)
     freed["share and include"] = sum(remove(root / part) for part in ("share", "include") if (root / part).exists())
     for what, count in freed.items():

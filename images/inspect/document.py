@@ -43,6 +43,12 @@ REBUILT = """
 “Built again” is a build from the same inputs without any cache, on the same machine and day; “when attnkit changes” is a
 build with one more line in one module. What a node fetches when attnkit changes:
 """
+BY_LIBRARY = """
+## What the libraries hold
+
+The largest, and the GPU code in each: `sm_90a` is machine code for that architecture alone, `compute_80` is PTX, which the
+driver compiles. What was removed from each is in the image's bill of materials.
+"""
 DESCRIBED = """
 They go through the same Dockerfile, which is linted, with `FOUNDATION=system`: on top of a vendor's layers in place of
 flattening them. That path is built on a stand-in base (Debian) by tests/images/test_foundations.py. The vendors' registries
@@ -83,6 +89,41 @@ def sizes(known: dict[str, Platform], found: dict[str, dict[str, Any]]) -> list[
     return table(("platform", "for", "engine or library", "MB", "precompiled kernels", "examined"), rows)
 
 
+def for_architectures(known: dict[str, Platform], found: dict[str, dict[str, Any]]) -> list[str]:
+    """The table of the images for some architectures, beside the whole platforms they are of; empty where none was examined."""
+    some = [name for name in found if name not in known]
+    if not some:
+        return []
+    rows = []
+    for name in [*sorted({found[name]["platform"] for name in some} & set(found)), *some]:
+        report = found[name]
+        pull = report["image"].get("pull_bytes")
+        code = report["checks"].get("GPU code in the libraries", "not measured")
+        rows.append(
+            (name, megabytes(report["image"]["bytes"]), megabytes(pull) if pull else "not measured", code, report["date"])
+        )
+    head = ("image", "MB on disk", "MB to pull (gzip)", "GPU code in the libraries", "examined")
+    return ["", "## For some architectures", "", *table(head, rows)]
+
+
+def by_library(found: dict[str, dict[str, Any]]) -> list[str]:
+    """The tables of libraries, where a report has them."""
+    lines = [BY_LIBRARY] if any("libraries" in report for report in found.values()) else []
+    for name, report in found.items():
+        if libraries := report.get("libraries"):
+            rows = [
+                (library["name"].rsplit("/", 1)[-1], megabytes(library["bytes"]), code_of(library["code"]))
+                for library in libraries
+            ]
+            lines += [f"### {name}: libraries", "", *table(("library", "MB", "of it GPU code"), rows), ""]
+    return lines
+
+
+def code_of(code: dict[str, int]) -> str:
+    """Megabytes by architecture, in words."""
+    return ", ".join(f"{name} {megabytes(count)}" for name, count in code.items()) or "–"
+
+
 def of_layers(found: dict[str, dict[str, Any]]) -> list[str]:
     """The table of layers."""
     rows = []
@@ -111,7 +152,8 @@ def details(name: str, report: dict[str, Any]) -> list[str]:
     versions = ", ".join(f"{package} {version}" for package, version in report["versions"].items())
     lines = ["", f"### {name}", "", f"Built from `{report['revision']}`; {versions}.", ""]
     targets = set(report["targets"])
-    missing = [t for t in platforms.load()[name].targets if t not in targets]
+    known = platforms.load()
+    missing = [t for t in known[name].targets if t not in targets] if name in known else []
     counts = (report["kernels"] or {}).get("kernels", {})
     by_target = (
         f" (by kind of code: {', '.join(f'{count} {kind}' for kind, count in counts.items())})" if len(counts) > 1 else ""
@@ -131,10 +173,12 @@ def page(known: dict[str, Platform], found: dict[str, dict[str, Any]]) -> str:
         *sizes(known, found),
         "",
         OFFICIAL,
+        *for_architectures(known, found),
         LAYERS,
         *of_layers(found),
         REBUILT,
         *fetched(found),
+        *by_library(found),
         "",
         "## What was checked",
         *(line for name, report in found.items() for line in details(name, report)),

@@ -17,9 +17,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from images import IMAGES
 from images.builder import build, platforms
 from images.builder.container_engine import EngineError, client, docker
 from images.builder.platforms import DescriptionError, Platform
+from images.in_image import prune
 from images.inspect import REPORTS, rebuild
 
 LOCKED_DOWN = ("--read-only", "--tmpfs", "/tmp:exec", "--tmpfs", "/run/attnkit", "--cap-drop", "ALL", "--network", "none")
@@ -48,6 +50,29 @@ build._load_module_from_path = lambda name, path: sys.exit("found " + path)
 from triton.backends.nvidia import driver
 driver.CudaUtils()
 """
+LOADS = """
+import ctypes, json, os, pathlib, sys
+import torch
+site = pathlib.Path(torch.__file__).parents[1]
+failed, count = {}, 0
+for path in sorted(site.rglob("*.so*")):
+    if path.is_symlink() or not path.is_file() or path.open("rb").read(4) != b"\\x7fELF":
+        continue
+    count += 1
+    if os.fork() == 0:
+        try:
+            ctypes.CDLL(str(path), mode=os.RTLD_LAZY)
+        except OSError as error:
+            if "cannot open shared object" not in str(error) and "undefined symbol: cu" not in str(error):
+                os.write(1, f"failed {path}: {error}\\n".encode())
+        os._exit(0)
+    if status := os.wait()[1]:
+        print("failed", path, "ended with", status, flush=True)
+print("loaded", count)
+"""
+"""Loads every library in a process of its own. One that lacks another, such as the driver's, was mapped all the same."""
+LISTED = 25
+"""Libraries that a report names, the largest."""
 TPUS = {"tpu-v5e": "v5e:2x2", "tpu-v6e": "v6e:2x2"}
 """A topology of each target, as libtpu names it."""
 COMPILED_MODULES = 6
@@ -165,6 +190,24 @@ def c_module(platform: Platform, image: str, report: dict[str, Any]) -> Iterator
     yield "Triton's C module is precompiled", module.strip().splitlines()[-1]
 
 
+def gpu_code(platform: Platform, image: str, report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Libraries hold code for the platform's architectures alone, and all of them load."""
+    mounted = ("-v", f"{IMAGES / 'in_image'}:/mnt:ro")
+    lines = run(image, "python", "-B", "/mnt/prune.py", "--list", "/opt/attnkit", options=mounted).splitlines()
+    found = {name: (size, code) for name, size, code in map(json.loads, lines)}
+    held = sorted({name for _, code in found.values() for name in code})
+    targets = prune.architectures(",".join(platform.targets))
+    other = [name for name in held if not any(prune.named(name).runs_on(target) for target in targets)]
+    must(not other, "libraries hold code that no card of this platform runs", ", ".join(other))
+    yield "GPU code in the libraries", ", ".join(held)
+    largest = sorted(found.items(), key=lambda item: -item[1][0])[:LISTED]
+    report["libraries"] = [{"name": name, "bytes": size, "code": code} for name, (size, code) in largest]
+    report["image"]["pull_bytes"] = rebuild.compressed(image, set(rebuild.layers(image)))
+    loaded = run(image, "python", "-c", LOADS)
+    must("failed" not in loaded, "a library does not load", loaded)
+    yield "every library loads", loaded.strip().splitlines()[-1]
+
+
 def compiles_for_tpus(platform: Platform, image: str, report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """libtpu compiles the modules in the image to machine code for each target, on a machine without a TPU."""
     quiet = ("-e", "TPU_SKIP_MDS_QUERY=1", "-e", "JAX_PLATFORMS=cpu")
@@ -243,8 +286,8 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "cpu": (counted, boots_and_serves, serves_through_ours),
     "ipex": (boots_ipex,),
     "tpu": (counted, no_device, compiles_for_tpus),
-    "cuda-ampere": (counted, no_device, imports_vllm, c_module),
-    "cuda-turing": (counted, no_device, imports_vllm, c_module),
+    "cuda-ampere": (counted, no_device, imports_vllm, c_module, gpu_code),
+    "cuda-turing": (counted, no_device, imports_vllm, c_module, gpu_code),
 }
 NOT_RUN = {
     "cpu": "x86-64 alone; no other CPU than this machine's",
@@ -263,12 +306,12 @@ def examine(platform: Platform) -> dict[str, Any]:
     """
     tag = build.tags(platform)[1]
     image = build.inspect(tag, "{{.Id}}")
-    must(bool(image), f"there is no image {tag}", f"make image PLATFORM={platform.name}")
+    must(bool(image), f"there is no image {tag}", f"make image PLATFORM={platform.family or platform.name}")
     shipped = json.loads(build.inspect(image, "{{json .Config.Labels}}"))
     report: dict[str, Any] = {
         "kind": "image",
         "platform": platform.name,
-        "command": f"python -m images.inspect.examine {platform.name}",
+        "command": f"python -m images.inspect.examine {platform.image}",
         "date": datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat(),
         "revision": shipped["org.opencontainers.image.revision"],
         "image": {"id": image, "bytes": int(build.inspect(image, "{{.Size}}"))},
@@ -291,21 +334,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command-line entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="+", metavar="PLATFORM", help="platforms whose images were built")
+    parser.add_argument("--arch", default="", help="the image for these of its architectures: cuda --arch sm_90")
     parser.add_argument("--rebuild", action="store_true", help="also build twice more and compare the layers (slow)")
     args = parser.parse_args(argv)
     try:
         known = platforms.load()
         for name in args.names:
-            platform = platforms.find(name, known)
+            platform = platforms.choose(name, args.arch, known)
             if platform.not_built:
                 raise DescriptionError(f"PLATFORM {name} is not built: {platform.not_built}")
             report = examine(platform)
             if args.rebuild:
                 report["rebuilt"] = rebuild.compare(platform, report["image"]["id"])
             REPORTS.mkdir(parents=True, exist_ok=True)
-            path = REPORTS / f"{name}.json"
+            path = REPORTS / f"{platform.image}.json"
             path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-            print(f"[images-test] {name}: {report['image']['bytes'] / 1e6:.0f} MB -> {path.name}")
+            print(f"[images-test] {platform.image}: {report['image']['bytes'] / 1e6:.0f} MB -> {path.name}")
     except (DescriptionError, EngineError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

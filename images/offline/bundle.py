@@ -25,7 +25,7 @@ from images.builder.container_engine import EngineError, client
 from images.builder.platforms import DescriptionError, Platform
 from images.builder.wheels import WheelFolderError
 from images.in_image import stamp
-from images.offline import install
+from images.offline import install, tree
 
 OUT = ROOT / "out" / "bundles"
 STAGE = CACHE / "bundle"
@@ -150,7 +150,7 @@ def bundle(platform: Platform) -> Path:
     started = time.monotonic()
     wheel = build.build_wheel()
     build.build(platform, wheel=wheel, no_cache=False, plain=True)
-    folder = STAGE / f"attnkit-{build.version()}-{platform.name}"
+    folder = STAGE / f"attnkit-{build.version()}-{platform.image}"
     target = OUT / f"{folder.name}.bundle.tar"
     packed, wanted = target.with_suffix(".inputs"), inputs(platform, wheel)
     if target.is_file() and packed.is_file() and packed.read_text(encoding="utf-8").strip() == wanted:
@@ -174,14 +174,38 @@ def bundle(platform: Platform) -> Path:
     return target
 
 
+def bundle_tree(platform: Platform) -> Path:
+    """Build the image and pack it as a root tree; returns the folder."""
+    started = time.monotonic()
+    build.build(platform, wheel=None, no_cache=False, plain=True)
+    folder = OUT / f"attnkit-{build.version()}-{platform.image}.tree"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    pieces = tree.pack(build.tags(platform)[0], folder)
+    shutil.copy2(build.bill_of_materials(platform), folder / "sbom.cdx.json")
+    write_sums(folder)
+    size = sum(piece.stat().st_size for piece in pieces) / 1e6
+    say(f"{folder.relative_to(ROOT)}: {len(pieces)} pieces, {size:.0f} MB, in {time.monotonic() - started:.0f} s")
+    say("on the other host: ./unpack.sh TREE && ./attnkit-run TREE -- attnkit detect")
+    return folder
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command-line entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("platform", help="a platform of platforms.yaml")
+    parser.add_argument("--arch", default="", help="only these of its architectures, comma-separated: cuda --arch sm_90")
+    parser.add_argument(
+        "--form", choices=("bundle", "tree"), default="bundle", help="tree: for hosts without a container engine"
+    )
     args = parser.parse_args(argv)
     try:
-        bundle(platforms.find(args.platform, platforms.load()))
-    except (DescriptionError, BundleError, EngineError, WheelFolderError) as error:
+        chosen = platforms.choose(args.platform, args.arch, platforms.load())
+        if args.form == "tree":
+            bundle_tree(chosen)
+        else:
+            bundle(chosen)
+    except (DescriptionError, BundleError, tree.TreeError, EngineError, WheelFolderError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from attnkit.boot.image_guard import VARIABLE, require_device
+from attnkit.boot.image_guard import CODE_VARIABLE, VARIABLE, require_device
 from attnkit.errors import NoBackendError
 from attnkit.hardware.device import Detection, Device, ProbeResult
 
@@ -38,3 +38,14 @@ def test_the_cpu_serves_where_the_image_is_for_cpus(platform: str) -> None:
 def test_the_device_is_enough() -> None:
     require_device(Detection((H100, CPU), ()), {VARIABLE: "cuda-ampere"})
     require_device(BOX, {})
+
+
+@pytest.mark.parametrize("held", ["sm_90", "sm_75,sm_90", ""])
+def test_code_for_the_device_is_enough(held: str) -> None:
+    require_device(Detection((H100, CPU), ()), {VARIABLE: "cuda-ampere", CODE_VARIABLE: held})
+
+
+@pytest.mark.parametrize("held", ["sm_80,sm_86", "sm_100", "sm_120"])
+def test_an_image_for_another_architecture_says_so(held: str) -> None:
+    with pytest.raises(NoBackendError, match=rf"holds GPU code for {held.replace(',', ', ')} alone, .* has H100 \(sm_90\)"):
+        require_device(Detection((H100, CPU), ()), {VARIABLE: "cuda-ampere", CODE_VARIABLE: held})

@@ -68,9 +68,39 @@ def test_the_line_of_a_mistake_is_the_line_of_the_field(tmp_path: Path) -> None:
 
 
 def test_both_cuda_images_share_their_lock_and_packages() -> None:
-    """So that they share every large layer."""
     known = platforms.load()
     ampere, turing = known["cuda-ampere"], known["cuda-turing"]
     same = ("base", "python", "packages", "lock", "engine", "torch", "cuda")
     assert [getattr(ampere, field) for field in same] == [getattr(turing, field) for field in same]
     assert not set(ampere.targets) & set(turing.targets)
+
+
+@pytest.mark.parametrize(
+    ("name", "architectures", "platform", "image", "targets"),
+    [
+        ("cuda", "sm_90", "cuda-ampere", "cuda-sm_90", ("sm_90",)),
+        ("cuda", "sm_75", "cuda-turing", "cuda-sm_75", ("sm_75",)),
+        ("cuda", "sm_100, sm_80", "cuda-ampere", "cuda-sm_80-sm_100", ("sm_80", "sm_100")),
+        ("cuda-ampere", "sm_86", "cuda-ampere", "cuda-ampere-sm_86", ("sm_86",)),
+        ("cuda-turing", "", "cuda-turing", "cuda-turing", ("sm_75",)),
+        ("cpu", "", "cpu", "cpu", ("cpu",)),
+    ],
+)
+def test_some_architectures_are_chosen(
+    name: str, architectures: str, platform: str, image: str, targets: tuple[str, ...]
+) -> None:
+    found = platforms.choose(name, architectures, platforms.load())
+    assert (found.name, found.image, found.targets) == (platform, image, targets)
+
+
+@pytest.mark.parametrize(
+    ("name", "architectures"), [("cuda", "sm_75,sm_80"), ("cuda", "sm_70"), ("cpu", "sm_90"), ("cuda-turing", "sm_90")]
+)
+def test_architectures_that_no_platform_has_are_refused(name: str, architectures: str) -> None:
+    with pytest.raises(platforms.DescriptionError, match=rf"ARCH {architectures}.*cuda-turing has sm_75"):
+        platforms.choose(name, architectures, platforms.load())
+
+
+def test_a_family_without_architectures_is_refused() -> None:
+    with pytest.raises(platforms.DescriptionError, match=r"unknown PLATFORM 'cuda'.*cuda-ampere"):
+        platforms.choose("cuda", "", platforms.load())

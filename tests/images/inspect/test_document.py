@@ -58,3 +58,21 @@ def test_a_target_that_was_not_compiled_is_named() -> None:
 @pytest.mark.parametrize("name", ["rocm", "xpu"])
 def test_what_is_not_built_says_why(name: str) -> None:
     assert f"- {name}: {platforms.load()[name].not_built}." in _page()
+
+
+def test_an_image_for_one_architecture_is_beside_its_platform() -> None:
+    ampere = {**REPORT, "platform": "cuda-ampere", "targets": ["sm_80"]}
+    one = {
+        **ampere,
+        "image": {"id": "sha256:2", "bytes": 3_000_000_000, "pull_bytes": 1_300_000_000},
+        "targets": ["sm_90"],
+        "checks": {"GPU code in the libraries": "sm_90, sm_90a"},
+        "libraries": [
+            {"name": "torch/lib/libtorch_cuda.so", "bytes": 151_000_000, "code": {"sm_90": 55_000_000, "sm_90a": 500_000}}
+        ],
+    }
+    page = document.page(platforms.load(), {"cuda-ampere": ampere, "cuda-sm_90": one})
+    assert "| cuda-ampere | 1910 | not measured | not measured | 2026-01-02 |" in page
+    assert "| cuda-sm_90 | 3000 | 1300 | sm_90, sm_90a | 2026-01-02 |" in page
+    assert "| libtorch_cuda.so | 151 | sm_90 55, sm_90a 0.5 |" in page
+    assert "## For some architectures" not in _page()
