@@ -10,7 +10,7 @@ from tools.docs.markdown import cell, page, table
 from tools.engines.census_table import EQUAL, NO_CONFIGURATION, NOT_LOADED, NOT_UNDERSTOOD, REFUSED, load
 
 _MEANING = {
-    EQUAL: "every kind of layer and its number is the same on both sides, towers included",
+    EQUAL: "every kind of layer, its number and its softmax scale are the same on both sides, towers included",
     NOT_UNDERSTOOD: "`attnkit select` names the field that it does not understand, and exits with 4",
     REFUSED: "`attnkit select` says what is wrong with the file, and exits with 2",
     "different": "the two sides differ, and nothing says so: a defect",
