@@ -36,8 +36,9 @@ SMALLEST_MODEL = {
 """What a boot in these tests has to attend for: its self-test is as real as any, and takes a tenth of a second."""
 
 # Workers and their child processes share the cores. OpenMP's threads would wait for one another by spinning, which costs more
-# than the tests; those about several threads ask for them by number.
+# than the tests; those about several threads ask for them by number, and their threads wait without spinning.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # At the end, so that the installed attnkit comes first: the packages tools and images are in the checkout alone.
 sys.path.append(str(ROOT))

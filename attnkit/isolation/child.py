@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
@@ -21,6 +22,9 @@ from attnkit.jsonio import to_plain
 from attnkit.selftest.results import CaseResult, Verdict
 from attnkit.spec import AttentionSpec
 from attnkit.wording import spec_text
+
+GARBAGE = 100_000
+"""Objects after which garbage is looked for (Python's own: 700 to 2000). Importing torch and vLLM makes a million that stay."""
 
 
 def _watches_triton(device: Device) -> bool:
@@ -129,6 +133,7 @@ def _main(descriptor: int) -> None:
             pipe.flush()
 
         end_with_parent()
+        gc.set_threshold(GARBAGE)
         try:
             request = REQUEST.validate_json(sys.stdin.buffer.read())
             if request.planted_answer is not None:

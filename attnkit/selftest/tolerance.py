@@ -39,8 +39,8 @@ is the middle. Only the half of the outputs that are largest in magnitude counts
 large products carries their errors, many of its own units. The mean must be known: `SURE` of its standard errors are within the
 bound. The outputs of a head in a token share what its scores erred by (dual chunk attention rounds rotated queries and keys,
 and a right answer leant by 0.26 in 20 such rows on an H200), so rows are what is independent. Not for float8 caches, whose few
-values round alike, nor for made-up contents. Measured with the standard level's cases: at most 0.12 of right providers, -0.3 and
-beyond of the same answers cut.
+values round alike, nor for made-up contents. Measured with the standard level's cases: at most 0.12 of right providers, -0.3
+and beyond of the same answers cut.
 """
 SURE, ENOUGH, ROWS = 6.0, 256, 8
 """Standard errors; outputs and rows (a head of a token) that make a mean."""

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import requests
-from requests.adapters import HTTPAdapter
-from urllib3.util import Retry
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
@@ -35,7 +33,6 @@ class Registry:
         self.session = requests.Session()
         self.session.trust_env = False  # a proxy is not asked for what is on this machine
         self.session.verify = str(authority)
-        self.session.mount("https://", HTTPAdapter(max_retries=Retry(6, backoff_factor=0.3)))  # it may have just been started
 
     def _call(self, method: str, url: str, **options: Any) -> requests.Response:
         answer = self.session.request(method, url, timeout=SECONDS, **options)

@@ -2,7 +2,7 @@
 """Keeps of the GPU code in an environment's libraries what some architectures run: `prune.py ENVIRONMENT --arch sm_90,…`.
 
 A library compiled for many architectures holds, in each of its fat binaries, the machine code of every one of them, of which a
-card runs one. Each fat binary keeps its place, as code refers to it by address; what is left of it moves to its front, and the
+GPU runs one. Each fat binary keeps its place, as code refers to it by address; what is left of it moves to its front, and the
 pages that became free are neither in the file nor mapped: the LOAD segment around them becomes several. Runs in the builder
 stage with the standard library only; what it removed goes into a report that the bill of materials reads.
 
@@ -66,7 +66,7 @@ class Code:
         return f"{'sm' if self.kind == CUBIN else 'compute'}_{self.arch}{SUFFIXES[self.variant]}"
 
     def runs_on(self, target: int) -> bool:
-        """Whether a card of this architecture can run it, compiled further where it is no machine code."""
+        """Whether a GPU of this architecture can run it, compiled further where it is no machine code."""
         if self.variant == EXACT:
             return self.arch == target
         same_major = self.arch // 10 == target // 10
@@ -117,7 +117,7 @@ def fat_binaries(data: bytes | bytearray) -> Iterator[tuple[int, list[Code]]]:
 
 
 def chosen(entries: Sequence[Code], targets: Iterable[int]) -> list[Code]:
-    """The entries that cards of these architectures run: machine code, else PTX, and code for the linker at run time (LTO).
+    """The entries that GPUs of these architectures run: machine code, else PTX, and code for the linker at run time (LTO).
 
     Entries of kinds that are not known stay.
     """
@@ -134,7 +134,7 @@ def chosen(entries: Sequence[Code], targets: Iterable[int]) -> list[Code]:
 
 
 def stub(code: Code) -> bytes:
-    """An entry without code, for a fat binary that would be empty: the driver says that it has none for the card, as before."""
+    """An entry without code, for a fat binary that would be empty: the driver says that it has none for the GPU, as before."""
     names = b"\0.shstrtab\0".ljust(16, b"\0")
     ident = b"\x7fELF\x02\x01\x01\x41\x08".ljust(16, b"\0")
     flags = 6 << 24 | code.arch << 8 | 2

@@ -8,7 +8,7 @@ slimming was worth. Licenses and package metadata stay.
 from __future__ import annotations
 
 import argparse
-import hashlib
+import filecmp
 import shutil
 import struct
 import subprocess
@@ -106,12 +106,17 @@ def unused_cuda(site: Path) -> int:
 def second_copies(site: Path) -> int:
     """Make links of the libraries that lie beside one another under several names, as wheels cannot hold links."""
     freed = 0
-    first: dict[tuple[Path, int, bytes], Path] = {}
+    beside: dict[tuple[Path, int], list[Path]] = {}
     for path in sorted(site.rglob("*.so*"), key=lambda path: (len(path.name), path)):
         if path.is_file() and not path.is_symlink():
-            with path.open("rb") as file:
-                one = first.setdefault((path.parent, path.stat().st_size, hashlib.file_digest(file, "sha256").digest()), path)
-            if one != path:
+            beside.setdefault((path.parent, path.stat().st_size), []).append(path)
+    for paths in beside.values():
+        distinct: list[Path] = []
+        for path in paths:
+            one = next((one for one in distinct if filecmp.cmp(one, path, shallow=False)), None)
+            if one is None:
+                distinct.append(path)
+            else:
                 freed += remove(path)
                 path.symlink_to(one.name)
     return freed

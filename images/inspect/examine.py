@@ -198,7 +198,7 @@ def gpu_code(platform: Platform, image: str, report: dict[str, Any]) -> Iterator
     held = sorted({name for _, code in found.values() for name in code})
     targets = prune.architectures(",".join(platform.targets))
     other = [name for name in held if not any(prune.named(name).runs_on(target) for target in targets)]
-    must(not other, "libraries hold code that no card of this platform runs", ", ".join(other))
+    must(not other, "libraries hold code that no GPU of this platform runs", ", ".join(other))
     yield "GPU code in the libraries", ", ".join(held)
     largest = sorted(found.items(), key=lambda item: -item[1][0])[:LISTED]
     report["libraries"] = [{"name": name, "bytes": size, "code": code} for name, (size, code) in largest]

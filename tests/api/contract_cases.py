@@ -7,6 +7,7 @@ As a script, `contract_cases.py PROVIDER BACKEND …`: a JSON object with the pr
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from attnkit.spec import AttentionOutput, PagedAttention, Softmax, TreeAttention
 from tools.fuzz.build import build
 from tools.fuzz.calls import problem
 from tools.fuzz.draws import Draw
+from tools.kernels.interpreter import lean
 
 PAGED = Draw(kv_heads=2, group=5, seqs=((1, 40), (3, 18), (7, 7), (0, 9)), lse=True)
 FEATURES = Draw(kv_heads=2, group=2, seqs=((1, 33), (4, 20)), alibi=True, sinks=True, lse=True)
@@ -155,4 +157,6 @@ def problems(backend: str, provider: str | None, *names: str, device: str = "cpu
 
 
 if __name__ == "__main__":
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        lean()
     print(json.dumps({name: problems(name, sys.argv[1]) for name in sys.argv[2:]}))

@@ -56,7 +56,7 @@ def test_a_person_reads_it() -> None:
     assert plan.lines(_document(fleet)) == [
         "rollout: 19 of 20 nodes change; 1 canary, then batches of 1, 9, 9",
         "",
-        "node              type devices  from    to      backend    batch  drain changes",
+        "node              type devices  from    to      1st choice batch  drain changes",
         "gpu-1             h100 8x sm_90 aaaaaaa bbbbbbb FLASH_ATTN canary no    image",
         "gpu-2             h100 8x sm_90 aaaaaaa bbbbbbb FLASH_ATTN 1      no    image",
         "gpu-[3-6,8,10-11] h100 8x sm_90 aaaaaaa bbbbbbb FLASH_ATTN 2      no    image",
@@ -70,7 +70,10 @@ def test_a_person_reads_it() -> None:
 
 def test_a_node_that_its_inventory_forces_to_a_backend() -> None:
     made = _document({"a": _seen(wanted=_release(NEW, env={"ATTNKIT_BACKEND": "FLASHINFER"}))})
-    assert (made["nodes"][0]["backend"], made["nodes"][0]["changes"]) == ("FLASHINFER", ["install"])
+    (node,) = made["nodes"]
+    assert (node["backend"], node["backend_source"], node["changes"]) == ("FLASHINFER", "inventory", ["install"])
+    (usual,) = _document(_fleet(1))["nodes"]
+    assert (usual["backend"], usual["backend_source"]) == ("FLASH_ATTN", "profile")
 
 
 @pytest.mark.parametrize(

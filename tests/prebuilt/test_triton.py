@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner, Result
 
 pytest.importorskip("triton", reason="Triton is not installed here")
 
+from attnkit.cli import main
 from attnkit.kernels.aot import variants
 from attnkit.kernels.aot.build import build
 from attnkit.kernels.aot.manifest import load
@@ -50,10 +52,9 @@ def copy(built: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built, tmp_path / "kernels"))
 
 
-def _verify(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def _verify(directory: Path, *options: str) -> Result:
     """The command of the Dockerfile's last step."""
-    command = [sys.executable, "-m", "attnkit.cli", "kernels", "verify", "--dir", str(directory), *options]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=directory)
+    return CliRunner().invoke(main, ["kernels", "verify", "--dir", str(directory), *options], catch_exceptions=False)
 
 
 def _edit(directory: Path, change: Callable[[dict], None]) -> None:  # type: ignore[type-arg]
@@ -71,7 +72,7 @@ def _whole(directory: Path) -> None:
 def test_a_complete_kernel_directory_is_counted_by_target(copy: Path) -> None:
     _whole(copy)
     done = _verify(copy, "--target", ",".join(TARGETS), "--json")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     counts = json.loads(done.stdout)["kernels"]
     listed = list_kernels(TARGETS, geometries=(), boot=prebuilt_triton.boot_calls(LEVEL))
     assert counts == {code: len([v for v in listed if v.target == code]) for code in ("sm_75", "sm_75-scalar", "sm_90")}
@@ -87,16 +88,15 @@ def test_one_kernel_less_fails_the_build(copy: Path, damage: str) -> None:
     else:
         (copy / kernel.key / kernel.binary).write_bytes(b"")
     done = _verify(copy)
-    assert done.returncode == 1
+    assert done.exit_code == 1
     assert f"{kernel.target} {kernel.name}: {kernel.binary} is {'missing' if damage == 'removed' else 'empty'}" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_a_kernel_directory_made_for_less_fails_the_build(copy: Path) -> None:
     """Everything it lists is there, but not all that a boot launches."""
     _edit(copy, lambda data: data.update(level=prebuilt_triton.LEVEL))
     done = _verify(copy, "--target", "sm_90")
-    assert done.returncode == 1
+    assert done.exit_code == 1
     assert "is missing from the kernel directory" in done.stderr
     _edit(copy, lambda data: data.update(level=LEVEL))
     assert "are of level quick, not standard" in _verify(copy).stderr
@@ -104,7 +104,7 @@ def test_a_kernel_directory_made_for_less_fails_the_build(copy: Path) -> None:
 
 def test_a_target_too_few_fails_the_build(copy: Path) -> None:
     done = _verify(copy, "--target", "sm_75,sm_80")
-    assert done.returncode == 1
+    assert done.exit_code == 1
     assert "target sm_80 was not built" in done.stderr
 
 
@@ -168,8 +168,9 @@ def test_tritons_c_module_is_found_on_a_node_without_a_compiler(tmp_path: Path) 
 
 
 ASK = """
-import json, sys
+import json, os, sys
 from contextlib import nullcontext
+import torch
 from attnkit.backends import torch_device
 from attnkit.backends.registry import get
 from attnkit.hardware.device import Device
@@ -183,6 +184,9 @@ from attnkit.prebuilt.needs import needs
 
 level, directory, *cards = sys.argv[1:]
 for card in cards:
+    if os.fork():  # a process each, in which nothing was launched before
+        assert os.wait()[1] == 0, card
+        continue
     backend_name, arch, units = card.split("/")
     device = Device(vendor="nvidia", kind="gpu", name="absent", arch=arch, source="given")
     # The card that is not here: its name and size, and a launch that looks up or compiles and stops there.
@@ -207,10 +211,13 @@ for card in cards:
                     backend.run(build(case, contents=False), "attnkit")
     found = {"precompiled": count.precompiled, "cached": count.cached, "jit": count.jit_compiles}
     print(json.dumps({"asked": sorted(asked), **found}))
+    break
 """
 
+Card = tuple[str, str, int]
 
-def _ask(level: str, directory: str, cache: Path, *cards: tuple[str, str, int]) -> list[dict[str, Any]]:
+
+def _ask(level: str, directory: str, cache: Path, *cards: Card) -> dict[Card, dict[str, Any]]:
     """What each (backend, architecture, multiprocessors) launches in its self-test, by its own code, in a fresh process."""
     environment = {
         k: v for k, v in os.environ.items() if k not in ("ATTNKIT_KERNELS", "TRITON_CACHE_MANAGER", "TRITON_INTERPRET")
@@ -223,18 +230,28 @@ def _ask(level: str, directory: str, cache: Path, *cards: tuple[str, str, int]) 
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return dict(zip(cards, map(json.loads, done.stdout.splitlines()), strict=True))
 
 
-@pytest.mark.parametrize(
-    ("backend", "arch", "units"),
-    [("TRITON_ATTN", "sm_90", 132), ("TRITON_MLA", "sm_90", 132), ("TURING_ATTN", "sm_75", 68), ("TRITON_ATTN", "sm_75", 40)],
+SERVED = (
+    ("TRITON_ATTN", "sm_90", 132),
+    ("TRITON_MLA", "sm_90", 132),
+    ("TURING_ATTN", "sm_75", 68),
+    ("TRITON_ATTN", "sm_75", 40),
 )
-def test_a_boot_finds_every_kernel_under_tritons_own_key(
-    built: Path, tmp_path: Path, backend: str, arch: str, units: int
-) -> None:
-    """An H100, an RTX 2080 Ti, a T4: every kernel comes from the directory, nothing is compiled; without it all are."""
-    [found] = _ask(LEVEL, str(built), tmp_path / "with", (backend, arch, units))
+"""An H100, an RTX 2080 Ti, a T4."""
+
+
+@pytest.fixture(scope="module")
+def served(built: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Card, dict[str, Any]]:
+    """By card: what its quick self-test finds in the directory."""
+    return _ask(LEVEL, str(built), tmp_path_factory.mktemp("cache"), *SERVED)
+
+
+@pytest.mark.parametrize("card", SERVED)
+def test_a_boot_finds_every_kernel_under_tritons_own_key(served: dict[Card, dict[str, Any]], card: Card) -> None:
+    """Every kernel comes from the directory, nothing is compiled; without it all are."""
+    found = served[card]
     assert (found["jit"], found["cached"]) == (0, 0)
     assert found["precompiled"] == len(found["asked"])
     assert found["precompiled"]
@@ -250,16 +267,14 @@ CARDS = (
 
 
 @pytest.fixture(scope="module")
-def standard(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, int], set[str]]:
+def standard(tmp_path_factory: pytest.TempPathFactory) -> dict[Card, set[str]]:
     """By card: what the backend's own code launches in a standard self-test, planned alone."""
     found = _ask(prebuilt_triton.LEVEL, "", tmp_path_factory.mktemp("cache"), *CARDS)
-    return {card: set(one["asked"]) for card, one in zip(CARDS, found, strict=True)}
+    return {card: set(one["asked"]) for card, one in found.items()}
 
 
 @pytest.mark.parametrize("card", CARDS)
-def test_the_list_covers_the_level_that_profiles_ask_for(
-    standard: dict[tuple[str, str, int], set[str]], card: tuple[str, str, int]
-) -> None:
+def test_the_list_covers_the_level_that_profiles_ask_for(standard: dict[Card, set[str]], card: Card) -> None:
     """On cards of several sizes."""
     backend, arch, _ = card
     code = "sm_75-scalar" if arch == "sm_75" and backend != "TURING_ATTN" else arch

@@ -20,7 +20,7 @@ RUNTIME = {
     "ATTNKIT_CENSUS_DIR": "set by boot for its engine: where vLLM's workers say which layers they built; not to be set by hand",
     "ATTNKIT_CPU_ISA": "use a smaller instruction set than the processor has: `portable`, `avx2`, `avx512` or `avx512bf16`",
     "ATTNKIT_FLEET_SHOW_TASKS": "1: the fleet's playbooks show every task, too ([A fleet](../get-started/fleet.md))",
-    "ATTNKIT_GPU_CODE": "architectures whose GPU code an image's libraries hold; set in CUDA images: boot refuses other cards",
+    "ATTNKIT_GPU_CODE": "architectures whose GPU code an image's libraries hold; set in CUDA images: boot refuses other GPUs",
     "ATTNKIT_KERNELS": "directory of precompiled kernels (`attnkit kernels build`); set in every image that has some",
     "ATTNKIT_PALLAS_INTERPRET": "1: run PALLAS kernels in the JAX interpreter, without a TPU",
     "ATTNKIT_PLATFORM": "the platform that an image was built for; set in every image, so that boot can name a wrong device",

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import shlex
 import sys
 import time
 from collections import Counter
@@ -36,6 +35,7 @@ from attnkit.selftest.baseline import baselines
 from attnkit.selftest.reference import reference
 from attnkit.selftest.tolerance import judge
 from attnkit.spec import AttentionOutput, Call, VarlenAttention
+from tools.evidence import command_line
 from tools.fuzz.build import Built, build
 from tools.fuzz.draws import Draw, draws
 
@@ -299,7 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"    refused {times}: {reason}")
         print("\n".join(count.wrong), end="")
     if asked.json:
-        command = shlex.join(["python", "-m", "tools.fuzz.calls", *(sys.argv[1:] if arguments is None else arguments)])
+        command = command_line("tools.fuzz.calls", sys.argv[1:] if arguments is None else arguments)
         where = device_of(torch.empty(0, device=asked.device))
         report = {"taken": now(), "command": command, "device": where.name, "versions": versions(where), "providers": counts}
         write_atomically(asked.json, to_json(report))

@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,7 @@ def opcodes(listing: str) -> Counter[str]:
     return Counter(_SASS_LINE.findall(listing))
 
 
+@lru_cache(maxsize=64)  # one kernel is asked for its cost and its listing, and is part of many launches
 def _assemble(ptx: str, arch: str) -> tuple[str, str]:
     """What ptxas -v and nvdisasm say."""
     with tempfile.TemporaryDirectory() as folder:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from attnkit.backends.triton_common import own
 from attnkit.boot.versions import versions
 from attnkit.jsonio import now, to_json, write_atomically
 from attnkit.select.node import find_node
+from tools.evidence import command_line
 
 TOOLS = ("memcheck", "racecheck", "initcheck")
 PLANTED = """
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runs = [future.result() for future in futures]
     for one in runs:
         print(f"{one.tool} {one.what}: {one.errors} errors, exit code {one.exit_code}, {one.seconds} s")
-    command = shlex.join(["python", "-m", "tools.kernels.sanitize", *(sys.argv[1:] if arguments is None else arguments)])
+    command = command_line("tools.kernels.sanitize", sys.argv[1:] if arguments is None else arguments)
     report = {"taken": now(), "command": command, "device": device.name, "versions": versions(device), "runs": runs}
     write_atomically(asked.json, to_json(report))
     planted, *rest = runs

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from attnkit.boot.versions import versions
 from attnkit.errors import UnsupportedError, UsageError
 from attnkit.jsonio import now, to_json, write_atomically
 from attnkit.spec import AttentionOutput, PagedAttention, Softmax, VarlenAttention
+from tools.evidence import command_line
 
 LEFT_OUT = ("BACKWARD", "SPLIT", "APPENDKV", "PACKGQA", "FP8", "LOCAL")
 """What its test files leave out by FLASH_ATTENTION_DISABLE_…; each may be set to FALSE outside. LOCAL: windows and chunks."""
@@ -216,7 +216,7 @@ class _Skipping:
         where = device_of(torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu"))
         return {
             "taken": now(),
-            "command": shlex.join(["python", "-m", "tools.peers.flash_attention", *command]),
+            "command": command_line("tools.peers.flash_attention", command),
             "device": where.name,
             "versions": versions(where),
             "finished": finished,

@@ -1,4 +1,4 @@
-"""Keeping one architecture's GPU code: what stays is what that card runs, and the library loads, at the same addresses."""
+"""Keeping one architecture's GPU code: what stays is what that GPU runs, and the library loads, at the same addresses."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _library(folder: Path, content: bytes) -> Path:
         ("sm_80 sm_90 compute_80", "sm_75", ""),
     ],
 )
-def test_what_a_card_runs_stays(held: str, targets: str, kept: str) -> None:
+def test_what_a_gpu_runs_stays(held: str, targets: str, kept: str) -> None:
     entries = prune.fat_binary(_fat_binary(*map(_entry, held.split())), 0)
     assert entries is not None
     assert " ".join(code.name for code in prune.chosen(entries, prune.architectures(targets))) == kept

@@ -50,3 +50,17 @@ def test_a_library_that_stripping_broke_is_recognised(tmp_path: Path) -> None:
     struct.pack_into("<Q", data, first + 8, struct.unpack_from("<Q", data, first + 8)[0] + 8)
     broken.write_bytes(data)
     assert not slim.loads(broken)
+
+
+def test_a_library_under_several_names_is_held_once(tmp_path: Path) -> None:
+    site = tmp_path / "lib" / "python3.11" / "site-packages"
+    same = ("a/lib.so", "a/lib.so.1", "a/lib.so.1.2", "b/lib.so")
+    for name, content in {"a/x.so": "diff", **dict.fromkeys(same, "same")}.items():
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text(content, encoding="utf-8")
+    assert slim.main([str(tmp_path)]) == 0
+    assert {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_symlink()} == {
+        "a/lib.so.1",
+        "a/lib.so.1.2",
+    }
+    assert (site / "a" / "lib.so.1.2").read_text(encoding="utf-8") == "same"

@@ -1,6 +1,6 @@
 """Compiles the Triton kernels for architectures that are not in this machine; prints one JSON line a kernel.
 
-Usage: compile_cases.py ARCH GROUP. A process of its own, because it stands in for Triton's driver.
+Usage: compile_cases.py GROUP ARCH …. A process of its own, because it stands in for Triton's driver.
 """
 
 from __future__ import annotations
@@ -129,19 +129,25 @@ def groups(arch: str) -> dict[str, Iterator[list[Launch]]]:
     return {"short": iter(short), "long": iter(triton_attn if scalar else triton_attn + others(arch, sixteen))}
 
 
-def main(arch: str, group: str) -> None:
-    for launches in groups("sm_75-scalar" if arch == "sm_75" else arch)[group]:
-        for launch in launches:
-            made = compile_launch(launch, arch)
-            named = [launch.args[name] for name in ("query", "out", "rows", "keys", "own_queries") if name in launch.args]
-            row = {
-                "kernel": made.kernel,
-                "dtype": str(named[0].dtype),
-                "shared": made.shared,
-                "limit": TARGETS[arch].shared_limit,
-                "matrix": sum(made.matrix_instructions.values()),
-            }
-            print(json.dumps(row), flush=True)
+def main(group: str, *archs: str) -> None:
+    for arch in archs:
+        for launches in groups("sm_75-scalar" if arch == "sm_75" else arch)[group]:
+            for launch in launches:
+                print(json.dumps(row(launch, arch)), flush=True)
+
+
+def row(launch: Launch, arch: str) -> dict[str, str | int]:
+    """What came out of one compilation."""
+    made = compile_launch(launch, arch)
+    named = [launch.args[name] for name in ("query", "out", "rows", "keys", "own_queries") if name in launch.args]
+    return {
+        "arch": arch,
+        "kernel": made.kernel,
+        "dtype": str(named[0].dtype),
+        "shared": made.shared,
+        "limit": TARGETS[arch].shared_limit,
+        "matrix": sum(made.matrix_instructions.values()),
+    }
 
 
 if __name__ == "__main__":

@@ -8,11 +8,15 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "1"
+
+sys.path.append(str(Path(__file__).resolve().parents[3]))
 
 import torch
 
@@ -28,6 +32,7 @@ from attnkit.spec import (
     TreeAttention,
     VarlenAttention,
 )
+from tools.kernels.interpreter import lean
 
 CASES: dict[str, Callable[[], dict[str, Any]]] = {}
 F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
@@ -352,6 +357,7 @@ for _dtype in ("float16", "bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float
 
 
 def main() -> None:
+    lean()
     for name, run in CASES.items():
         torch.manual_seed(0)
         print(json.dumps({"case": name, **run()}), flush=True)

@@ -33,11 +33,11 @@ PLAIN = {"merge_splits", "cache_write", "differential_combine", "differential_sp
 """Kernels that multiply no matrices."""
 
 
-def compile_group(arch: str, group: str, cache: Path) -> list[dict]:
+def compile_group(group: str, cache: Path, *archs: str) -> list[dict]:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(cache)}
     script = Path(__file__).with_name("compile_cases.py")
     run = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script), arch, group],
+        [sys.executable, "-W", "ignore", str(script), group, *archs],
         capture_output=True,
         text=True,
         check=False,
@@ -61,9 +61,15 @@ def test_every_claimed_architecture_is_compiled_for() -> None:
             assert any(fnmatchcase(arch, pattern) for arch in TARGETS), pattern
 
 
+@pytest.fixture(scope="module")
+def served(compiled: Path) -> list[dict]:
+    """The "short" group of every architecture, out of one process."""
+    return compile_group("short", compiled, *TENSOR_CORES)
+
+
 @pytest.mark.parametrize("arch", TENSOR_CORES)
-def test_serving_kernels(arch: str, compiled: Path) -> None:
-    rows = compile_group(arch, "short", compiled)
+def test_serving_kernels(arch: str, served: list[dict]) -> None:
+    rows = [row for row in served if row["arch"] == arch]
     prefill = "hopper_prefill" if arch == "sm_90" else "paged_prefill"
     decode = "warp_decode" if arch == "sm_90" else "paged_decode"
     assert [row["kernel"] for row in rows] == [prefill, decode, "merge_splits"]
@@ -75,7 +81,7 @@ def test_serving_kernels(arch: str, compiled: Path) -> None:
     "arch", [arch if arch in KINDS else pytest.param(arch, marks=pytest.mark.on_demand) for arch in TARGETS]
 )
 def test_every_kernel(arch: str, compiled: Path) -> None:
-    rows = compile_group(arch, "long", compiled)
+    rows = compile_group("long", compiled, arch)
     others = {"mla_decode_split", "dual_chunk_attention", *PLAIN} if arch in TENSOR_CORES else {"merge_splits", "cache_write"}
     hopper = {"hopper_prefill", "hopper_mla_decode", "warp_decode"} if arch == "sm_90" else set()
     assert {row["kernel"] for row in rows} == {"paged_prefill", "paged_decode", *others, *hopper}

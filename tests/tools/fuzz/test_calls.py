@@ -41,6 +41,8 @@ def test_random_calls_in_the_interpreter(repo_root: Path) -> None:
 import json, sys
 sys.path.append(sys.argv[1])
 from tools.fuzz.calls import main
+from tools.kernels.interpreter import lean
+lean()
 sys.exit(max(main(["--backend", name, "--draws", str(draws)]) for name, draws in json.loads(sys.argv[2]).items()))
 """
     done = subprocess.run(

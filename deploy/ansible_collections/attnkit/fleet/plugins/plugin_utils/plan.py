@@ -27,7 +27,7 @@ DIGITS = 7
 """Of a digest, in the tables."""
 HOOKS = ("attnkit_drain_command", "attnkit_drain_tasks", "attnkit_serve_command", "attnkit_serve_tasks")
 COLUMNS = {
-    "node": "wrap", "type": "wrap", "devices": "keep", "from": "keep", "to": "keep", "backend": "wrap", "batch": "keep",
+    "node": "wrap", "type": "wrap", "devices": "keep", "from": "keep", "to": "keep", "1st choice": "wrap", "batch": "keep",
     "drain": "keep", "changes": "wrap",
 }  # fmt: skip
 
@@ -133,6 +133,7 @@ def row(
         "from": text(before.get("image")),
         "to": text(after.get("image")),
         "backend": text(given) or expected_backend(node_type),
+        "backend_source": "inventory" if text(given) else "profile",  # what serves is in the boot report
         "step": step,
         "drain": bool(changes) and any(seen.get(name) for name in HOOKS),
         "changes": [text(change) for change in changes],
