@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from attnkit.backends.base import Accepted
 from attnkit.backends.registry import canonical, get
 from attnkit.engines.vllm import command as vllm_command
+from attnkit.engines.vllm import encoder
+from attnkit.engines.vllm.driver import PREFIX
 from attnkit.engines.vllm.expected import Expected, expected
 from attnkit.engines.vllm.names import resolve
 from attnkit.engines.vllm.plugin import SLOTS, VARIABLE, lacking
@@ -82,6 +84,8 @@ def candidates(
             refused.append((candidate.backend, _refusal(candidate.backend, version, platform, found.note)))
             continue
         runs = expected(found.now, platform, environment if through_plugin else {}, mla=_is_mla(plan), amx=_has_amx(plan))
+        if runs is not None and _is_encoder(plan) and runs.log in encoder.DRIVEN.get(platform, ()):
+            runs = Expected(f"{PREFIX}{encoder.ENCODER}{runs.log}", runs.log)
         if runs is None or not engine_check:
             kept.append(_attnkits_own(candidate))
         elif any(earlier.test == runs.test and earlier.serves == runs.log for earlier in kept):
@@ -107,6 +111,11 @@ def _refusal(backend: str, version: str, platform: str, note: str) -> str:
     if needs := lacking(get(backend)):
         return f"{text} (attnkit's plugin cannot either: vLLM's attention layers do not pass {needs})"
     return f"{text} (attnkit's plugin can compute it there: {VARIABLE}={backend})"
+
+
+def _is_encoder(plan: Plan) -> bool:
+    """A model without a decoder, whose layers have no cache."""
+    return {spec.op for spec in plan.requirements.specs} == {"varlen"}
 
 
 def _is_mla(plan: Plan) -> bool:

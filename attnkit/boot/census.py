@@ -44,4 +44,5 @@ def requirements(census: Census, engine: str) -> Requirements:
         tuple(dict.fromkeys(notes)),
         tuple(one.kind for one in census.counted),
         census.other,
+        backends=tuple(one.backend for one in census.counted),
     )

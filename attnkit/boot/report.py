@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from attnkit.backends.base import Accepted, Rejected
 from attnkit.boot.redact import Redactor
+from attnkit.engines.vllm.driver import PREFIX
+from attnkit.engines.vllm.tower import TOWER
 from attnkit.errors import UsageError
 from attnkit.hardware.device import Detection, Device
 from attnkit.hardware.health import Health
@@ -153,7 +155,7 @@ class ServedLayers(_Model):
     layer_class: str = Field(description="The engine's class of the layer.")
     backend: str | None = Field(description="The name of what computes it; null where the layer does not say.")
     implementation: list[str] = Field(default=[], description="The classes that compute it, as paths.")
-    ranks: list[int] = Field(description="The ranks that hold such layers.")
+    ranks: list[int] = Field(description="The ranks that hold such layers, numbered through all replicas.")
     validated: bool = Field(description="Whether a self-test covered this kind of layer on this implementation.")
 
 
@@ -263,10 +265,12 @@ class BootReport(_Model):
         return to_json((redactor or Redactor()).plain(to_plain(self.model_dump()))) + "\n"
 
     def summarise(self) -> None:
-        """Fill in what follows from the verdicts of the candidate tested last, and of what else serves: `layer_kinds`, and the
-        cases of each device."""
-        served = {f"vllm:{row.backend}" for row in (self.engine and self.engine.layers) or () if row.validated}
-        served |= {verdict.backend for verdict in self.selftest[-1:]}
+        """Fill in what follows from the verdicts of the candidate tested last, of the towers, and of what else serves:
+        `layer_kinds`, and the cases of each device."""
+        served = {f"{PREFIX}{row.backend}" for row in (self.engine and self.engine.layers) or () if row.validated}
+        tested = [verdict.backend for verdict in self.selftest]
+        towers = {backend for backend in tested if backend.startswith(PREFIX + TOWER)}
+        served |= towers | set([backend for backend in tested if backend not in towers][-1:])
         verdicts = [verdict for verdict in self.selftest if verdict.backend in served]
         for row in self.devices:
             found = _results([v for v in verdicts if v.device_index == row.index], lambda verdict: verdict.device)

@@ -6,7 +6,6 @@ is never started on a backend that did not pass.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import platform
@@ -15,7 +14,8 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,10 @@ from attnkit.boot.ending import failed_end, good_end, self_test_text
 from attnkit.boot.event_lines import event_text
 from attnkit.boot.events import Events
 from attnkit.boot.image_guard import require_device
+from attnkit.boot.options import BootOptions, check_simulated, check_times
 from attnkit.boot.outputs import Outputs, default_directory
 from attnkit.boot.process_end import Stopped, explain, let_stdout_end, signals_stop
+from attnkit.boot.proof_key import proof_key
 from attnkit.boot.redact import Redactor
 from attnkit.boot.report import (
     BootReport,
@@ -42,6 +44,7 @@ from attnkit.boot.report import (
 )
 from attnkit.boot.served import ServedCheck
 from attnkit.boot.serving import EngineSettings, Serving
+from attnkit.boot.towers import towers
 from attnkit.boot.versions import versions
 from attnkit.engines.vllm import command as vllm_command
 from attnkit.engines.vllm.arguments import option_value
@@ -63,14 +66,13 @@ from attnkit.isolation import simulated
 from attnkit.isolation.collective import check_collectives
 from attnkit.isolation.injected import WRONG_RANK, Injected, check_devices, parse_fault
 from attnkit.isolation.parent import Kernels
-from attnkit.jsonio import now, to_json, to_plain
+from attnkit.jsonio import now, to_plain
 from attnkit.select.choose import no_backend_text
 from attnkit.select.node import Node, find_node, inspect_machine
 from attnkit.select.plan import Plan, Requirements, make_plan
 from attnkit.selftest.results import LEVELS, OUTCOMES, CaseResult, Level, Verdict, check_level
 from attnkit.spec import AttentionSpec
 
-MOST_SECONDS = 7 * 86400.0
 _EXIT_BY_VERDICT: dict[BootVerdict, int] = {
     "pass": EXIT_OK,
     "fail": EXIT_CHECK_FAILED,
@@ -79,39 +81,6 @@ _EXIT_BY_VERDICT: dict[BootVerdict, int] = {
     "planted": EXIT_INCONCLUSIVE,
 }
 _SERVES: tuple[BootVerdict, ...] = ("pass", "planted")
-
-
-@dataclass(frozen=True)
-class BootOptions:
-    """What `attnkit boot` was asked for.
-
-    Args:
-        command: the engine's command line; empty: validate and report only.
-        report, ready, metrics: the files to write.
-        node, workload, backend, model, level, fault, simulated_device: as on the command line; None where not given.
-        root: alternative root for /sys and /proc.
-        health_url, health_timeout: see `EngineSettings`.
-        selftest_timeout: seconds allowed for each candidate's self-test on each device.
-        engine_check: validate the engine's own implementation and check its log; False for an engine whose interface is not
-            known yet: then attnkit's implementation is validated, and the report says that the engine's is not.
-    """
-
-    report: Path
-    ready: Path
-    metrics: Path
-    command: tuple[str, ...] = ()
-    node: str | None = None
-    workload: str | None = None
-    backend: str | None = None
-    model: str | None = None
-    level: str | None = None
-    fault: str | None = None
-    simulated_device: str | None = None
-    root: Path = Path("/")
-    health_url: str | None = None
-    health_timeout: float = 600.0
-    selftest_timeout: float = 900.0
-    engine_check: bool = True
 
 
 def boot(options: BootOptions, events: Events | None = None) -> int:
@@ -217,8 +186,8 @@ class _Boot:
             raise
         level = check_level(options.level)
         self.fault = None if options.fault is None else parse_fault(options.fault)
-        _check_simulated(options)
-        _check_times(options)
+        check_simulated(options)
+        check_times(options)
         if options.health_url is not None:
             check_url(options.health_url, "--health-url")
         elif self.vllm is not None:
@@ -233,7 +202,7 @@ class _Boot:
         self._note_level(self.level, plan.settings.level)
         preflight.check(options.command, self.vllm, options.health_url)
         validated = self._validate(plan, self.level, explicit)
-        if validated is not None and not self._collectives_work(plan):
+        if validated is not None and not (self._towers_pass(plan) and self._collectives_work(plan)):
             validated = None
         self._conclude()
         return validated, plan
@@ -393,6 +362,22 @@ class _Boot:
                 self.events.emit("device.left_out", **_identity(one.device), reason=one.why)
         return True
 
+    def _towers_pass(self, plan: Plan) -> bool:
+        """Test what the engine says that it computes the model's towers with; what cannot be asked is a warning."""
+        report = self.report
+        found, unknown = towers(plan.requirements, vllm_command.platform_of(plan.node.device))
+        if report.decision is not None:
+            report.decision.warnings += unknown
+        for tower in found:
+            tested = self._ask(plan, tower.candidate, tower.specs)
+            bad = [one for one in tested if not one.serves]
+            if bad:
+                report.verdict = "fail" if any(one.outcome == "fail" for one in bad) else "inconclusive"
+                report.error = f"the model's tower ({tower.candidate.serves}) did not pass its self-test: {bad[0].why}"
+                report.backend = report.provider = None
+                return False
+        return True
+
     def _collectives_work(self, plan: Plan) -> bool:
         """Check the devices that serve one model together, before the engine starts; True where there are none."""
         report, count = self.report, self.parallelism.devices
@@ -489,13 +474,13 @@ class _Boot:
         report = self.report
         serves = report.verdict in _SERVES
         report.summarise()
-        report.proof_key = _proof_key(report)
+        report.proof_key = proof_key(report)
         report.boot_seconds.total = self._since_start()
         if not serves:
             what, step = self_test_text(report), ""
             report.exit_code = _EXIT_BY_VERDICT[report.verdict]
             if report.error is not None:
-                what = "devices do not work together"
+                what = "devices do not work together" if report.collective is not None else "the model's tower is not right"
             else:
                 last = report.fallbacks[-1]
                 everywhere = " on every device" if len(report.devices) > 1 else ""
@@ -536,16 +521,16 @@ class _Boot:
 
     def _served_check(self, plan: Plan, validated: Candidate) -> ServedCheck:
         """Compares what serves with what was validated; the engine's own implementation is asked where that can be."""
-        node = replace(plan.node, devices=self.serving_devices)
-
-        def ask(candidate: Candidate, specs: tuple[AttentionSpec, ...]) -> tuple[Tested, ...]:
-            return self._test(
-                candidate, replace(plan, node=node, requirements=replace(plan.requirements, specs=specs)), self.level
-            )
-
-        known = vllm_command.engine_version() is not None and vllm_command.platform_of(plan.node.device) != "tpu"
+        platform = vllm_command.platform_of(plan.node.device)
+        known = vllm_command.engine_version() is not None and platform != "tpu"
         can_ask = known and self.options.engine_check and self.options.simulated_device is None
-        return ServedCheck(validated, plan.requirements.specs, self.report, ask if can_ask else None)
+        ask = partial(self._ask, plan) if can_ask else None
+        return ServedCheck(validated, plan.requirements.specs, self.report, ask, platform)
+
+    def _ask(self, plan: Plan, candidate: Candidate, specs: tuple[AttentionSpec, ...]) -> tuple[Tested, ...]:
+        """The self-test of a candidate for `specs`, on the devices that serve."""
+        node = replace(plan.node, devices=self.serving_devices)
+        return self._test(candidate, replace(plan, node=node, requirements=replace(plan.requirements, specs=specs)), self.level)
 
     def _failed(self, error: AttnkitError, code: int | None = None) -> None:
         """Report an end that is no verdict. Each step on its own: what cannot be written now may leave room for the next."""
@@ -586,39 +571,6 @@ def _identity(device: Device) -> dict[str, Any]:
     return {"device_index": device.index, "uuid": device.uuid, "pci_address": device.pci_address, "device": device.label}
 
 
-def _check_simulated(options: BootOptions) -> None:
-    if options.simulated_device is None:
-        return
-    simulated.parse(options.simulated_device)
-    if options.fault is not None and parse_fault(options.fault).name != WRONG_RANK:
-        raise UsageError(
-            "a fault cannot be injected into a simulated device, which runs no kernel: give --fault or --simulated-device"
-        )
-
-
 def _fields(case: CaseResult) -> dict[str, Any]:
     fields: dict[str, Any] = to_plain(case)
     return fields
-
-
-def _check_times(options: BootOptions) -> None:
-    for name, seconds in (("--health-timeout", options.health_timeout), ("--selftest-timeout", options.selftest_timeout)):
-        if not 1.0 <= seconds <= MOST_SECONDS:  # NaN is not between them either
-            raise UsageError(f"{name} must be 1 to {MOST_SECONDS:.0f} seconds, not {seconds:g}")
-
-
-def _proof_key(report: BootReport) -> str:
-    """SHA-256 over what the verdict depends on: the same key on the same node means that nothing of it changed."""
-    parts = {
-        "versions": report.versions,
-        "host": report.host.get("kernel", ""),
-        "devices": [(d.arch, d.name, d.uuid, d.driver, d.memory_bytes) for d in report.detection.devices if d.usable],
-        "need": report.need,
-        "backend": (report.backend, report.provider),
-        "levels": report.levels,
-    }
-    return hashlib.sha256(to_json({name: _dumped(part) for name, part in parts.items()}).encode()).hexdigest()
-
-
-def _dumped(part: Any) -> Any:
-    return part.model_dump() if hasattr(part, "model_dump") else part

@@ -13,13 +13,14 @@ from typing import Literal, TypeAlias
 from attnkit.boot.candidates import Candidate
 from attnkit.boot.devices import Tested
 from attnkit.boot.report import BootReport, ServedLayers
+from attnkit.boot.towers import not_validated, tower_candidate
 from attnkit.engines.vllm.census import Counted
 from attnkit.engines.vllm.driver import PREFIX
 from attnkit.engines.vllm.expected import Expected
 from attnkit.engines.vllm.serving_census import Spoken
 from attnkit.errors import AttnkitError, InconclusiveError, UsageError
 from attnkit.selftest.results import Verdict
-from attnkit.spec import AttentionSpec
+from attnkit.spec import TOWERS, AttentionSpec
 from attnkit.wording import layer_text, spec_text
 
 Ask: TypeAlias = Callable[[Candidate, tuple[AttentionSpec, ...]], tuple[Tested, ...]]
@@ -61,8 +62,8 @@ def kind_of(spec: AttentionSpec) -> AttentionSpec:
 
 
 def is_tower(served: Counted) -> bool:
-    """Whether layers belong to an encoder of images or sound, which are not validated."""
-    return served.kind.role in ("vision", "audio")
+    """Whether layers belong to an encoder of images or sound, which may have a backend of its own."""
+    return served.kind.role in TOWERS
 
 
 def difference(served: Counted, validated: Iterable[Validated]) -> Difference | None:
@@ -104,10 +105,18 @@ class ServedCheck:
         candidate, specs: what was validated before the engine started, and for which kinds of layer.
         report: boot's; its verdict becomes that of what is validated here.
         ask: None where the engine's own implementation cannot be asked, or is not to be: differences are warnings then.
+        platform: vLLM's word for it, which decides what can be asked of towers.
     """
 
-    def __init__(self, candidate: Candidate, specs: Sequence[AttentionSpec], report: BootReport, ask: Ask | None) -> None:
-        self._candidate, self._report, self._ask = candidate, report, ask
+    def __init__(
+        self,
+        candidate: Candidate,
+        specs: Sequence[AttentionSpec],
+        report: BootReport,
+        ask: Ask | None,
+        platform: str = "cpu",
+    ) -> None:
+        self._candidate, self._report, self._ask, self._platform = candidate, report, ask, platform
         self._validated = validated_by(_good(report), candidate, specs)
 
     def check(self, spoken: Spoken, version: str | None) -> list[str]:
@@ -125,7 +134,8 @@ class ServedCheck:
             InconclusiveError: what was missing could not be validated.
         """
         warnings = list(spoken.problems)
-        served = [one for rank in spoken.ranks for one in rank.census.counted if not is_tower(one)]
+        everything = [one for rank in spoken.ranks for one in rank.census.counted]
+        served = [one for one in everything if not is_tower(one)]
         if self._ask is None:
             missing = (difference(one, self._validated) for one in dict.fromkeys(served))
             return warnings + [found.text for found in missing if found is not None]
@@ -135,7 +145,24 @@ class ServedCheck:
                 f"the engine's workers run vLLM {', '.join(others)}; what was validated is vLLM {version}", _REPLACED
             )
         self._validate_missing(served)
-        return warnings
+        return warnings + self._validate_towers([one for one in everything if is_tower(one)])
+
+    def _validate_towers(self, served: Sequence[Counted]) -> list[str]:
+        """Have towers validated on what the engine took for them; the warnings name those that nothing here can ask."""
+        warnings: list[str] = []
+        missing: dict[Candidate, dict[Counted, None]] = {}
+        for one in dict.fromkeys(served):
+            candidate = tower_candidate(one.backend, self._platform)
+            if candidate is None:
+                warnings.append(not_validated(one.kind, one.backend))
+                continue
+            self._validated += validated_by(_good(self._report), candidate, [one.kind.spec])
+            if difference(one, self._validated) is not None:
+                missing.setdefault(candidate, {})[one] = None
+        for candidate, layers in missing.items():
+            self._test(candidate, [found for one in layers if (found := difference(one, self._validated)) is not None])
+        before = self._report.decision.warnings if self._report.decision is not None else []
+        return [text for text in warnings if text not in before]
 
     def _validate_missing(self, served: Sequence[Counted]) -> None:
         missing = [found for one in dict.fromkeys(served) if (found := difference(one, self._validated)) is not None]
@@ -158,6 +185,10 @@ class ServedCheck:
         if backend != candidate.serves or candidate.expected is None:
             test = PREFIX + backend
             candidate = replace(candidate, provider=None, test=test, serves=backend, expected=Expected(test, backend))
+        self._test(candidate, missing)
+
+    def _test(self, candidate: Candidate, missing: Sequence[Difference]) -> None:
+        assert self._ask is not None
         specs = tuple(dict.fromkeys(found.served.kind.spec for found in missing))
         try:
             tested = self._ask(candidate, specs)
@@ -171,14 +202,15 @@ class ServedCheck:
         self._validated += validated_by([verdict for one in tested for verdict in one.verdicts], candidate, specs)
         for found in missing:
             if (still := difference(found.served, self._validated)) is not None:
-                raise AttnkitError(f"{still.text}, by a self-test of {backend} just now", _REPLACED)
+                raise AttnkitError(f"{still.text}, by a self-test of {candidate.serves} just now", _REPLACED)
 
     def rows(self, spoken: Spoken) -> list[ServedLayers]:
         """The served layers as the report has them; one row for layers that are the same on several ranks."""
         ranks: dict[Counted, set[int]] = {}
         for rank in spoken.ranks:
+            before = rank.replica * rank.census.tensor * rank.census.pipeline
             for one in rank.census.counted:
-                ranks.setdefault(one, set()).add(rank.rank)
+                ranks.setdefault(one, set()).add(before + rank.rank)
         return [
             ServedLayers(
                 count=one.kind.count,
@@ -188,7 +220,7 @@ class ServedCheck:
                 backend=one.backend,
                 implementation=list(one.implementation),
                 ranks=sorted(found),
-                validated=not is_tower(one) and difference(one, self._validated) is None,
+                validated=difference(one, self._validated) is None,
             )
             for one, found in ranks.items()
         ]

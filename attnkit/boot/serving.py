@@ -25,6 +25,7 @@ from attnkit.engines.openai import NoSuchApiError, complete, wait_until_healthy
 from attnkit.engines.vllm import command as vllm_command
 from attnkit.engines.vllm import log as vllm_log
 from attnkit.engines.vllm import serving_census
+from attnkit.engines.vllm.parallel import parallelism
 from attnkit.engines.vllm.plugin import CENSUS_VARIABLE
 from attnkit.errors import (
     EXIT_CHECK_FAILED,
@@ -86,6 +87,7 @@ class Serving:
         self._expected: Expected | None = None
         self._served: ServedCheck | None = None
         self._channel: tempfile.TemporaryDirectory[str] | None = None
+        self._replicas = 1
         self._problem: AttnkitError | None = None
         self._ready = False
 
@@ -111,6 +113,7 @@ class Serving:
             engine.notes.append(f"sees the validated devices alone: {' '.join(f'{k}={v}' for k, v in visible.items())}")
         self._report.engine = engine
         self._expected, self._served = validated.expected, served
+        self._replicas = parallelism(self._vllm, settings.engine_args).replicas
         with suppress(OSError):  # without it the engine's silence is said
             self._channel = tempfile.TemporaryDirectory(prefix="attnkit-census-", ignore_cleanup_errors=True)
             environment[CENSUS_VARIABLE] = self._channel.name
@@ -328,7 +331,7 @@ class Serving:
         """
         assert self._served is not None
         channel = Path(self._channel.name) if self._channel is not None else None
-        spoken = serving_census.read(channel)
+        spoken = serving_census.read(channel, self._replicas)
         warnings: list[str] = []
         problem = None
         try:

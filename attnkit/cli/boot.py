@@ -64,8 +64,8 @@ def boot(
     ] = True,
 ) -> None:
     """Validate a backend, then start and supervise the engine."""
+    from attnkit.boot.options import BootOptions
     from attnkit.boot.outputs import default_directory
-    from attnkit.boot.run import BootOptions
     from attnkit.boot.run import boot as run_boot
 
     report = report or default_directory() / "report.json"

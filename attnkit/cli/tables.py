@@ -216,8 +216,9 @@ def show_census(census: Census) -> None:
     table = columns("layers", "kind", "heads × size", "", "backend")
     for one in census.counted:
         kind = one.kind
+        special = ", ".join(filter(None, (layer_text(kind), "" if one.scale_known else "scale not said")))
         shape = heads_text(kind.spec)
-        table.add_row(str(kind.count), f"{kind.role} {kind.spec.dtype}", shape, layer_text(kind), one.backend or "not said")
+        table.add_row(str(kind.count), f"{kind.role} {kind.spec.dtype}", shape, special, one.backend or "not said")
     for other in census.other:
         table.add_row(str(other.count), "other", "", other.what, Text("not attention", style="dim"))
     out.print(table)

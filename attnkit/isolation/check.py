@@ -16,6 +16,7 @@ from attnkit.backends.base import Accepted, Reason, Rejected, missing
 from attnkit.backends.installed import installed_versions
 from attnkit.backends.registry import all_backends, canonical, get
 from attnkit.engines.vllm.driver import PREFIX
+from attnkit.engines.vllm.tower import TOWER
 from attnkit.errors import EXIT_CHECK_FAILED, EXIT_INCONCLUSIVE, EXIT_OK, NoBackendError, UsageError
 from attnkit.hardware.device import Device
 from attnkit.hardware.narrow import narrow
@@ -28,7 +29,7 @@ from attnkit.select.choose import no_backend_text
 from attnkit.select.node import find_node
 from attnkit.select.plan import Plan, make_plan
 from attnkit.selftest.results import FaultResult, Level, Outcome, Verdict, check_level, roll_up
-from attnkit.spec import AttentionSpec
+from attnkit.spec import TOWERS, AttentionSpec
 
 TIMEOUT_SECONDS = 3600.0
 _EXITS: dict[Outcome, int] = {"pass": EXIT_OK, "fail": EXIT_CHECK_FAILED, "inconclusive": EXIT_INCONCLUSIVE}
@@ -89,6 +90,10 @@ def run_checks(
     specs = plan.requirements.specs if options.model else ()
     if engine:
         name = PREFIX + options.backend[len(PREFIX) :].upper()
+        if name.startswith(PREFIX + TOWER) and options.model:
+            specs = tuple(dict.fromkeys(kind.spec for kind in plan.requirements.layers if kind.role in TOWERS))
+            if not specs:
+                raise UsageError(f"--model {options.model}: the model has no tower that {name} could compute")
         candidates: tuple[Accepted, ...] = (Accepted(name, "", "vLLM's own implementation"),)
     else:
         candidates = _candidates(plan, explicit) if options.model else _runnable(where.device, explicit)

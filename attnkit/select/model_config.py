@@ -16,6 +16,7 @@ from attnkit.errors import NotUnderstoodError, UsageError, did_you_mean, unknown
 from attnkit.jsonio import parse_json, read_text, shorten
 from attnkit.select.model_fields import Part, bears_on_attention
 from attnkit.select.model_reading import HEADS, Reading, with_features
+from attnkit.select.model_scales import scaled
 from attnkit.select.model_types import (
     FLAT_TEXT,
     IGNORED_PARTS,
@@ -230,6 +231,7 @@ def _language_model(part: Part, reading: Reading) -> None:
         part.not_understood("model_type", f"nobody here has read what model type {part.model_type!r} computes.{hint}")
     before = len(reading.found)
     rule(part, reading)
+    reading.found[before:] = [scaled(part, kind) for kind in reading.found[before:]]
     causal = [k for k in reading.found[before:] if isinstance(k, LayerKind) and "non_causal" not in k.spec.features]
     if part.raw.get("is_causal") is False and causal:
         part.not_understood("is_causal", f"engines differ in what they make of it for model type {part.model_type!r}")
@@ -245,7 +247,9 @@ def _tower(part: Part, role: str, reading: Reading) -> None:
         reading.missing.append(f"field '{part.where}model_type': {why}, so the {role} tower's attention is unknown")
         return
     named = Part(part.source, part.where, part.raw, kind)
+    before = len(reading.found)
     rule(named, reading)
+    reading.found[before:] = [scaled(named, found) for found in reading.found[before:]]
     named.finish()
 
 

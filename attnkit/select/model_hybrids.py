@@ -18,6 +18,7 @@ from attnkit.select.model_reading import (
     plain_layers,
     words_of,
 )
+from attnkit.select.model_scales import mla_scale
 from attnkit.spec import AttentionSpec, LayerKind, OtherLayers
 
 # Multi-head latent attention
@@ -31,7 +32,7 @@ def mla(part: Part, reading: Reading) -> None:
 
 def _latent(part: Part, reading: Reading, count: int) -> LayerKind:
     rank, rope = part.needed("kv_lora_rank"), part.needed("qk_rope_head_dim")
-    part.integer("q_lora_rank"), part.integer("qk_nope_head_dim"), part.integer("v_head_dim")
+    part.integer("q_lora_rank"), part.integer("v_head_dim")
     part.get("num_key_value_heads"), part.get("head_dim"), part.get("qk_head_dim")
     sparse = part.integer("index_topk") is not None
     words = part.layer_words("layer_types")
@@ -59,7 +60,7 @@ def _latent(part: Part, reading: Reading, count: int) -> LayerKind:
         block_size=reading.block_size,
         phases=frozenset({"decode"}),
     )
-    return LayerKind("decoder", count, spec)
+    return LayerKind("decoder", count, spec, softmax_scale=mla_scale(part))
 
 
 # Hybrids: some layers hold softmax attention

@@ -36,6 +36,7 @@ class Requirements:
         layers: every kind of attention layer, towers included; empty where no model was given.
         other: layers without softmax attention.
         not_understood: towers that are not, each with its field.
+        backends: the engine's name of what computes each of `layers`, None where it has none; empty where it was not asked.
     """
 
     source: str
@@ -44,6 +45,7 @@ class Requirements:
     layers: tuple[LayerKind, ...] = ()
     other: tuple[OtherLayers, ...] = ()
     not_understood: tuple[str, ...] = ()
+    backends: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -49,10 +49,11 @@ def cases(level: Level, capability: Capability, device: Device, need: AttentionS
 def _of_engine(candidates: Sequence[Case]) -> Iterator[Case]:
     """What an engine asks its own backend: no sequence with a row without a key, and no case of nothing else.
 
+    Its encoders attend to their own tokens.
     Several new tokens in MLA's decode it may refuse: an engine whose decode takes one token gives the others to its prefill.
     """
     for case in candidates:
-        seqs = tuple((new, total) for new, total in case.seqs if total >= new)
+        seqs = tuple((new, total) for new, total in case.seqs if total == new or (total > new and case.op != "varlen"))
         if any(new for new, _ in seqs):
             several = case.op == "mla_decode" and any(new > 1 for new, _ in seqs)
             yield replace(case, seqs=seqs, edge=case.edge or several)

@@ -9,9 +9,10 @@ import pytest
 
 from attnkit.boot.candidates import Candidates, candidates
 from attnkit.engines.vllm import command as vllm_command
+from attnkit.engines.vllm.tower import USUAL
 from attnkit.errors import NoBackendError
 from attnkit.select.node import find_node
-from attnkit.select.plan import make_plan
+from attnkit.select.plan import Requirements, make_plan
 
 Ask = Callable[..., Candidates]
 
@@ -32,6 +33,16 @@ def test_on_a_cpu_vllm_s_own_implementation_is_tested(ask: Ask) -> None:
     (only,) = ask("x86_64", "0.32.0", explicit="TORCH_SDPA").kept
     assert (only.backend, only.test, only.serves, only.by) == ("TORCH_SDPA", "vllm:CPU_ATTN", "CPU_ATTN", "vllm 0.32.0")
     assert only.expected is not None and only.expected.log == "CPU_ATTN"
+
+
+def test_a_model_without_a_decoder_is_tested_in_vllms_own_layer_for_it(installed: Callable[[str], None]) -> None:
+    installed("0.32.0")
+    plan = make_plan(find_node(arch="x86_64"), explicit="TORCH_SDPA", requirements=Requirements("BERT", (USUAL,)))
+    (only,) = candidates(plan, vllm_command.recognise(["vllm", "serve", "m"]), {}).kept
+    assert (only.test, only.serves) == ("vllm:ENCODER:CPU_ATTN", "CPU_ATTN")
+    plugin = {"ATTNKIT_VLLM_BACKEND": "TORCH_SDPA"}
+    (only,) = candidates(plan, vllm_command.recognise(["vllm", "serve", "m"]), plugin).kept
+    assert (only.test, only.serves) == ("vllm:CPU_ATTN", "TORCH_SDPA")
 
 
 def test_without_the_check_ours_is_tested_and_nothing_is_said_of_vllm_s(ask: Ask) -> None:

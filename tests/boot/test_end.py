@@ -20,9 +20,10 @@ from typing import Any
 import pytest
 
 from attnkit.boot.events import Events
+from attnkit.boot.options import BootOptions
 from attnkit.boot.outputs import Outputs
 from attnkit.boot.report import load_report
-from attnkit.boot.run import BootOptions, boot
+from attnkit.boot.run import boot
 from attnkit.errors import EXIT_ENGINE, EXIT_INTERNAL, EXIT_USAGE, AttnkitError, UsageError
 
 TREES = Path(__file__).resolve().parents[1] / "data" / "trees"

@@ -22,6 +22,7 @@ from attnkit.boot.outputs import Outputs
 from attnkit.boot.report import BootReport, DecisionReport
 from attnkit.boot.served import ServedCheck, Validated, difference, kind_of
 from attnkit.boot.serving import EngineSettings, Serving
+from attnkit.engines.vllm import tower
 from attnkit.engines.vllm.census import count
 from attnkit.engines.vllm.expected import Expected
 from attnkit.engines.vllm.serving_census import SILENCE, Rank, Spoken
@@ -41,7 +42,7 @@ CLASSES = tuple(FIRST["implementation"])
 SWAPPED = FIRST | {"implementation": ["swapped.Swapped", "swapped.SwappedImpl"]}
 WINDOW = FIRST | {"window": 128}
 FLEX = FIRST | {"backend": "FLEX_ATTENTION", "implementation": ["vllm.Flex", "vllm.FlexImpl"]}
-TOWER = FIRST | {"kind": "vision", "backend": "TORCH_SDPA"}
+TOWER = FIRST | {"kind": "vision", "backend": "TORCH_SDPA", "implementation": [tower.LAYER]}
 
 
 def spoken(*layers: dict[str, Any], version: str = "0.32.0") -> Spoken:
@@ -71,6 +72,16 @@ def report(explicit: str | None = None) -> BootReport:
     )
 
 
+def test_the_summary_has_the_language_model_and_its_tower() -> None:
+    made = report()
+    made.selftest.append(verdict("vllm:TOWER:TORCH_SDPA", "pass", tower.USUAL, [tower.LAYER]))
+    made.summarise()
+    assert [(one.name, one.outcome) for one in made.layer_kinds] == [
+        (spec_text(SPEC), "pass"),
+        (spec_text(tower.USUAL), "pass"),
+    ]
+
+
 class SelfTest:
     """A self-test that comes to one outcome; remembers what it was asked."""
 
@@ -92,10 +103,30 @@ def check(found: Spoken, ask: SelfTest | None, explicit: str | None = None, cand
     return [f"{row.count} {row.role} {row.backend} {'validated' if row.validated else 'not'}" for row in rows] + warnings
 
 
+def test_ranks_are_numbered_through_all_replicas() -> None:
+    census = count(RECORDED | {"layers": [FIRST], "ranks": {"tensor": 2, "pipeline": 1}})
+    ranks = tuple(Rank("0.32.0", replica, rank, 2, census) for replica in (0, 1) for rank in (0, 1))
+    (row,) = ServedCheck(CANDIDATE, [SPEC], report(), None).rows(Spoken(ranks, ()))
+    assert row.ranks == [0, 1, 2, 3]
+
+
 def test_what_was_validated_needs_nothing_more() -> None:
     ask = SelfTest("fail")
-    assert check(spoken(FIRST, *REST, TOWER), ask) == ["4 decoder CPU_ATTN validated", "1 vision TORCH_SDPA not"]
+    assert check(spoken(FIRST, *REST), ask) == ["4 decoder CPU_ATTN validated"]
     assert ask.asked == []
+
+
+def test_a_tower_is_validated_on_its_own_backend_or_said() -> None:
+    ask = SelfTest(implementation=[tower.LAYER])
+    assert check(spoken(FIRST, TOWER), ask) == ["1 decoder CPU_ATTN validated", "1 vision TORCH_SDPA validated"]
+    assert ask.asked == [("vllm:TOWER:TORCH_SDPA", ["non_causal"])]
+    *rows, warning = check(spoken(FIRST, TOWER | {"backend": "FLASHINFER"}), ask)
+    assert rows == ["1 decoder CPU_ATTN validated", "1 vision FLASHINFER not"]
+    assert warning == "1 vision layers (4/2 × 64) are not validated: attnkit cannot drive FLASHINFER as the engine's towers do"
+    with pytest.raises(AttnkitError, match=r"1 vision layers .* run TORCH_SDPA, which was not validated; validated now"):
+        check(spoken(FIRST, TOWER), SelfTest("fail"))
+    with pytest.raises(AttnkitError, match=r"run mine\.Layer as TORCH_SDPA"):
+        check(spoken(FIRST, TOWER | {"implementation": ["mine.Layer"]}), ask)
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,32 @@ def test_presets(preset, op, heads, dims, kinds) -> None:
         assert (spec.head_dim, spec.value_dim) == dims
 
 
+@pytest.mark.parametrize(
+    ("changes", "scale"),
+    [
+        ({}, None),
+        ({"model_type": "gemma2", "head_dim": 128, "query_pre_attn_scalar": 144}, 144**-0.5),
+        ({"model_type": "gemma2", "head_dim": 256}, None),
+        ({"model_type": "granite", "attention_multiplier": 0.015625}, 0.015625),
+        ({"model_type": "granite", "attention_multiplier": 128**-0.5}, None),
+        ({"attention_multiplier": 0.5}, None),
+    ],
+)
+def test_a_types_own_softmax_scale_is_read(changes: dict[str, Any], scale: float | None) -> None:
+    for kind in read_config(PLAIN | changes, "config.json").layers:
+        assert kind.softmax_scale == (None if scale is None else pytest.approx(scale))
+
+
+def test_yarn_makes_deepseeks_scale_larger() -> None:
+    (kind,) = need_from_config("deepseek-v3").layers
+    assert kind.softmax_scale == pytest.approx(0.1352337788608801), (
+        "model.py of DeepSeek-V3: 192 ** -0.5 * (0.1 ln 40 + 1) ** 2"
+    )
+    plain = json.loads(resources.files("attnkit").joinpath("data/models/deepseek-v3.json").read_text("utf-8"))
+    (kind,) = read_config(plain | {"rope_scaling": None}, "config.json").layers
+    assert kind.softmax_scale == pytest.approx(192**-0.5)
+
+
 def test_the_table_above_has_every_preset() -> None:
     mark = test_presets.pytestmark[0]
     assert {row[0] for row in mark.args[1]} == set(presets())
@@ -184,7 +210,10 @@ def test_a_config_that_does_not_say_is_refused_with_file_and_field(config, chang
         ({"model_type": "llava", "text_config": dict(PLAIN, sliding_window=8)}, "field 'text_config.sliding_window'"),
         ({"model_type": "lfm2_moe"}, "field 'layer_types': it is missing"),
         ({"model_type": "arcee", "is_causal": False}, "field 'is_causal': engines differ"),
-        ({"model_type": "kimi_k2", "is_causal": False, "kv_lora_rank": 512, "qk_rope_head_dim": 64}, "field 'is_causal'"),
+        (
+            {"model_type": "kimi_k2", "is_causal": False, "kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128},
+            "field 'is_causal'",
+        ),
         ({"model_type": "gemma", "sliding_window": 256}, "field 'sliding_window'"),
         ({"model_type": "mimo", "sliding_window": 256}, "field 'sliding_window': vLLM has every layer"),
         (

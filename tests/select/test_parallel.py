@@ -51,6 +51,10 @@ def test_a_plan_is_about_one_rank() -> None:
         ("-tp 2 --pipeline_parallel_size=3", (), Parallelism(2, 3)),
         ("", ("--tensor-parallel-size", "8"), Parallelism(8, 1)),
         ("-tp 2", ("--tensor-parallel-size", "8"), Parallelism(2, 1)),
+        ("-dp 4", (), Parallelism(1, 1, 4)),
+        ("-dp 4 -dpl 2", (), Parallelism(1, 1, 2)),
+        ("-dp 4 --data-parallel-size-local 0", (), Parallelism(1, 1, 0)),
+        ("-dp 4 --data-parallel-rank 3", (), Parallelism(1, 1, 1)),
     ],
 )
 def test_how_many_devices_serve_together(options: str, profile: tuple[str, ...], found: Parallelism) -> None:

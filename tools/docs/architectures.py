@@ -10,7 +10,7 @@ from tools.docs.markdown import cell, page, table
 from tools.engines.census_table import EQUAL, NO_CONFIGURATION, NOT_LOADED, NOT_UNDERSTOOD, REFUSED, load
 
 _MEANING = {
-    EQUAL: "every kind of layer and its number is the same on both sides, towers included",
+    EQUAL: "every kind of layer, its number and its softmax scale are the same on both sides, towers included",
     NOT_UNDERSTOOD: "`attnkit select` names the field that it does not understand, and exits with 4",
     REFUSED: "`attnkit select` says what is wrong with the file, and exits with 2",
     "different": "the two sides differ, and nothing says so: a defect",
@@ -38,9 +38,11 @@ def _head(report: Mapping[str, Any]) -> Iterator[str]:
         "vLLM's model code, and not checked against published files.",
         "",
         f"Where a package is missing in that set, vLLM was asked again with {extra} beside it; the column `needs` says so. "
-        "Each line is: number of layers, role, operation, query heads / key heads x head size / value size, window, features. "
-        "A window is the keys visible with the own, or beside it on either side where it is `both`. Layers with a state "
-        "instead of a cache are counted together. Softmax scales are not compared. Configurations and lines are in "
+        "Each line is: number of layers, role, operation, query heads / key heads x head size / value size, window, features, "
+        "softmax scale. A window is the keys visible with the own, or beside it on either side where it is `both`. Layers with "
+        "a state instead of a cache are counted together. The softmax scale is there where it is not 1/sqrt(head size), to "
+        "five digits, and always for latent attention; a line whose scale vLLM's layer does not say has the words for that, "
+        "and only the rest of it is compared. Configurations and lines are in "
         "[architectures.json](architectures.json), and a test holds the reading to them.",
         "",
     )

@@ -119,4 +119,6 @@ _READERS = {
     "peer-tests": _nothing,
     "sanitizer": _nothing,
     "start": _nothing,
+    "served-ranks": _nothing,
+    "census-time": _nothing,
 }

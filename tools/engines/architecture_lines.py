@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from attnkit.engines.vllm.census import count
@@ -19,9 +20,16 @@ STATE = frozenset(HOLDS_NONE[word] for word in ("linear_attention", "mamba", "ma
 _STATE_OF_VLLM = ("mamba", "linear_attention", "gdn", "kda", "short_conv", "recurrent", "delta")
 
 
-def lines(kinds: Iterable[LayerKind]) -> list[str]:
+UNKNOWN_SCALE = " scale not known"
+
+
+def lines(kinds: Iterable[LayerKind], without_scale: Collection[LayerKind] = ()) -> list[str]:
     """One line a kind, sorted, with the number of its layers: role, operation, query heads / key heads x head size / value
-    size, window, chunk and softcap with their sizes, other features."""
+    size, window, chunk and softcap with their sizes, other features, the softmax scale where it is not 1/sqrt(head size).
+
+    Args:
+        without_scale: the kinds whose scale nobody says.
+    """
     found: Counter[str] = Counter()
     for kind in kinds:
         spec = kind.spec
@@ -30,15 +38,24 @@ def lines(kinds: Iterable[LayerKind]) -> list[str]:
         words += [f"chunk {kind.chunk}"] if kind.chunk else []
         words += [f"softcap {kind.softcap:g}"] if kind.softcap else []
         words += sorted(spec.features - {"window", "chunked", "softcap", "lse", "prefix_lm"})
-        found[" ".join(words)] += kind.count
+        words += [f"scale {kind.softmax_scale:.5g}"] if kind.softmax_scale is not None else []
+        found[" ".join(words) + UNKNOWN_SCALE * (kind in without_scale)] += kind.count
     return sorted(f"{number} {line}" for line, number in found.items())
+
+
+def scales_as_known(reading: Iterable[str], census: Collection[str]) -> list[str]:
+    """`reading` without a scale where the census has the same line and does not know its scale."""
+    return sorted(
+        unsaid if (unsaid := re.sub(r" scale \S+$", "", line) + UNKNOWN_SCALE) in census else line for line in reading
+    )
 
 
 def of_census(found: Mapping[str, Any]) -> list[str]:
     """Lines of what `census_child` wrote down."""
     census = count(found)
     state = sum(one.count for one in census.other if any(word in one.what.lower() for word in _STATE_OF_VLLM))
-    return [*lines(one.kind for one in census.counted), *([f"{state} with a state"] if state else [])]
+    unsaid = {one.kind for one in census.counted if not one.scale_known}
+    return [*lines((one.kind for one in census.counted), unsaid), *([f"{state} with a state"] if state else [])]
 
 
 def of_reading(config: Mapping[str, Any]) -> tuple[str, list[str], str]:
@@ -60,7 +77,7 @@ def slim(config: Mapping[str, Any]) -> dict[str, Any]:
 
     def kept(part: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            name: kept(value) if isinstance(value, dict) else value
+            name: kept(value) if isinstance(value, dict) and name not in _ALWAYS else value
             for name, value in part.items()
             if name in _ALWAYS
             or name in SHAPE
@@ -72,4 +89,4 @@ def slim(config: Mapping[str, Any]) -> dict[str, Any]:
     return less if of_reading(less) == of_reading(config) else dict(config)
 
 
-_ALWAYS = frozenset({"model_type", "architectures", "dtype", "torch_dtype"})
+_ALWAYS = frozenset({"model_type", "architectures", "dtype", "torch_dtype", "rope_parameters", "rope_scaling"})

@@ -30,7 +30,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tools.engines.architecture_lines import of_census, of_reading, slim
+from tools.engines.architecture_lines import of_census, of_reading, scales_as_known, slim
 
 REPORT = Path(__file__).parents[2] / "docs/reports/architectures.json"
 SECONDS = 120.0
@@ -59,7 +59,8 @@ def judged(row: Mapping[str, Any]) -> dict[str, Any]:
         census, reading = (
             [line for line in side if " vision " not in line and " audio " not in line] for side in (census, reading)
         )
-    return kept | said | {"result": DIFFERENT if census != reading else EQUAL if answer == "read" else NOT_UNDERSTOOD}
+    same = sorted(census) == scales_as_known(reading, census)
+    return kept | said | {"result": DIFFERENT if not same else EQUAL if answer == "read" else NOT_UNDERSTOOD}
 
 
 def load() -> dict[str, Any]:

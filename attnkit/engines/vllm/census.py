@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from attnkit.engines.vllm.census_child import MARK
-from attnkit.errors import InconclusiveError
+from attnkit.errors import InconclusiveError, require_packages
 from attnkit.spec import (
     DTYPES,
     AttentionSpec,
@@ -48,12 +48,14 @@ class Counted:
         backend: vLLM's name of the backend that it chose for them; None where the layer does not say.
         layer_class: vLLM's class.
         implementation: the classes that compute, of the backend and of its `impl`, as paths; empty where they are not known.
+        scale_known: whether the layer says its factor on q.k; where not, the kind's `softmax_scale` means nothing.
     """
 
     kind: LayerKind
     backend: str | None
     layer_class: str
     implementation: tuple[str, ...] = ()
+    scale_known: bool = True
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,10 @@ def take(options: Sequence[str], *, environment: Mapping[str, str] | None = None
         timeout: seconds.
 
     Raises:
+        UsageError: vLLM is not installed here.
         InconclusiveError: vLLM refuses the options or the model, its interface moved, or it took too long; with its words.
     """
+    require_packages("a census of vLLM's layers", "vllm")
     command = [sys.executable, "-m", "attnkit.engines.vllm.census_child", *options]
     env = {**(os.environ if environment is None else environment), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
@@ -106,7 +110,8 @@ def count(found: Mapping[str, Any]) -> Census:
     for row in found["layers"]:
         if row["kind"] in _ROLES:
             kind = _kind(row, cast(Dtype, dtype), found["block_size"])
-            one = Counted(kind, row["backend"], row["class"], tuple(row.get("implementation", ())))
+            said = tuple(row.get("implementation", ()))
+            one = Counted(kind, row["backend"], row["class"], said, row.get("scale") is not None)
             counted[one] = counted.get(one, 0) + 1
         elif row["kind"] == "other":
             other[row["what"]] = other.get(row["what"], 0) + 1
@@ -146,7 +151,8 @@ def _kind(row: Mapping[str, Any], dtype: Dtype, block_size: int | None) -> Layer
         phases=frozenset({"decode"} if latent else {"prefill", "decode", "mixed"} if cached else {"prefill"}),
         features=frozenset(name for name, wanted in asked.items() if wanted),
     )
-    usual = row.get("scale") is None or latent or abs(row["scale"] - row["head_dim"] ** -0.5) < 1e-6
+    scale = row.get("scale")
+    usual = scale is not None and not latent and abs(scale - row["head_dim"] ** -0.5) < 1e-6
     window = row.get("window")
     both = role == "encoder" and window is not None
     return LayerKind(
@@ -157,7 +163,7 @@ def _kind(row: Mapping[str, Any], dtype: Dtype, block_size: int | None) -> Layer
         two_sided=both,
         chunk=row.get("chunk"),
         softcap=row.get("softcap"),
-        softmax_scale=None if usual else row["scale"],
+        softmax_scale=None if usual else scale,
     )
 
 

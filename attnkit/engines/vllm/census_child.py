@@ -40,6 +40,8 @@ def build(options: list[str]) -> dict[str, Any]:
     given, _ = parser.parse_known_args(options)
     args = EngineArgs.from_cli_args(given)
     args.load_format, args.skip_tokenizer_init, args.disable_log_stats = "dummy", True, True
+    for name in [name for name in vars(args) if name.startswith("data_parallel_")]:  # every replica builds the same layers
+        setattr(args, name, getattr(EngineArgs, name))
     ranks = args.tensor_parallel_size * args.pipeline_parallel_size
     tensor = args.tensor_parallel_size
     if ranks > 1:

@@ -21,7 +21,7 @@ from itertools import pairwise
 from typing import Any
 
 from attnkit.backends.base import Backend, Capability, HeadDims, Provider
-from attnkit.engines.vllm import layer_rows
+from attnkit.engines.vllm import encoder, layer_rows, tower
 from attnkit.engines.vllm.layer import EngineMovedError, engine_layer, forward, interface, vllm_version
 from attnkit.errors import unknown_name
 from attnkit.hardware.device import Device
@@ -88,6 +88,10 @@ def engine_backend(name: str) -> Backend:
         UsageError: this vLLM has no such backend.
     """
     engine_name = name.removeprefix(PREFIX).upper()
+    if engine_name.startswith(tower.TOWER):
+        return tower.tower_backend(PREFIX, engine_name.removeprefix(tower.TOWER))
+    if engine_name.startswith(encoder.ENCODER):
+        return encoder.encoder_backend(PREFIX, engine_name.removeprefix(encoder.ENCODER))
     with interface("its registry of attention backends"):
         from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
@@ -107,15 +111,17 @@ def engine_backend(name: str) -> Backend:
 
 
 def implementation(name: str) -> tuple[str, ...]:
-    """The classes that `engine_backend(name)` drives, as paths: vLLM's backend and its `impl`.
+    """The classes that `engine_backend(name)` drives, as paths: vLLM's backend and its `impl`; a tower's layer.
 
     Raises:
         EngineMovedError: the registry moved.
     """
+    if _name(name).startswith(PREFIX + tower.TOWER):
+        return (tower.LAYER,)
     with interface("its registry of attention backends"):
         from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
-        backend = AttentionBackendEnum[name.removeprefix(PREFIX).upper()].get_class()
+        backend = AttentionBackendEnum[name.removeprefix(PREFIX).upper().removeprefix(encoder.ENCODER)].get_class()
         return tuple(layer_rows.implementation(backend, backend.get_impl_cls()))
 
 
@@ -270,6 +276,8 @@ def validate_engine_backend(
     """
     from attnkit.selftest import run_selftest
 
+    if spec is None and _name(name).startswith((PREFIX + tower.TOWER, PREFIX + encoder.ENCODER)):
+        spec = tower.USUAL
     try:
         backend = engine_backend(name)
         verdict = run_selftest(

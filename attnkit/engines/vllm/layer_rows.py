@@ -25,7 +25,7 @@ def _registered(name: str, layer: Any) -> dict[str, Any] | None:
         "class": kind,
         "implementation": implementation(_backend_class(layer), None if impl is None else type(impl)),
     }
-    backend = _backend(layer)
+    backend = backend_name(layer)
     if getattr(layer, "kv_lora_rank", None) and hasattr(layer, "qk_rope_head_dim"):
         sparse = bool(
             getattr(layer, "use_sparse", False)
@@ -60,7 +60,7 @@ def _registered(name: str, layer: Any) -> dict[str, Any] | None:
         "softcap": _number(getattr(impl, "logits_soft_cap", None)),
         "sinks": bool(getattr(layer, "has_sink", False)) or getattr(impl, "sinks", None) is not None,
         "alibi": getattr(impl, "alibi_slopes", None) is not None,
-        "scale": _number(getattr(impl, "scale", None)),
+        "scale": _number(getattr(impl, "scale", getattr(layer, "scale", None))),
         "cache_dtype": str(getattr(layer, "kv_cache_dtype", "auto")),
         "backend": backend,
     }
@@ -75,6 +75,7 @@ def _encoders(model: Any) -> Iterable[dict[str, Any]]:
             yield {
                 "name": name,
                 "class": type(module).__name__,
+                "implementation": [_path(type(module))],
                 "kind": "encoder" if encoder else "audio" if audio else "vision",
                 "num_heads": module.num_heads,
                 "num_kv_heads": getattr(module, "num_kv_heads", None) or module.num_heads,
@@ -93,7 +94,7 @@ def _encoders(model: Any) -> Iterable[dict[str, Any]]:
                 "num_kv_heads": heads // (getattr(module, "num_key_value_groups", None) or 1),
                 "head_dim": module.head_dim,
                 "head_dim_v": module.head_dim,
-                "scale": None,
+                "scale": _number(getattr(module, "scaling", getattr(module, "scale", None))),
                 "backend": "transformers",
             }
 
@@ -138,7 +139,7 @@ def _backend_class(layer: Any) -> Any:
     return backend
 
 
-def _backend(layer: Any) -> str | None:
+def backend_name(layer: Any) -> str | None:
     """The name of the backend that computes a layer: attnkit's where its plugin does, else that of vLLM's registry, else what
     the class says (a few say another's)."""
     ours = getattr(getattr(layer, "impl", None), "backend", None)

@@ -1,4 +1,4 @@
-"""How many devices serve one model: what a vLLM command says about it, and of the memory it takes."""
+"""How many devices serve one model, how many copies of it there are, and the memory they take: what a vLLM command says."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ class Parallelism:
     Args:
         tensor: ranks that the heads of each layer are split over.
         pipeline: stages that the layers are split over.
+        replicas: copies of the model on this machine (data parallel).
     """
 
     tensor: int = 1
     pipeline: int = 1
+    replicas: int = 1
 
     @property
     def devices(self) -> int:
@@ -42,6 +44,7 @@ def parallelism(command: VllmCommand | None, profile_args: Sequence[str] = ()) -
     return Parallelism(
         _size(command, profile_args, "--tensor-parallel-size", "-tp"),
         _size(command, profile_args, "--pipeline-parallel-size", "-pp"),
+        _replicas(command, profile_args),
     )
 
 
@@ -58,8 +61,18 @@ def memory_share(command: VllmCommand | None, profile_args: Sequence[str] = ()) 
     return share
 
 
-def _size(command: VllmCommand, profile_args: Sequence[str], *names: str) -> int:
-    text = command.option(*names) or option_value(profile_args, *names) or "1"
+def _replicas(command: VllmCommand, profile_args: Sequence[str]) -> int:
+    """One where a rank is given (each replica is then a command of its own), else the local share, else all of them."""
+    if command.option("--data-parallel-rank", "-dpn"):
+        return 1
+    if command.option("--data-parallel-size-local", "-dpl") == "0":  # a node with the API server alone
+        return 0
+    everywhere = _size(command, profile_args, "--data-parallel-size", "-dp")
+    return _size(command, profile_args, "--data-parallel-size-local", "-dpl", default=everywhere)
+
+
+def _size(command: VllmCommand, profile_args: Sequence[str], *names: str, default: int = 1) -> int:
+    text = command.option(*names) or option_value(profile_args, *names) or str(default)
     if not (text.isascii() and text.isdecimal() and int(text) > 0):
         raise UsageError(f"{names[0]} must be a positive whole number, not {text!r}")
     return int(text)

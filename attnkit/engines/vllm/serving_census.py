@@ -74,7 +74,8 @@ def built(worker: Any) -> dict[str, Any]:
     architectures = config.model_config.architectures
     return {
         "version": str(vllm.__version__),
-        "replica": getattr(parallel, "data_parallel_rank", 0),
+        # without experts vLLM makes every replica number 0 of 1, and keeps its number in the index
+        "replica": getattr(parallel, "data_parallel_index", getattr(parallel, "data_parallel_rank", 0)),
         "rank": worker.rank,
         "here": getattr(parallel, "local_world_size", parallel.world_size),
         "model": config.model_config.model,
@@ -122,11 +123,12 @@ class Spoken:
     problems: tuple[str, ...]
 
 
-def read(directory: Path | None) -> Spoken:
+def read(directory: Path | None, replicas: int = 1) -> Spoken:
     """What the workers have said so far. Files are read up to a size limit, and judged like anything from outside.
 
     Args:
         directory: None where there is no channel.
+        replicas: copies of the model that serve on this machine.
     """
     ranks: list[Rank] = []
     problems: list[str] = []
@@ -151,6 +153,8 @@ def read(directory: Path | None) -> Spoken:
         heard = {one.rank: one.here for one in ranks if one.replica == replica}
         if len(heard) < max(heard.values()):
             problems.append(f"{len(heard)} of {max(heard.values())} ranks said which layers they built; the others may differ")
+    if ranks and (told := len({one.replica for one in ranks})) < replicas:
+        problems.append(f"workers of {told} of {replicas} replicas said which layers they built; the others may differ")
     if not ranks and not problems:
         problems.append(SILENCE)
     return Spoken(tuple(ranks), tuple(dict.fromkeys(problems)))

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from attnkit.cli import main
 from attnkit.engines.vllm.census import Census, count, language_specs, take
-from attnkit.errors import InconclusiveError
-from tools.engines.architecture_lines import of_reading, slim
+from attnkit.errors import InconclusiveError, UsageError
+from tools.engines.architecture_lines import of_census, of_reading, scales_as_known, slim
 from tools.engines.census_table import judged, load
 
 ROW: dict[str, Any] = {
@@ -83,9 +84,14 @@ def test_layers_are_counted_by_kind_and_backend() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed: the tests below ask it")
-def test_without_vllm_the_reason_is_said() -> None:
-    with pytest.raises(InconclusiveError, match="No module named 'vllm'"):
+def test_without_vllm_it_says_what_to_install(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(
+        UsageError, match="needs vllm, not installed here: pip install vllm, or run this in the platform's image"
+    ):
         take(("--model", "m"))
+    with pytest.raises(SystemExit, match="2"):
+        main(["census", "--", "vllm", "serve", "m"])
+    assert "needs vllm, not installed here" in capsys.readouterr().err
 
 
 SLIDING = {
@@ -107,7 +113,7 @@ SLIDING = {
 @pytest.mark.engine
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed here")
-@pytest.mark.parametrize(("options", "heads"), [((), "8/4"), (("--tensor-parallel-size", "2"), "4/2")])
+@pytest.mark.parametrize(("options", "heads"), [((), "8/4"), (("-tp", "2"), "4/2"), (("-dp", "2", "-dpl", "1"), "8/4")])
 def test_vllm_itself_is_asked(tmp_path: Path, options: tuple[str, ...], heads: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(SLIDING))
     census = take(("--model", str(tmp_path), *options))
@@ -142,6 +148,9 @@ def test_what_was_not_built_says_what_is_missing() -> None:
     ("name", "changes", "result"),
     [
         ("Gemma3TextModel", {"sliding_window": 256}, "different"),
+        ("Gemma2ForCausalLM", {"query_pre_attn_scalar": 300}, "different"),
+        ("GraniteForCausalLM", {"attention_multiplier": 0.5}, "different"),
+        ("DeepseekV3ForCausalLM", {"qk_nope_head_dim": 64}, "different"),
         ("LlamaForCausalLM", {"num_key_value_heads": 1}, "different"),
         ("LlamaForCausalLM", {"sliding_window": 256}, "not understood"),
         ("LlamaForCausalLM", {"num_key_value_heads": 3}, "refused"),
@@ -153,6 +162,17 @@ def test_what_was_not_built_says_what_is_missing() -> None:
 )
 def test_a_reading_that_is_not_the_census_is_noticed(name: str, changes: dict[str, Any], result: str) -> None:
     assert judged(ROWS[name] | {"config": ROWS[name]["config"] | changes})["result"] == result
+
+
+def test_a_scale_that_the_engine_does_not_say_is_not_known() -> None:
+    row = ROW | {"kind": "vision", "scale": None}
+    line = "1 vision varlen 8/2 x 64/64 non_causal"
+    assert of_census(FOUND | {"layers": [row]}) == [f"{line} scale not known"]
+    assert of_census(FOUND | {"layers": [row | {"scale": 0.5}]}) == [f"{line} scale 0.5"]
+    assert scales_as_known([f"{line} scale 0.25", "1 decoder"], [f"{line} scale not known"]) == [
+        "1 decoder",
+        f"{line} scale not known",
+    ]
 
 
 def test_what_does_not_bear_on_attention_is_left_out_of_the_report() -> None:

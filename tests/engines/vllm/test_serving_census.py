@@ -54,6 +54,13 @@ def test_several_ranks_and_backends_are_several_facts(tmp_path: Path) -> None:
     ]
 
 
+def test_every_replica_must_be_heard(tmp_path: Path) -> None:
+    spoken = read(put(tmp_path, RECORDED | {"replica": 1}), replicas=2)
+    assert spoken.problems == ("workers of 1 of 2 replicas said which layers they built; the others may differ",)
+    spoken = read(put(tmp_path, RECORDED | {"replica": 1}, RECORDED), replicas=2)
+    assert spoken.problems == () and [(rank.replica, rank.rank) for rank in spoken.ranks] == [(0, 0), (1, 0)]
+
+
 @pytest.mark.parametrize(
     ("documents", "problem"),
     [
