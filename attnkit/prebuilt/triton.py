@@ -72,7 +72,8 @@ def _calls(target: str, *, level: Level) -> Iterator[tuple[str, Call]]:
         for need in needs(target):
             if not capability.reject(need, device):
                 for case in cases(level, capability, device, need):
-                    yield code_of(backend.name, target), _built(case)
+                    # A process that kept gigabytes of addresses, though nobody wrote there, could not fork.
+                    yield code_of(backend.name, target), (build_call(case, contents=False) if case.far else _built(case))
 
 
 @cache
