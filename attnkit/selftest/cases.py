@@ -72,7 +72,7 @@ def drawn_anew(asked: Sequence[Case], seed: int) -> Case:
     longest = max(total for _, total in chosen.seqs)
     seqs = list(chosen.seqs)
     if chosen.phase() != "prefill":
-        seqs = [(new, draw.randint(new, longest) if 0 < total < longest else total) for new, total in seqs]
+        seqs = [(new, draw.randint(min(new, longest), longest) if 0 < total < longest else total) for new, total in seqs]
         draw.shuffle(seqs)
     return replace(chosen, name=f"{chosen.name}-anew", seqs=tuple(seqs), seed=seed)
 

@@ -1,8 +1,8 @@
 """Packs an image as a root tree for hosts without a container engine: `make bundle PLATFORM=… FORM=tree`.
 
 The tree travels in pieces of a size that a slow or guarded path takes, with their checksums, a script that unpacks them, and
- `attnkit-run`, which starts commands in it (images/offline/attnkit_run.sh). Chroot, systemd-nspawn, Apptainer and enroot
-start it, too: it is a plain root file system.
+`attnkit-run`, which starts commands in it (images/offline/attnkit_run.sh). It is a plain root file system, which other
+programs can start, too; those were not tried.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,6 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(words[:split])
     if not words[split + 1 :]:
         parser.error("no command after --")
+    if shutil.which(words[split + 1]) is None:
+        parser.error(f"{words[split + 1]}: no such program")
     times = measure(words[split + 1 :], asked.url, asked.model, asked.ready, asked.log, asked.limit)
     write_atomically(asked.json, to_json(times))
     print(f"healthy {times.healthy} s, ready {times.ready} s, first token {times.first_token} s; {times.answers} answers, "

@@ -16,7 +16,7 @@ from triton import knobs
 
 from attnkit.backends import registry
 from attnkit.backends.triton_common import code_of, own
-from attnkit.errors import UnsupportedError
+from attnkit.errors import UnsupportedError, UsageError
 from attnkit.kernels.aot.compile import compile_one
 from attnkit.kernels.aot.variants import launches, variant_name
 from attnkit.select.node import find_node
@@ -62,7 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--draws", type=int, default=20, help="kinds of calls a backend")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(arguments)
-    names = [registry.canonical(name) for name in asked.backend] or [b.name for b in registry.all_backends()]
+    try:
+        find_node(arch=asked.target)
+        names = [registry.canonical(name) for name in asked.backend] or [b.name for b in registry.all_backends()]
+    except UsageError as error:
+        parser.error(str(error))
     wrong = kernels = 0
     with tempfile.TemporaryDirectory() as cache, knobs.cache.scope():
         knobs.cache.dir = cache

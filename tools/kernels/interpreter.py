@@ -8,7 +8,7 @@ from typing import Any
 
 
 def lean() -> None:
-    """Make this process's interpreter twice as fast; every number that a kernel computes is the same.
+    """Make this process's interpreter faster (one small case: 0.27 s to 0.14 s); what a kernel computes is not touched.
 
     - Each integer sum and product is computed once more in 64 bits, for an assertion that only `debug` switches on.
     - Each call of a device function searches the whole of triton.language for what it has to replace there.

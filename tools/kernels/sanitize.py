@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -86,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=1800.0, help="limit of a run")
     parser.add_argument("--json", type=Path, required=True)
     asked = parser.parse_args(arguments)
+    if shutil.which("compute-sanitizer") is None:
+        parser.error("there is no compute-sanitizer here: it is part of the CUDA toolkit")
     device = find_node().device
     ours = [b.name for b in all_backends() if b.automatic and own(b, device) is not None]
     limit = asked.seconds

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from attnkit.backends.base import Backend, Capability, HeadDims, Provider
+from attnkit.backends.base import Backend, HeadDims, Provider
 from attnkit.engines.vllm import layer_rows
 from attnkit.engines.vllm.layer import (
     Geometry,
@@ -18,9 +18,10 @@ from attnkit.engines.vllm.layer import (
     numbers,
     vllm_config,
     vllm_version,
+    without_cache,
 )
 from attnkit.errors import UnsupportedError
-from attnkit.spec import AttentionOutput, Dtype, VarlenAttention
+from attnkit.spec import AttentionOutput, VarlenAttention
 
 ENCODER = "ENCODER:"
 DRIVEN: dict[str, tuple[str, ...]] = {"cpu": ("CPU_ATTN",)}
@@ -38,15 +39,7 @@ def encoder_backend(prefix: str, name: str) -> Backend:
         from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
         sizes = AttentionBackendEnum[name].get_class().get_supported_head_sizes()
-    capability = Capability(
-        ops=frozenset({"varlen"}),
-        archs=dict.fromkeys(("cpu", "nvidia", "amd", "intel"), ("*",)),
-        dtypes=frozenset[Dtype]({"float16", "bfloat16", "float32"}),
-        head_dims=HeadDims.of(*sizes) if sizes else HeadDims(high=512),
-        phases=frozenset({"prefill"}),
-        features=frozenset({"non_causal"}),
-        of_engine=True,
-    )
+    capability = without_cache(HeadDims.of(*sizes) if sizes else HeadDims(high=512))
     provider = Provider(f"vllm {vllm_version()}", capability, partial(_run, name=name), why="vLLM's own layer of an encoder")
     return Backend(f"{prefix}{ENCODER}{name}", (provider,), summary=f"{name} in vLLM's encoders", automatic=False)
 

@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attnkit.backends.base import Capability, HeadDims
 from attnkit.errors import EXIT_INCONCLUSIVE, AttnkitError
 from attnkit.spec import AttentionOutput, Dtype, PagedAttention
 
@@ -55,6 +56,19 @@ def interface(what: str, *also: type[Exception]) -> Iterator[None]:
         yield
     except moved as error:
         raise EngineMovedError(f"vLLM {vllm_version()}: {what}: {type(error).__name__}: {error}") from error
+
+
+def without_cache(head_dims: HeadDims) -> Capability:
+    """What vLLM's layers of encoders and towers compute: packed sequences of their own tokens, without a causal mask."""
+    return Capability(
+        ops=frozenset({"varlen"}),
+        archs=dict.fromkeys(("cpu", "nvidia", "amd", "intel"), ("*",)),
+        dtypes=frozenset[Dtype]({"float16", "bfloat16", "float32"}),
+        head_dims=head_dims,
+        phases=frozenset({"prefill"}),
+        features=frozenset({"non_causal"}),
+        of_engine=True,
+    )
 
 
 def vllm_version() -> str:

@@ -7,12 +7,11 @@ The layer itself is driven, with the backend that is asked for. Read in the sour
 from __future__ import annotations
 
 import copy
-import itertools
 from functools import partial
 from typing import Any
 
-from attnkit.backends.base import Backend, Capability, HeadDims, Provider
-from attnkit.engines.vllm.layer import Geometry, default_dtype, interface, vllm_config, vllm_version
+from attnkit.backends.base import Backend, HeadDims, Provider
+from attnkit.engines.vllm.layer import Geometry, default_dtype, interface, numbers, vllm_config, vllm_version, without_cache
 from attnkit.errors import UnsupportedError
 from attnkit.spec import AttentionOutput, AttentionSpec, Dtype, VarlenAttention
 
@@ -33,20 +32,10 @@ USUAL = AttentionSpec(
 )
 """What is tested where no model is given: the layers of Qwen2-VL's tower."""
 
-_numbers = itertools.count()
-
 
 def tower_backend(prefix: str, name: str) -> Backend:
     """The towers' backend `name` ("TORCH_SDPA"), called prefix + "TOWER:" + name."""
-    capability = Capability(
-        ops=frozenset({"varlen"}),
-        archs=dict.fromkeys(("cpu", "nvidia", "amd", "intel"), ("*",)),
-        dtypes=frozenset[Dtype]({"float16", "bfloat16", "float32"}),
-        head_dims=HeadDims(high=512),
-        phases=frozenset({"prefill"}),
-        features=frozenset({"non_causal"}),
-        of_engine=True,
-    )
+    capability = without_cache(HeadDims(high=512))
     provider = Provider(f"vllm {vllm_version()}", capability, partial(_run, name=name), why="vLLM's own layer of a tower")
     return Backend(f"{prefix}{TOWER}{name}", (provider,), summary=f"{name} in vLLM's towers", automatic=False)
 
@@ -81,7 +70,7 @@ def _layer(heads: int, kv_heads: int, dim: int, dtype: Dtype, scale: float, name
         config.model_config = copy.copy(config.model_config)
         config.model_config.multimodal_config = MultiModalConfig(mm_encoder_attn_backend=AttentionBackendEnum[name])
         with set_current_vllm_config(config), default_dtype(getattr(torch, dtype)):
-            module = MMEncoderAttention(heads, dim, scale, kv_heads, prefix=f"visual.blocks.{next(_numbers)}.attn")
+            module = MMEncoderAttention(heads, dim, scale, kv_heads, prefix=f"visual.blocks.{next(numbers)}.attn")
         if module.attn_backend.name != name:
             raise ValueError(f"asked for {name}, its tower takes {module.attn_backend.name}")
     return module
